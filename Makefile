@@ -1,0 +1,46 @@
+# Every target does its own set-up; needs git, CPython 3.11, gcc and make.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
+
+.PHONY: setup run test soak lint protos bench clean
+
+setup: $(VENV)/.stamp protos
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+protos: $(VENV)/.protos
+
+$(VENV)/.protos: $(VENV)/.stamp $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -I protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=protos --mypy_out=quiet:protos --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(PROTOS)
+	touch $@
+
+run: setup
+	$(BIN)/search-foundation up
+
+test: setup
+	$(BIN)/pytest
+
+soak: setup
+	$(BIN)/pytest -m soak --timeout 3600
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name '*_pb2*' -not -path './$(VENV)/*' -delete

@@ -1,0 +1,59 @@
+"""What every layer knows of the call it works for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Priority(IntEnum):
+    """Scheduling class; lower runs first, ageing keeps the higher from starving."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where a call's time went, in seconds. Stages may overlap, so the sum can pass the total."""
+
+    tokenize: float = 0.0
+    queue: float = 0.0
+    inference: float = 0.0
+
+
+async def _free_of_charge(_tokens: int) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class Call:
+    """One call in flight.
+
+    ``tenant`` is the key's id (never the key) or ``"anonymous"``; the scheduler is fair between tenants.
+    ``deadline`` is on the ``time.monotonic`` clock. ``charge`` books billed tokens before inference and
+    raises ``ServiceError`` (429 or 403) when the key has none left. ``usage_tokens`` and ``model`` are
+    filled in by the capability for metrics and logs.
+    """
+
+    request_id: str
+    tenant: str = "anonymous"
+    tier: str = ""
+    priority: Priority = Priority.INTERACTIVE
+    deadline: float | None = None
+    charge: Callable[[int], Awaitable[None]] = _free_of_charge
+    timings: Timings = field(default_factory=Timings)
+    model: str = ""
+    usage_tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+current_call: ContextVar[Call] = ContextVar("current_call")

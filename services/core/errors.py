@@ -1,0 +1,206 @@
+"""The one table of errors: every failure a caller can see is a row here.
+
+The REST side renders ``{detail, code, request_id}`` (422 adds ``errors``), the gRPC side the
+status code with ``google.rpc`` details. Codes and texts follow the Search Foundation API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import grpc
+
+
+class ErrorCode(StrEnum):
+    """Machine-readable error codes, as they stand in the ``code`` field of a body."""
+
+    INPUT_MODEL_NOT_FOUND = "INPUT_MODEL_NOT_FOUND"
+    INPUT_INVALID_LABELS = "INPUT_INVALID_LABELS"
+    INPUT_LABEL_LIMIT_EXCEEDED = "INPUT_LABEL_LIMIT_EXCEEDED"
+    INPUT_TOKEN_LIMIT_EXCEEDED = "INPUT_TOKEN_LIMIT_EXCEEDED"
+    INPUT_INVALID = "INPUT_INVALID"
+    INPUT_TOO_LARGE = "INPUT_TOO_LARGE"
+    AUTH_MISSING_API_KEY = "AUTH_MISSING_API_KEY"
+    AUTH_INVALID_API_KEY = "AUTH_INVALID_API_KEY"
+    AUTH_INVALID_FORMAT = "AUTH_INVALID_FORMAT"
+    AUTHZ_INSUFFICIENT_BALANCE = "AUTHZ_INSUFFICIENT_BALANCE"
+    AUTHZ_RESOURCE_LIMIT_EXCEEDED = "AUTHZ_RESOURCE_LIMIT_EXCEEDED"
+    RESOURCE_NOT_FOUND = "RESOURCE_NOT_FOUND"
+    ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    VALIDATION_ERROR = "VALIDATION_ERROR"
+    CONFLICT_RESOURCE_BUSY = "CONFLICT_RESOURCE_BUSY"
+    RATE_REQUEST_LIMIT_EXCEEDED = "RATE_REQUEST_LIMIT_EXCEEDED"
+    RATE_TOKEN_LIMIT_EXCEEDED = "RATE_TOKEN_LIMIT_EXCEEDED"
+    RATE_CONCURRENCY_LIMIT_EXCEEDED = "RATE_CONCURRENCY_LIMIT_EXCEEDED"
+    RATE_IP_LIMIT_EXCEEDED = "RATE_IP_LIMIT_EXCEEDED"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+    SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
+    SERVICE_TIMEOUT = "SERVICE_TIMEOUT"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSpec:
+    """How one code looks on both wires; ``template`` is a ``str.format`` text."""
+
+    http_status: int
+    grpc_status: grpc.StatusCode
+    template: str
+
+
+_KEYS_HELP = "Create one with 'search-foundation keys create'."
+
+ERRORS: dict[ErrorCode, ErrorSpec] = {
+    ErrorCode.INPUT_MODEL_NOT_FOUND: ErrorSpec(
+        400,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Model '{model}' not found. Available models: {available}.",
+    ),
+    ErrorCode.INPUT_INVALID_LABELS: ErrorSpec(
+        400,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Invalid training labels. At least {min_labels} unique labels are required for training.",
+    ),
+    ErrorCode.INPUT_LABEL_LIMIT_EXCEEDED: ErrorSpec(
+        400,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Label limit exceeded: {current} labels provided, maximum {limit} allowed for your plan. "
+        "Reduce the number of labels or upgrade your plan.",
+    ),
+    ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED: ErrorSpec(
+        400,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Input text exceeds the model's maximum of {limit} tokens. "
+        "Use 'truncate: true' to cut it, or send a shorter text.",
+    ),
+    ErrorCode.INPUT_INVALID: ErrorSpec(400, grpc.StatusCode.INVALID_ARGUMENT, "{reason}"),
+    ErrorCode.INPUT_TOO_LARGE: ErrorSpec(
+        413, grpc.StatusCode.RESOURCE_EXHAUSTED, "Request body exceeds the maximum of {limit} bytes."
+    ),
+    ErrorCode.AUTH_MISSING_API_KEY: ErrorSpec(
+        401,
+        grpc.StatusCode.UNAUTHENTICATED,
+        "Authentication required. Provide your API key via the Authorization header: "
+        f"'Authorization: Bearer <api-key>'. {_KEYS_HELP}",
+    ),
+    ErrorCode.AUTH_INVALID_API_KEY: ErrorSpec(
+        401, grpc.StatusCode.UNAUTHENTICATED, f"Invalid API key. Verify your API key. {_KEYS_HELP}"
+    ),
+    ErrorCode.AUTH_INVALID_FORMAT: ErrorSpec(
+        401,
+        grpc.StatusCode.UNAUTHENTICATED,
+        "Invalid authorization format. Use 'Authorization: Bearer <api-key>' with a valid API key "
+        "(65 characters, starts with 'jina_').",
+    ),
+    ErrorCode.AUTHZ_INSUFFICIENT_BALANCE: ErrorSpec(
+        403, grpc.StatusCode.PERMISSION_DENIED, "Insufficient account balance. Top up your account."
+    ),
+    ErrorCode.AUTHZ_RESOURCE_LIMIT_EXCEEDED: ErrorSpec(
+        403,
+        grpc.StatusCode.PERMISSION_DENIED,
+        "Resource limit exceeded for your plan. Current: {current}, limit: {limit}. "
+        "Delete existing resources or upgrade your plan.",
+    ),
+    ErrorCode.RESOURCE_NOT_FOUND: ErrorSpec(
+        404,
+        grpc.StatusCode.NOT_FOUND,
+        "{resource_type} '{resource_id}' not found or access denied. Verify the ID and your permissions.",
+    ),
+    ErrorCode.ROUTE_NOT_FOUND: ErrorSpec(404, grpc.StatusCode.UNIMPLEMENTED, "No such path."),
+    ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(
+        405, grpc.StatusCode.UNIMPLEMENTED, "This path does not take this HTTP method."
+    ),
+    ErrorCode.VALIDATION_ERROR: ErrorSpec(422, grpc.StatusCode.INVALID_ARGUMENT, "{reason}"),
+    ErrorCode.CONFLICT_RESOURCE_BUSY: ErrorSpec(
+        409,
+        grpc.StatusCode.ABORTED,
+        "{resource_type} '{resource_id}' is currently being modified. Please retry after a few moments.",
+    ),
+    ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED: ErrorSpec(
+        429,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "Request rate limit exceeded: {current}/{limit} requests per minute. "
+        "Reduce request frequency or upgrade your plan.",
+    ),
+    ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED: ErrorSpec(
+        429,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "Token rate limit exceeded: {current:,}/{limit:,} tokens per minute. "
+        "Reduce batch sizes or upgrade your plan.",
+    ),
+    ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED: ErrorSpec(
+        429,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "Concurrency limit exceeded: {current}/{limit} concurrent requests. "
+        "Wait for pending requests to complete before sending new ones.",
+    ),
+    ErrorCode.RATE_IP_LIMIT_EXCEEDED: ErrorSpec(
+        429,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "IP rate limit exceeded. Too many requests from this IP address. Reduce request frequency.",
+    ),
+    ErrorCode.INTERNAL_ERROR: ErrorSpec(
+        500,
+        grpc.StatusCode.INTERNAL,
+        "An unexpected error occurred. If this persists, contact support with the request_id from this response.",
+    ),
+    ErrorCode.SERVICE_UNAVAILABLE: ErrorSpec(
+        503,
+        grpc.StatusCode.UNAVAILABLE,
+        "Service temporarily unavailable. Please retry with exponential backoff.",
+    ),
+    ErrorCode.SERVICE_TIMEOUT: ErrorSpec(
+        504,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "Request timed out after {timeout_seconds:g} seconds. Try with smaller inputs or retry later.",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One entry of a 422 body's ``errors``: ``field`` joins the location with `` -> ``."""
+
+    field: str
+    message: str
+    type: str
+    input: Any = None
+
+
+class ServiceError(Exception):
+    """A failure the caller is told about.
+
+    ``fields`` fill the code's message template. ``retry_after`` is in seconds and becomes the
+    ``Retry-After`` header; ``field_errors`` the ``errors`` of a 422 body.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        *,
+        retry_after: float | None = None,
+        field_errors: Sequence[FieldError] = (),
+        **fields: Any,
+    ) -> None:
+        self.code = code
+        self.spec = ERRORS[code]
+        self.detail = self.spec.template.format(**fields)
+        self.retry_after = retry_after
+        self.field_errors = tuple(field_errors)
+        super().__init__(self.detail)
+
+
+def validation_error(field_errors: Sequence[FieldError]) -> ServiceError:
+    """Build the 422 of one or several bad fields, worded as the hosted API words it.
+
+    Source: api notes, section 1.3 (``Validation error: '<field>' <message>``).
+    """
+    if len(field_errors) == 1:
+        reason = f"Validation error: '{field_errors[0].field}' {field_errors[0].message}"
+    else:
+        fields = "; ".join(f"{e.field}: {e.message}" for e in field_errors)
+        reason = f"Validation errors in {len(field_errors)} fields: {fields}"
+    return ServiceError(ErrorCode.VALIDATION_ERROR, field_errors=field_errors, reason=reason)
