@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
 
-.PHONY: setup run test soak lint protos bench clean
+.PHONY: setup servers run test soak lint protos bench clean
 
 setup: $(VENV)/.stamp protos
 
@@ -23,13 +23,16 @@ $(VENV)/.protos: $(VENV)/.stamp $(PROTOS)
 	  --python_out=protos --mypy_out=quiet:protos --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(PROTOS)
 	touch $@
 
+servers:
+	scripts/install-servers
+
 run: setup
 	$(BIN)/search-foundation up
 
-test: setup
+test: setup servers
 	$(BIN)/pytest
 
-soak: setup
+soak: setup servers
 	$(BIN)/pytest -m soak --timeout 3600
 
 lint: setup
