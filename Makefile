@@ -17,8 +17,11 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 
 protos: $(VENV)/.protos
 
+# google/api/*.proto come with googleapis-common-protos, google/protobuf/*.proto with grpcio-tools.
 $(VENV)/.protos: $(VENV)/.stamp $(PROTOS)
-	$(BIN)/python -m grpc_tools.protoc -I protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	$(BIN)/python -m grpc_tools.protoc -I protos \
+	  -I $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=protos --mypy_out=quiet:protos --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(PROTOS)
 	touch $@
