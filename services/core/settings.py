@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Tier(BaseModel):
+    """Limits of one plan, per key; ``None`` means no such limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    concurrency: int | None = Field(None, ge=1, description="Calls in flight at once.")
+
+
+TIERS: Mapping[str, Tier] = {
+    "free": Tier(requests_per_minute=500, tokens_per_minute=1_000_000, concurrency=5),
+    "tier1": Tier(requests_per_minute=500, tokens_per_minute=10_000_000, concurrency=50),
+    "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
+    "unlimited": Tier(requests_per_minute=None, tokens_per_minute=None, concurrency=None),
+}
 
 
 class Settings(BaseSettings):
@@ -19,8 +38,16 @@ class Settings(BaseSettings):
         Path("data"), description="Folder for the SQLite file and batch files; made if missing."
     )
     model_dir: Path | None = Field(None, description="Folder holding one sub-folder of weights per model id.")
-    database_url: str | None = Field(None, description="SQLAlchemy URL; SQLite in SF_DATA_DIR when unset.")
+    database_url: SecretStr | None = Field(
+        None, description="postgresql:// or sqlite:/// URL; SQLite in SF_DATA_DIR when unset."
+    )
+    database_timeout_seconds: float = Field(
+        5.0, gt=0, description="Longest wait for a database connection, lock or statement."
+    )
     redis_url: SecretStr | None = Field(None, description="Redis URL for limits shared by several processes.")
+    redis_timeout_seconds: float = Field(
+        0.25, gt=0, description="Longest wait for Redis before limits are kept in process."
+    )
 
     # Addresses
     host: str = Field("127.0.0.1", description="Address the gRPC server and the gateway listen on.")
@@ -43,11 +70,59 @@ class Settings(BaseSettings):
     max_items: int = Field(2048, ge=1, description="Items per embedding request.")
     max_body_bytes: int = Field(64 << 20, ge=1, description="Largest request body in bytes.")
     request_timeout_seconds: float = Field(60.0, gt=0, description="Deadline of a call without its own.")
-    grace_seconds: float = Field(30.0, gt=0, description="Time to finish calls after SIGTERM.")
+    max_concurrent_calls: int = Field(4096, ge=1, description="Calls in flight above which a call gets 503.")
+
+    # Process
+    workers: int = Field(1, ge=1, description="Processes sharing the gRPC port, each with its own models.")
+    grace_seconds: float = Field(30.0, gt=0, description="SIGTERM to exit, at most; calls in flight finish.")
+    drain_seconds: float = Field(
+        3.0,
+        ge=0,
+        description="Part of the grace in which health says NOT_SERVING and calls are still taken.",
+    )
+    ports_file: Path | None = Field(None, description="JSON file the bound ports are written to when ready.")
+
+    # TLS of the gRPC server
+    tls_cert: Path | None = Field(None, description="PEM certificate chain; TLS is on when set.")
+    tls_key: Path | None = Field(None, description="PEM key of SF_TLS_CERT.")
+    tls_client_ca: Path | None = Field(None, description="PEM CA that callers' certificates must come from.")
 
     # Access
     auth: bool = Field(True, description="false runs without API keys.")
+    keys_file: Path | None = Field(
+        None, description="YAML file of hashed keys; then the only source unless SF_DATABASE_URL is set."
+    )
+    key_cache_seconds: float = Field(
+        5.0, gt=0, description="Longest time until a revoked or changed key is noticed."
+    )
+    tiers: Mapping[str, Tier] = Field(TIERS, description="Plans by name, added to the built-in ones.")
+    default_tier: str = Field(
+        "unlimited", description="Tier of keys made without one, and of calls without keys."
+    )
+    ip_requests_per_minute: int | None = Field(None, ge=1, description="Request limit per client address.")
 
     # Seeing
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    access_log: bool = Field(True, description="One log line per call.")
     otlp_endpoint: str | None = Field(None, description="OTLP/gRPC endpoint for traces; none when unset.")
+
+    @field_validator("tiers")
+    @classmethod
+    def _keep_builtin_tiers(cls, tiers: Mapping[str, Tier]) -> Mapping[str, Tier]:
+        return {**TIERS, **tiers}
+
+    @model_validator(mode="after")
+    def _default_tier_exists(self) -> Self:
+        if self.default_tier not in self.tiers:
+            raise ValueError(
+                f"default_tier '{self.default_tier}' is not one of the tiers {sorted(self.tiers)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Settings:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("SF_TLS_CERT and SF_TLS_KEY go together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("SF_TLS_CLIENT_CA needs SF_TLS_CERT")
+        return self
