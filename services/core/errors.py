@@ -6,7 +6,7 @@ status code with ``google.rpc`` details. Codes and texts follow the Search Found
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -174,7 +174,8 @@ class ServiceError(Exception):
     """A failure the caller is told about.
 
     ``fields`` fill the code's message template. ``retry_after`` is in seconds and becomes the
-    ``Retry-After`` header; ``field_errors`` the ``errors`` of a 422 body.
+    ``Retry-After`` header; ``field_errors`` the ``errors`` of a 422 body; ``headers`` (lower-case
+    names) go with the answer on both wires.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class ServiceError(Exception):
         *,
         retry_after: float | None = None,
         field_errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
         **fields: Any,
     ) -> None:
         self.code = code
@@ -190,6 +192,7 @@ class ServiceError(Exception):
         self.detail = self.spec.template.format(**fields)
         self.retry_after = retry_after
         self.field_errors = tuple(field_errors)
+        self.headers: Mapping[str, str] = headers or {}
         super().__init__(self.detail)
 
 

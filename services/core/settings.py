@@ -96,9 +96,7 @@ class Settings(BaseSettings):
         5.0, gt=0, description="Longest time until a revoked or changed key is noticed."
     )
     tiers: Mapping[str, Tier] = Field(TIERS, description="Plans by name, added to the built-in ones.")
-    default_tier: str = Field(
-        "unlimited", description="Tier of keys made without one, and of calls without keys."
-    )
+    default_tier: str = Field("unlimited", description="Tier of keys made without one and of keyless calls.")
     ip_requests_per_minute: int | None = Field(None, ge=1, description="Request limit per client address.")
 
     # Seeing
