@@ -1,0 +1,1 @@
+"""Networks and checkpoint loading: tensors in, tensors out."""

@@ -1,0 +1,136 @@
+"""The one door to attention over a packed batch.
+
+On a CPU each group of equally long items runs as one dense product: nothing is padded and nothing masked.
+On CUDA the whole batch is one variable-length flash call, or, where a bias is needed or the dtype is not
+served by it, group by group as on the CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from services.core.modeling.packed import Group, PackedBatch
+
+_BIAS_ELEMENTS = 1 << 24
+"""Upper bound of the bias held at a time; 12 heads at 8192 tokens would be 800 million."""
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: PackedBatch,
+    *,
+    causal: bool = False,
+    alibi_slopes: torch.Tensor | None = None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Attend inside each item of ``batch``.
+
+    ``query`` is (tokens, heads, head_dim); ``key`` and ``value`` may have fewer heads, each then serving
+    ``heads / key_heads`` query heads. They may be strided views of one projection. ``alibi_slopes``
+    (heads,) fp32 adds ``-slope * |i - j|`` to the scaled scores. ``scale`` defaults to
+    ``head_dim ** -0.5``. Returns (tokens, heads, head_dim), contiguous.
+    """
+    varlen = query.is_cuda and alibi_slopes is None and query.dtype in (torch.float16, torch.bfloat16)
+    if varlen:
+        return _varlen(query, key, value, batch, causal=causal, scale=scale)
+    if len(batch.groups) == 1:
+        return _group(query, key, value, batch.groups[0], causal, alibi_slopes, scale)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    for group in batch.groups:
+        rows = slice(group.start, group.end)
+        out[rows] = _group(query[rows], key[rows], value[rows], group, causal, alibi_slopes, scale)
+    return out
+
+
+def alibi_slopes(heads: int) -> torch.Tensor:
+    """Return the (heads,) fp32 slopes of ALiBi.
+
+    The largest power of two p <= heads gives ``2^(-8 (i+1) / p)``; the remaining heads take every other
+    slope of the 2p set, appended behind. Source: Press et al., arXiv 2108.12409, and its reference code.
+    """
+    power = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
+    return torch.tensor(slopes, dtype=torch.float32)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: PackedBatch,
+    *,
+    causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = batch.max_length
+    result = varlen_attn(
+        query,
+        key,
+        value,
+        batch.cu_lengths,
+        batch.cu_lengths,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0) if causal else (-1, -1),
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    assert isinstance(result, torch.Tensor)
+    return result
+
+
+def _group(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    group: Group,
+    causal: bool,
+    slopes: torch.Tensor | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Attend inside ``group``, whose rows the tensors hold; (rows, heads, head_dim)."""
+    q, k, v = (t.unflatten(0, (group.count, group.length)).transpose(1, 2) for t in (query, key, value))
+    gqa = query.shape[1] != key.shape[1]
+    if slopes is None:
+        out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=gqa)
+    else:
+        out = _biased(q, k, v, slopes, causal=causal, scale=scale, gqa=gqa)
+    return out.transpose(1, 2).reshape(query.shape)
+
+
+def _biased(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    slopes: torch.Tensor,
+    *,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+) -> torch.Tensor:
+    """Attention with ALiBi, in blocks of queries so that the bias never stands for a whole long text."""
+    heads, length = q.shape[1], q.shape[2]
+    block = max(1, min(length, _BIAS_ELEMENTS // (heads * length)))
+    positions = torch.arange(length, device=q.device, dtype=torch.float32)
+    blocks: list[torch.Tensor] = []
+    for start in range(0, length, block):
+        rows = positions[start : start + block, None]
+        bias = (rows - positions).abs_().neg_() * slopes[:, None, None]
+        if causal:
+            bias.masked_fill_(positions > rows, float("-inf"))
+        part = scaled_dot_product_attention(
+            q[:, :, start : start + block],
+            k,
+            v,
+            attn_mask=bias.to(q.dtype)[None],
+            scale=scale,
+            enable_gqa=gqa,
+        )
+        blocks.append(part)
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)

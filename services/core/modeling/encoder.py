@@ -1,0 +1,83 @@
+"""A tokenizer, a network and a head put together: the model that the engine calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.core.modeling.packed import PackedBatch, pack, split
+from services.core.modeling.pooling import Pooling, span_means
+from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head
+
+_CPU_PASS_TOKENS = 1024
+"""Tokens that go through all layers together on a CPU: more only push the activations out of the cache."""
+
+
+class Encoder:
+    """A model in memory; see ``types.TextEncoder`` for the contract."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, backbone: Backbone, head: Head, device: torch.device, width: int
+    ) -> None:
+        """Join the parts; ``width`` is that of one result vector."""
+        self.tokenizer = tokenizer
+        self.width = width
+        self._backbone = backbone
+        self._head = head
+        self._device = device
+
+    def forward(self, batch: Sequence[EncodeItem]) -> list[Encoding]:
+        """Run the network; one fp32 result per item, in the order of ``batch``, not normalised."""
+        results: dict[int, Encoding] = {}
+        with torch.inference_mode():
+            for part in self._passes(batch):
+                items = [batch[i] for i in part]
+                packed = pack(items, self._device)
+                ordered = [items[i] for i in packed.order]
+                encodings = self._head(self._backbone(packed), packed, ordered)
+                results |= {part[i]: encoding for i, encoding in zip(packed.order, encodings, strict=True)}
+        return [results[i] for i in range(len(batch))]
+
+    def warm_up(self) -> None:
+        """Run short and longer texts, which makes the libraries choose and build their kernels."""
+        for text in ("warm", "warm up " * 60):
+            ids = self.tokenizer.encode_batch([text], truncate_to=128)[0].ids
+            for count in (1, 4):
+                self.forward([EncodeItem(ids)] * count)
+
+    def _passes(self, batch: Sequence[EncodeItem]) -> list[list[int]]:
+        if self._device.type != "cpu":
+            return [list(range(len(batch)))]
+        return split(batch, _CPU_PASS_TOKENS)
+
+
+class DenseHead:
+    """One pooled vector per item, or one mean per span where the item asks for spans."""
+
+    def __init__(self, pooling: Pooling) -> None:
+        """Pool with ``pooling``; spans are always averaged."""
+        self._pooling = pooling
+
+    def __call__(
+        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
+    ) -> list[Encoding]:
+        """Return (width,) fp32 for each item, (spans, width) where spans are asked for."""
+        pooled = to_numpy(self._pooling(hidden, batch))
+        results: list[Encoding] = list(pooled)
+        start = 0
+        for i, item in enumerate(items):
+            end = start + batch.lengths[i]
+            if item.spans is not None:
+                results[i] = to_numpy(span_means(hidden[start:end], item.spans))
+            start = end
+        return results
+
+
+def to_numpy(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """Bring an fp32 tensor to the host."""
+    return cast(NDArray[np.float32], tensor.cpu().numpy())

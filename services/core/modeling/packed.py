@@ -1,0 +1,152 @@
+"""A ragged batch without padding: the tokens of all items behind one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+class Packable(Protocol):
+    """What packing needs to know of an item."""
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """(tokens,) with specials."""
+        ...
+
+    @property
+    def adapter(self) -> str | None:
+        """Task adapter, None for the base network."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """``count`` neighbouring items of the same ``length``; the first begins at token ``start``."""
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Token behind the last item."""
+        return self.start + self.count * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRun:
+    """Neighbouring tokens ``[start, end)`` that share a task adapter."""
+
+    start: int
+    end: int
+    adapter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Items sorted by adapter, then length, so that equal ones are neighbours and need no padding.
+
+    ``token_ids`` and ``positions`` (from 0 in each item) are (tokens,) int32 and ``cu_lengths``
+    (items + 1,) int32, all on the device. ``order[i]`` is the place that packed item i had in the input.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    cu_lengths: torch.Tensor
+    lengths: tuple[int, ...]
+    order: tuple[int, ...]
+    groups: tuple[Group, ...]
+    adapter_runs: tuple[AdapterRun, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all items together."""
+        return self.token_ids.shape[0]
+
+    @property
+    def max_length(self) -> int:
+        """Length of the longest item."""
+        return max(self.lengths)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live."""
+        return self.token_ids.device
+
+
+def pack(items: Sequence[Packable], device: torch.device) -> PackedBatch:
+    """Lay ``items`` out behind one another on ``device``. ValueError for no item or an empty one."""
+    if not items:
+        raise ValueError("a batch needs at least one item")
+    adapters = [item.adapter or "" for item in items]
+    sizes = [len(item.token_ids) for item in items]
+    order = sorted(range(len(items)), key=lambda i: (adapters[i], sizes[i]))
+    lengths = tuple(sizes[i] for i in order)
+    if min(lengths) == 0:
+        raise ValueError("an item has no tokens")
+    ends = np.cumsum(lengths, dtype=np.int32)
+    starts = ends - np.asarray(lengths, dtype=np.int32)
+    ids = np.concatenate([items[i].token_ids for i in order]).astype(np.int32, copy=False)
+    positions = np.arange(len(ids), dtype=np.int32) - np.repeat(starts, lengths)
+    cu_lengths = np.concatenate([[0], ends]).astype(np.int32)
+    return PackedBatch(
+        token_ids=_to_device(ids, device),
+        positions=_to_device(positions, device),
+        cu_lengths=_to_device(cu_lengths, device),
+        lengths=lengths,
+        order=tuple(order),
+        groups=_groups(lengths),
+        adapter_runs=_adapter_runs([adapters[i] for i in order], ends),
+    )
+
+
+def _to_device(array: NDArray[np.int32], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _groups(lengths: Sequence[int]) -> tuple[Group, ...]:
+    groups: list[Group] = []
+    start = 0
+    for length, run in groupby(lengths):
+        groups.append(Group(start, sum(1 for _ in run), length))
+        start = groups[-1].end
+    return tuple(groups)
+
+
+def _adapter_runs(adapters: Sequence[str], ends: NDArray[np.int32]) -> tuple[AdapterRun, ...]:
+    runs: list[AdapterRun] = []
+    item = start = 0
+    for adapter, run in groupby(adapters):
+        item += sum(1 for _ in run)
+        end = int(ends[item - 1])
+        runs.append(AdapterRun(start, end, adapter or None))
+        start = end
+    return tuple(runs)
+
+
+def split(items: Sequence[Packable], tokens: int) -> list[list[int]]:
+    """Cut ``items`` into passes of at most ``tokens`` tokens (or one item), like lengths together.
+
+    Returns the places of the items of each pass.
+    """
+    order = sorted(range(len(items)), key=lambda i: (items[i].adapter or "", len(items[i].token_ids)))
+    passes: list[list[int]] = []
+    room = 0
+    for i in order:
+        size = len(items[i].token_ids)
+        if size > room:
+            passes.append([])
+            room = tokens
+        passes[-1].append(i)
+        room -= size
+    return passes

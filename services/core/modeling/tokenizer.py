@@ -1,0 +1,105 @@
+"""The checkpoint's tokenizer: Rust, batched, stateless, never padding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding as RustEncoding
+from tokenizers import Tokenizer as RustTokenizer
+
+from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.types import TokenIds, Tokens
+
+_HEAD_CHARACTERS_PER_TOKEN = 16
+
+
+class Tokenizer:
+    """Text to ids. Holds no mutable state, so several threads may share it; the Rust side drops the GIL.
+
+    Cutting happens here and not in Rust, where the cut length is state of the shared object.
+    """
+
+    def __init__(self, rust: RustTokenizer) -> None:
+        """Wrap ``rust``, switching off the padding and truncation that its file may ask for."""
+        rust.no_padding()
+        rust.no_truncation()
+        self._rust = rust
+        probe = rust.encode("a").special_tokens_mask
+        text = probe.index(0) if 0 in probe else len(probe)
+        self.prefix_length = text
+        self.suffix_length = probe[::-1].index(0) if 0 in probe else 0
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokenizer:
+        """Read ``tokenizer.json`` of a checkpoint directory. CheckpointError if missing or broken."""
+        # The pool of Rust threads would take cores from the model and warns after a fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{directory}: no tokenizer.json")
+        try:
+            return cls(RustTokenizer.from_file(str(path)))
+        except Exception as error:
+            raise CheckpointError(f"{path}: not a readable tokenizer: {error}") from error
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._rust.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def special_length(self) -> int:
+        """Number of special tokens around a single text."""
+        return self.prefix_length + self.suffix_length
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of ``token``, None if it is not in the vocabulary."""
+        return self._rust.token_to_id(token)
+
+    def encode_batch(
+        self, texts: Sequence[str], prompt: str = "", truncate_to: int | None = None
+    ) -> list[Tokens]:
+        """Tokenise ``prompt + text`` for each text, specials included, cut to ``truncate_to`` tokens.
+
+        A cut keeps all specials and drops the end of the text. Of a text far longer than ``truncate_to``
+        can hold only the head is read, so that its size does not decide how long the call takes.
+        """
+        if truncate_to is not None and truncate_to <= self.special_length:
+            raise ValueError(f"truncate_to must be above the {self.special_length} special tokens")
+        whole = [prompt + text for text in texts] if prompt else list(texts)
+        if truncate_to is None:
+            return [_uncut(encoding) for encoding in self._rust.encode_batch_fast(whole)]
+        heads = [_head(text, truncate_to) for text in whole]
+        encodings = self._rust.encode_batch_fast(heads)
+        for i, encoding in enumerate(encodings):
+            if heads[i] is not whole[i] and len(encoding) <= truncate_to:
+                encodings[i] = self._rust.encode_batch_fast([whole[i]])[0]
+        return [self._cut(encoding, truncate_to) for encoding in encodings]
+
+    def _cut(self, encoding: RustEncoding, limit: int) -> Tokens:
+        ids = np.asarray(encoding.ids, dtype=np.int32)
+        length = len(ids)
+        if length <= limit:
+            return Tokens(ids, length, truncated=False)
+        return Tokens(self._keep_specials(ids, limit), length, truncated=True)
+
+    def _keep_specials(self, ids: TokenIds, limit: int) -> TokenIds:
+        kept = limit - self.suffix_length
+        return np.concatenate([ids[:kept], ids[len(ids) - self.suffix_length :]])
+
+
+def _uncut(encoding: RustEncoding) -> Tokens:
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    return Tokens(ids, len(ids), truncated=False)
+
+
+def _head(text: str, limit: int) -> str:
+    """Return the beginning of a very long ``text``, ended before a space so that no word is split."""
+    size = limit * _HEAD_CHARACTERS_PER_TOKEN
+    if len(text) <= 2 * size:
+        return text
+    end = text.rfind(" ", size, 2 * size)
+    return text if end < 0 else text[:end]
