@@ -1,0 +1,144 @@
+"""What a body of ``POST /v1/embeddings`` may hold, one class per model, made from the catalogue.
+
+The same classes check requests and describe them in the served OpenAPI document. Fields that a model does
+not have are ignored like all unknown ones; ``null`` stands for the default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SkipValidation,
+    TypeAdapter,
+    create_model,
+)
+
+from services.core.catalog.types import ModelSpec
+from services.embed.inputs import input_field
+from services.embed.types import Encoding
+
+EncodingName = Literal["float", "base64", "binary", "ubinary"]
+EncodingNames = Annotated[list[EncodingName], Field(min_length=1)]
+
+INPUT_NAMES = ("input", "texts", "content")
+"""Names callers know the input by; the first one wins."""
+
+_one_encoding: TypeAdapter[Any] = TypeAdapter(EncodingName)
+_many_encodings: TypeAdapter[Any] = TypeAdapter(EncodingNames)
+_BY_NAME = {encoding.value: (encoding,) for encoding in Encoding}
+
+
+def _parse_encodings(value: object) -> tuple[Encoding, ...]:
+    if value is None:
+        return (Encoding.FLOAT,)
+    if type(value) is str and value in _BY_NAME:
+        return _BY_NAME[value]
+    if isinstance(value, list):
+        names = cast("list[str]", _many_encodings.validate_python(value))
+        return tuple(dict.fromkeys(map(Encoding, names)))
+    return _BY_NAME[_one_encoding.validate_python(value)]
+
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 256.0 is an integer there."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class EmbeddingRequest(BaseModel):
+    """What every model takes. ``input`` and ``model`` come with the subclass of a model."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    embedding_type: Annotated[
+        tuple[Encoding, ...],
+        PlainValidator(_parse_encodings, json_schema_input_type=EncodingName | EncodingNames | None),
+    ] = Field(
+        (Encoding.FLOAT,),
+        validation_alias=AliasChoices(
+            "embedding_type", "encoding_format", "encoding_type", "embedding_types"
+        ),
+        description="How vectors are written: numbers, base64 of little-endian float32, or one bit per "
+        "component as bytes minus 128 (`binary`) or as bytes (`ubinary`). With several, `embedding` holds "
+        "the first and `embeddings_by_type` all of them.",
+        json_schema_extra={"default": Encoding.FLOAT.value},
+    )
+
+
+def request_schema(spec: ModelSpec, max_items: int) -> type[EmbeddingRequest]:
+    """Make the request class of one model; ``max_items`` bounds the list form of ``input``."""
+    fields: dict[str, Any] = {
+        "model": (SkipValidation[Literal[spec.id]], Field(description="Id of the model.")),
+        "input": (
+            input_field(spec.id, max_items),
+            Field(
+                validation_alias=AliasChoices(*INPUT_NAMES),
+                description=f"A text, an object with `text`, or a list of 1 to {max_items} of them.",
+            ),
+        ),
+        **_optional_fields(spec),
+    }
+    name = "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", spec.id))
+    return create_model(
+        f"{name}EmbeddingRequest",
+        __base__=EmbeddingRequest,
+        __doc__=f"Embeddings by {spec.id}: texts of up to {spec.context_length} tokens.",
+        **fields,
+    )
+
+
+def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if spec.truncate_choice:
+        fields["truncate"] = (
+            bool | None,
+            Field(
+                False,
+                validation_alias=AliasChoices("truncate", "truncation"),
+                description="Cut a text that is longer than the model's context instead of refusing it.",
+            ),
+        )
+    if spec.normalize_choice:
+        fields["normalized"] = (
+            bool | None,
+            Field(True, description="Scale vectors to length 1."),
+        )
+    if spec.matryoshka or spec.dimension_choices:
+        fields["dimensions"] = (
+            _dimensions(spec) | None,
+            Field(
+                None,
+                validation_alias=AliasChoices("dimensions", "output_dimensionality", "output_dimension"),
+                description=f"Keep only the first components. The full width is {spec.dimensions}.",
+            ),
+        )
+    if spec.tasks:
+        default = f" Default: `{spec.default_task}`." if spec.default_task else ""
+        tasks: Any = Literal[spec.tasks]
+        fields["task"] = (
+            tasks | None,
+            Field(
+                None,
+                validation_alias=AliasChoices("task", "task_type"),
+                description=f"What the vectors are for.{default}",
+            ),
+        )
+    if spec.late_chunking:
+        fields["late_chunking"] = (
+            bool | None,
+            Field(None, description="Read all inputs as one text, so that each vector knows its neighbours."),
+        )
+    return fields
+
+
+def _dimensions(spec: ModelSpec) -> Any:
+    if spec.dimension_choices:
+        return Annotated[Literal[spec.dimension_choices], BeforeValidator(_whole)]
+    return Annotated[int, Field(gt=0, le=spec.dimensions), BeforeValidator(_whole)]

@@ -1,0 +1,50 @@
+"""Request and result of an embedding, free of any wire format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+FloatMatrix = npt.NDArray[np.float32]
+
+
+class Encoding(StrEnum):
+    """How vectors are written. The values are those of the REST field ``embedding_type``."""
+
+    FLOAT = "float"
+    BASE64 = "base64"
+    """Little-endian float32; raw bytes where the wire can carry them, base64 in JSON."""
+    BINARY = "binary"
+    UBINARY = "ubinary"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What to embed and how; already checked against what ``model`` offers.
+
+    ``dimensions`` is the wanted width of a vector, ``None`` for the model's own. ``encodings`` has no
+    repetitions and at least one member.
+    """
+
+    model: str
+    texts: Sequence[str]
+    encodings: tuple[Encoding, ...] = (Encoding.FLOAT,)
+    task: str | None = None
+    dimensions: int | None = None
+    normalized: bool = True
+    truncate: bool = False
+    late_chunking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """``vectors`` is (n, dimensions) float32, one row per text in order; ``total_tokens`` what was billed."""
+
+    model: str
+    vectors: FloatMatrix
+    encodings: tuple[Encoding, ...]
+    total_tokens: int
