@@ -31,6 +31,7 @@ class ErrorCode(StrEnum):
     RESOURCE_NOT_FOUND = "RESOURCE_NOT_FOUND"
     ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
     VALIDATION_ERROR = "VALIDATION_ERROR"
     CONFLICT_RESOURCE_BUSY = "CONFLICT_RESOURCE_BUSY"
     RATE_REQUEST_LIMIT_EXCEEDED = "RATE_REQUEST_LIMIT_EXCEEDED"
@@ -112,6 +113,11 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.ROUTE_NOT_FOUND: ErrorSpec(404, grpc.StatusCode.UNIMPLEMENTED, "No such path."),
     ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(
         405, grpc.StatusCode.UNIMPLEMENTED, "This path does not take this HTTP method."
+    ),
+    ErrorCode.REQUEST_TIMEOUT: ErrorSpec(
+        408,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "The request did not arrive completely within {timeout_seconds:g} seconds.",
     ),
     ErrorCode.VALIDATION_ERROR: ErrorSpec(422, grpc.StatusCode.INVALID_ARGUMENT, "{reason}"),
     ErrorCode.CONFLICT_RESOURCE_BUSY: ErrorSpec(

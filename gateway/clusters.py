@@ -1,0 +1,156 @@
+"""Envoy clusters: one per pool, with health checks, circuit breakers and TLS to the services."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from gateway.topology import Address, ClientTls, Pool, Topology
+
+Config = dict[str, Any]
+
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+_TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+_WINDOW = 16 << 20
+
+
+def pool_cluster(pool: Pool, topology: Topology) -> Config:
+    """Cluster of a pool. An endpoint is used while its gRPC health says SERVING."""
+    limits = topology.limits
+    cluster: Config = {
+        "name": pool.name,
+        "type": "STATIC" if all(_is_literal(address) for address in pool.endpoints) else "STRICT_DNS",
+        "connect_timeout": seconds(topology.timeouts.connect),
+        "lb_policy": "LEAST_REQUEST",
+        # Without this Envoy would send to endpoints it knows to be down once most of them are.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # Restarted pods appear under new addresses: let go of the old ones as soon as they fail.
+        "ignore_health_on_host_removal": True,
+        "load_assignment": {
+            "cluster_name": pool.name,
+            "endpoints": [{"lb_endpoints": [_endpoint(address) for address in pool.endpoints]}],
+        },
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _http2(topology)
+        },
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_connections": limits.max_connections,
+                    "max_pending_requests": limits.max_requests_per_pool,
+                    "max_requests": limits.max_requests_per_pool,
+                    "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 3},
+                }
+            ]
+        },
+        "health_checks": [_health_check(topology)],
+        "outlier_detection": _outlier_detection(),
+    }
+    if topology.services_tls is not None:
+        cluster["transport_socket"] = _tls(topology.services_tls, pool)
+    return cluster
+
+
+def seconds(value: float) -> str:
+    """A duration as protobuf's JSON writes it."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def socket_address(address: Address) -> Config:
+    """Envoy's form of an address."""
+    if address.path:
+        return {"pipe": {"path": address.path}}
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def _endpoint(address: Address) -> Config:
+    return {"endpoint": {"address": socket_address(address)}}
+
+
+def _is_literal(address: Address) -> bool:
+    if address.path:
+        return True
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        return False
+    return True
+
+
+def _http2(topology: Topology) -> Config:
+    return {
+        "@type": f"type.googleapis.com/{_HTTP_OPTIONS}",
+        "explicit_http_config": {
+            "http2_protocol_options": {
+                "max_concurrent_streams": topology.limits.max_requests_per_pool,
+                "initial_stream_window_size": _WINDOW,
+                "initial_connection_window_size": 4 * _WINDOW,
+                # A dead peer is noticed within seconds, not when its TCP connection times out.
+                "connection_keepalive": {"interval": "30s", "timeout": "5s"},
+            }
+        },
+        # A 422 names every bad field in trailing metadata.
+        "common_http_protocol_options": {"max_response_headers_kb": 8192, "idle_timeout": "3600s"},
+    }
+
+
+def _health_check(topology: Topology) -> Config:
+    check = topology.health_check
+    return {
+        "timeout": seconds(check.timeout),
+        "interval": seconds(check.interval),
+        "no_traffic_interval": seconds(check.interval),
+        "unhealthy_interval": seconds(check.unhealthy_interval),
+        "unhealthy_edge_interval": seconds(check.unhealthy_interval),
+        "no_traffic_healthy_interval": seconds(check.interval),
+        "unhealthy_threshold": check.unhealthy_after,
+        "healthy_threshold": 1,
+        "grpc_health_check": {},
+        "always_log_health_check_failures": False,
+    }
+
+
+def _outlier_detection() -> Config:
+    # Only failures of the endpoint itself count (no connection, resets, no answer in time). Statuses do
+    # not: an endpoint with a full queue answers 503 in good health, and ejecting it would move its load on.
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 5,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_local_origin_success_rate": 0,
+        "enforcing_consecutive_5xx": 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "interval": "1s",
+        "base_ejection_time": "5s",
+        "max_ejection_time": "60s",
+        "max_ejection_percent": 50,
+    }
+
+
+def _tls(tls: ClientTls, pool: Pool) -> Config:
+    name = tls.server_name or pool.endpoints[0].host
+    common: Config = {
+        "alpn_protocols": ["h2"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "validation_context": {
+            "trusted_ca": {"filename": str(tls.ca)},
+            "match_typed_subject_alt_names": [_subject(name)],
+        },
+    }
+    if tls.certificate is not None:
+        common["tls_certificates"] = [
+            {
+                "certificate_chain": {"filename": str(tls.certificate)},
+                "private_key": {"filename": str(tls.private_key)},
+            }
+        ]
+    context: Config = {"@type": f"type.googleapis.com/{_TLS_CONTEXT}", "common_tls_context": common}
+    if not _is_literal(Address(host=name)):
+        context["sni"] = name
+    return {"name": "tls", "typed_config": context}
+
+
+def _subject(name: str) -> Config:
+    kind = "IP_ADDRESS" if _is_literal(Address(host=name)) else "DNS"
+    return {"san_type": kind, "matcher": {"exact": name}}

@@ -1,0 +1,81 @@
+"""What the protos say about routes: which services a capability has and which REST calls map to them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from google.api import annotations_pb2, http_pb2
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+from services.core.catalog.types import Capability
+
+_PACKAGE = "searchfoundation.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class RestCall:
+    """One REST operation: HTTP method, path template and the gRPC method that answers it."""
+
+    method: str
+    path: str
+    service: str
+    rpc: str
+
+
+def typed_services(capability: Capability) -> tuple[str, ...]:
+    """Full names of the services for gRPC callers."""
+    return tuple(service.full_name for service in _services(_file(f"{capability}_pb2")))
+
+
+def rest_services(capability: Capability) -> tuple[str, ...]:
+    """Full names of the services behind the REST paths."""
+    return tuple(service.full_name for service in _services(_file(f"{capability}_rest_pb2")))
+
+
+@functools.cache
+def rest_calls(capability: Capability) -> tuple[RestCall, ...]:
+    """The REST operations of a capability, from its ``google.api.http`` annotations."""
+    return tuple(
+        RestCall(method, path, service.full_name, rpc.name)
+        for service in _services(_file(f"{capability}_rest_pb2"))
+        for rpc in service.methods
+        for method, path in _rules(rpc.GetOptions().Extensions[annotations_pb2.http])
+    )
+
+
+def descriptor_set(capabilities: tuple[Capability, ...]) -> bytes:
+    """Serialised FileDescriptorSet of the REST services and everything they import, for the transcoder."""
+    files: dict[str, FileDescriptor] = {}
+    for capability in capabilities:
+        _collect(_file(f"{capability}_rest_pb2"), files)
+    result = FileDescriptorSet()
+    for file in files.values():
+        file.CopyToProto(result.file.add())
+    return result.SerializeToString(deterministic=True)
+
+
+def _file(module: str) -> FileDescriptor:
+    return importlib.import_module(f"{_PACKAGE}.{module}").DESCRIPTOR
+
+
+def _services(file: FileDescriptor):
+    return file.services_by_name.values()
+
+
+def _collect(file: FileDescriptor, into: dict[str, FileDescriptor]) -> None:
+    for dependency in file.dependencies:
+        _collect(dependency, into)
+    into.setdefault(file.name, file)
+
+
+def _rules(rule: http_pb2.HttpRule) -> Iterator[tuple[str, str]]:
+    for one in (rule, *rule.additional_bindings):
+        kind = one.WhichOneof("pattern")
+        if kind == "custom":
+            yield one.custom.kind, one.custom.path
+        elif kind:
+            yield kind.upper(), getattr(one, kind)

@@ -1,0 +1,40 @@
+"""Documents the gateway answers by itself: health, the models, the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.topology import Topology
+
+_VENDOR_IN_PATH = "((jina-ai|jinaai)(/|%2[Ff]))?"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A fixed JSON answer to GET, at one ``path`` or at every path that ``pattern`` matches."""
+
+    body: str
+    path: str = ""
+    pattern: str = ""
+
+
+def documents(
+    topology: Topology, model_infos: Mapping[str, Mapping[str, Any]], openapi: Mapping[str, Any] | None
+) -> Iterator[Document]:
+    """All of them. ``model_infos`` holds the ModelInfo of each of the topology's models, by id."""
+    for path in ("/health", "/live"):
+        yield Document(_json({"status": "ok"}), path=path)
+    infos = [model_infos[model] for model in topology.models]
+    yield Document(_json({"object": "list", "data": infos}), path="/v1/models")
+    if openapi is not None:
+        yield Document(_json(openapi), path="/openapi.json")
+    for model, info in zip(topology.models, infos, strict=True):
+        yield Document(_json(info), pattern=f"/v1/models/{_VENDOR_IN_PATH}{re.escape(model)}")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,80 @@
+"""A topology in, Envoy's configuration out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from gateway.clusters import pool_cluster
+from gateway.documents import documents
+from gateway.listeners import grpc_listener, rest_listener
+from gateway.topology import Topology
+
+Config = dict[str, Any]
+
+
+def render(
+    topology: Topology,
+    model_infos: Mapping[str, Mapping[str, Any]],
+    openapi: Mapping[str, Any] | None = None,
+) -> Config:
+    """Envoy's bootstrap configuration as plain data.
+
+    ``model_infos`` holds the public ModelInfo of every model in the topology, by id; ``openapi`` is the
+    document served at /openapi.json.
+    """
+    listeners = [rest_listener(topology, documents(topology, model_infos, openapi))]
+    if topology.grpc_listener is not None:
+        listeners.append(grpc_listener(topology.grpc_listener, topology))
+    config: Config = {
+        "node": {"id": "gateway", "cluster": "search-foundation"},
+        "static_resources": {
+            "listeners": listeners,
+            "clusters": [pool_cluster(pool, topology) for pool in topology.pools],
+        },
+        "overload_manager": _overload_manager(topology),
+        "stats_config": {"stats_tags": [], "use_all_default_tags": True},
+    }
+    if topology.admin is not None:
+        address = {"address": topology.admin.host, "port_value": topology.admin.port}
+        config["admin"] = {"address": {"socket_address": address}}
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as the file Envoy reads."""
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _overload_manager(topology: Topology) -> Config:
+    monitors = "type.googleapis.com/envoy.extensions.resource_monitors"
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.global_downstream_max_connections",
+                "typed_config": {
+                    "@type": f"{monitors}.downstream_connections.v3.DownstreamConnectionsConfig",
+                    "max_active_downstream_connections": topology.limits.max_connections,
+                },
+            },
+            {
+                "name": "envoy.resource_monitors.fixed_heap",
+                "typed_config": {
+                    "@type": f"{monitors}.fixed_heap.v3.FixedHeapConfig",
+                    "max_heap_size_bytes": topology.limits.max_heap_bytes,
+                },
+            },
+        ],
+        "actions": [
+            _action("envoy.overload_actions.shrink_heap", 0.90),
+            _action("envoy.overload_actions.stop_accepting_requests", 0.98),
+        ],
+    }
+
+
+def _action(name: str, heap: float) -> Config:
+    trigger = {"name": "envoy.resource_monitors.fixed_heap", "threshold": {"value": heap}}
+    return {"name": name, "triggers": [trigger]}

@@ -1,0 +1,212 @@
+"""Envoy listeners: the filter chain a REST call passes, and the port for gRPC alone."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+from gateway.clusters import seconds
+from gateway.contract import descriptor_set, rest_services
+from gateway.documents import Document
+from gateway.replies import METADATA_NAMESPACE, grpc_replies, local_replies
+from gateway.routes import MODEL_KEY, grpc_host, rest_host, routes_by_model
+from gateway.scripts import lua_filter
+from gateway.topology import Listener, ServerTls, Topology
+
+Config = dict[str, Any]
+
+_FILTERS = "type.googleapis.com/envoy.extensions.filters"
+_TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
+_CONNECTION_BUFFER = 1 << 20
+_MAX_DOCUMENT_BYTES = 8 << 20
+_ACCESS_LOG = {
+    "time": "%START_TIME%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+    "protocol": "%PROTOCOL%",
+    "status": "%RESPONSE_CODE%",
+    "grpc_status": "%GRPC_STATUS_NUMBER%",
+    "details": "%RESPONSE_CODE_DETAILS%",
+    "flags": "%RESPONSE_FLAGS%",
+    "bytes_received": "%BYTES_RECEIVED%",
+    "bytes_sent": "%BYTES_SENT%",
+    "duration_ms": "%DURATION%",
+    "pool": "%UPSTREAM_CLUSTER%",
+    "endpoint": "%UPSTREAM_HOST%",
+    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+    "user_agent": "%REQ(USER-AGENT)%",
+}
+
+
+def rest_listener(topology: Topology, documents: Iterable[Document]) -> Config:
+    """The main listener: REST, and gRPC calls of the typed services."""
+    manager = _manager("rest", topology, rest_host(topology, documents), _rest_filters(topology))
+    manager["local_reply_config"] = local_replies(topology)
+    return _listener("rest", topology.listener, manager)
+
+
+def grpc_listener(listener: Listener, topology: Topology) -> Config:
+    """The port for gRPC alone."""
+    filters = [_filter("lua", lua_filter(topology)), _router()]
+    manager = _manager("grpc", topology, grpc_host(topology), filters)
+    manager["local_reply_config"] = grpc_replies()
+    return _listener("grpc", listener, manager)
+
+
+def _listener(name: str, listener: Listener, manager: Config) -> Config:
+    chain: Config = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]
+    }
+    if listener.tls is not None:
+        chain["transport_socket"] = _tls(listener.tls)
+    return {
+        "name": name,
+        "address": {"socket_address": {"address": listener.host, "port_value": listener.port}},
+        "per_connection_buffer_limit_bytes": _CONNECTION_BUFFER,
+        "filter_chains": [chain],
+        # A second process must not take half of the connections unnoticed.
+        "enable_reuse_port": False,
+    }
+
+
+def _manager(name: str, topology: Topology, host: Config, filters: list[Config]) -> Config:
+    limits, timeouts = topology.limits, topology.timeouts
+    return {
+        "@type": f"{_FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        "codec_type": "AUTO",
+        "route_config": {
+            "name": name,
+            "virtual_hosts": [host],
+            "max_direct_response_body_size_bytes": _MAX_DOCUMENT_BYTES,
+            "validate_clusters": True,
+        },
+        "http_filters": filters,
+        "access_log": _access_log(topology),
+        "server_name": "search-foundation",
+        "use_remote_address": True,
+        "xff_num_trusted_hops": topology.trusted_proxies,
+        # Nobody is "internal": such callers could steer the gateway by x-envoy-* headers.
+        "internal_address_config": {},
+        "generate_request_id": False,
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "normalize_path": True,
+        "common_http_protocol_options": {
+            "idle_timeout": seconds(timeouts.idle),
+            "headers_with_underscores_action": "DROP_HEADER",
+        },
+        "http_protocol_options": {"allow_chunked_length": False},
+        "http2_protocol_options": {
+            "max_concurrent_streams": 100,
+            "initial_stream_window_size": 256 << 10,
+            "initial_connection_window_size": 4 << 20,
+        },
+        "max_request_headers_kb": limits.max_header_kib,
+        "request_headers_timeout": seconds(timeouts.headers),
+        "stream_idle_timeout": seconds(max(timeouts.idle, timeouts.request)),
+        "drain_timeout": seconds(timeouts.drain),
+    }
+
+
+def _rest_filters(topology: Topology) -> list[Config]:
+    filters: list[Config] = []
+    if topology.compression:
+        filters.append(_filter("compressor", _compressor()))
+    if topology.cors.origins:
+        filters.append(_filter("cors", {"@type": f"{_FILTERS}.http.cors.v3.Cors"}))
+    filters.append(_filter("header_mutation", _without_grpc_headers()))
+    filters.append(_filter("lua", lua_filter(topology)))
+    if routes_by_model(topology):
+        filters.append(_filter("json_to_metadata", _model_to_metadata()))
+    filters.append(_filter("grpc_json_transcoder", _transcoder(topology)))
+    filters.append(_router())
+    return filters
+
+
+def _filter(name: str, config: Config) -> Config:
+    return {"name": f"envoy.filters.http.{name}", "typed_config": config}
+
+
+def _router() -> Config:
+    return _filter("router", {"@type": f"{_FILTERS}.http.router.v3.Router", "suppress_envoy_headers": True})
+
+
+def _transcoder(topology: Topology) -> Config:
+    services = [name for capability in topology.capabilities for name in rest_services(capability)]
+    return {
+        "@type": f"{_FILTERS}.http.grpc_json_transcoder.v3.GrpcJsonTranscoder",
+        "proto_descriptor_bin": base64.b64encode(descriptor_set(topology.capabilities)).decode(),
+        "services": services,
+        # Routes are those of the REST paths, so nothing but them is reachable.
+        "match_incoming_request_route": True,
+        "ignore_unknown_query_parameters": True,
+        "max_request_body_size": topology.limits.max_body_bytes,
+        "max_response_body_size": topology.limits.max_response_bytes,
+    }
+
+
+def _model_to_metadata() -> Config:
+    rule = {
+        "selectors": [{"key": "model"}],
+        "on_present": {"metadata_namespace": METADATA_NAMESPACE, "key": MODEL_KEY, "type": "STRING"},
+    }
+    return {
+        "@type": f"{_FILTERS}.http.json_to_metadata.v3.JsonToMetadata",
+        "request_rules": {"rules": [rule], "allow_empty_content_type": True, "allow_content_types_regex": ".*"},
+    }
+
+
+def _without_grpc_headers() -> Config:
+    names = ("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-accept-encoding", "accept-encoding")
+    return {
+        "@type": f"{_FILTERS}.http.header_mutation.v3.HeaderMutation",
+        "mutations": {"response_mutations": [{"remove": name} for name in names]},
+    }
+
+
+def _compressor() -> Config:
+    gzip = "type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip"
+    return {
+        "@type": f"{_FILTERS}.http.compressor.v3.Compressor",
+        "response_direction_config": {
+            "common_config": {"min_content_length": 1024, "content_type": ["application/json"]}
+        },
+        "compressor_library": {
+            "name": "gzip",
+            "typed_config": {"@type": gzip, "compression_level": "BEST_SPEED", "chunk_size": 65536},
+        },
+    }
+
+
+def _access_log(topology: Topology) -> list[Config]:
+    target = topology.access_log
+    if target is None:
+        return []
+    loggers = "type.googleapis.com/envoy.extensions.access_loggers"
+    log_format = {"json_format": _ACCESS_LOG, "json_format_options": {"sort_properties": False}}
+    if target in ("stdout", "stderr"):
+        kind = {"@type": f"{loggers}.stream.v3.{str(target).capitalize()}AccessLog"}
+    else:
+        kind = {"@type": f"{loggers}.file.v3.FileAccessLog", "path": str(target)}
+    return [{"name": "access", "typed_config": kind | {"log_format": log_format}}]
+
+
+def _tls(tls: ServerTls) -> Config:
+    common: Config = {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
+        "tls_certificates": [
+            {
+                "certificate_chain": {"filename": str(tls.certificate)},
+                "private_key": {"filename": str(tls.private_key)},
+            }
+        ],
+    }
+    context: Config = {"@type": f"type.googleapis.com/{_TLS_CONTEXT}", "common_tls_context": common}
+    if tls.client_ca is not None:
+        common["validation_context"] = {"trusted_ca": {"filename": str(tls.client_ca)}}
+        context["require_client_certificate"] = True
+    return {"name": "tls", "typed_config": context}

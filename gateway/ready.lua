@@ -1,0 +1,77 @@
+-- GET /ready: asks one endpoint of every pool how it is. The renderer puts POOLS (name, quoted as JSON) and
+-- READY_RPC, the path of a gRPC method without input that answers a google.api.HttpBody, before this file.
+
+local request_id = envoy_on_request
+local EMPTY_MESSAGE = "\0\0\0\0\0"
+local FRAME_HEADER = 5
+
+local function varint(bytes, at)
+  local value, scale = 0, 1
+  while true do
+    local byte = string.byte(bytes, at)
+    if byte == nil then
+      return nil, at
+    end
+    value, scale, at = value + (byte % 128) * scale, scale * 128, at + 1
+    if byte < 128 then
+      return value, at
+    end
+  end
+end
+
+-- The data of the HttpBody inside one gRPC frame: field 2, after the content type.
+local function http_body(frame)
+  local at = FRAME_HEADER + 1
+  while at <= #frame do
+    local tag = string.byte(frame, at)
+    local size
+    size, at = varint(frame, at + 1)
+    if size == nil then
+      return nil
+    end
+    if tag == 0x12 then
+      return string.sub(frame, at, at + size - 1)
+    end
+    at = at + size
+  end
+end
+
+local function ask(handle, pool, id)
+  local headers, frame = handle:httpCall(pool, {
+    [":method"] = "POST", [":path"] = READY_RPC, [":authority"] = pool,
+    ["content-type"] = "application/grpc", ["te"] = "trailers", ["x-request-id"] = id,
+  }, EMPTY_MESSAGE, 2000)
+  if headers[":status"] ~= "200" or frame == nil then
+    return nil
+  end
+  return http_body(frame)
+end
+
+function envoy_on_request(handle)
+  request_id(handle)
+  local id = handle:headers():get("x-request-id")
+  local head = handle:headers():get(":method") == "HEAD"
+  local checks, failed = {}, {}
+  for index, pool in ipairs(POOLS) do
+    local report = ask(handle, pool, id)
+    if report == nil or not string.find(report, '^{"status":"ok"') then
+      failed[#failed + 1] = pool
+    end
+    checks[index] = string.format('"%s":%s', pool, report or '{"status":"unavailable"}')
+  end
+  local list = table.concat(checks, ",")
+  local status, body = "200", '{"status":"ok","checks":{' .. list .. "}}"
+  if #failed > 0 then
+    status = "503"
+    body = string.format(
+      '{"detail":"Not ready: %s.","code":"SERVICE_UNAVAILABLE","request_id":"%s","status":"unavailable","checks":{%s}}',
+      table.concat(failed, ", "), id, list)
+  end
+  local headers = { [":status"] = status, ["content-type"] = "application/json" }
+  if status == "503" then
+    headers["retry-after"] = "1"
+  end
+  handle:respond(headers, head and "" or body)
+end
+
+envoy_on_response = nil

@@ -1,0 +1,246 @@
+"""Routes: REST calls and gRPC services to pools, documents and errors answered in place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gateway.clusters import seconds
+from gateway.contract import RestCall, rest_calls, typed_services
+from gateway.documents import Document
+from gateway.replies import METADATA_NAMESPACE, error_reply
+from gateway.scripts import GRPC_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
+from gateway.topology import Pool, Topology
+from services.core.catalog.types import Capability
+from services.core.errors import ErrorCode
+
+Config = dict[str, Any]
+
+MODEL_KEY = "model"
+GRPC_MODEL_HEADER = "x-model"
+READY_PATH = "/ready"
+MODELS_PREFIX = "/v1/models/"
+
+_LUA = "envoy.filters.http.lua"
+_CORS = "envoy.filters.http.cors"
+_READ_METHODS = ("GET", "HEAD")
+_VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
+_MODEL_PREFIX = "((jina-ai|jinaai)/)?"
+_EXPOSED_HEADERS = (
+    "retry-after,server-timing,x-request-id,x-ratelimit-remaining-requests,x-ratelimit-remaining-tokens"
+)
+# What the services never read; each header costs time in every process it passes.
+_NOT_FORWARDED = [
+    "accept",
+    "accept-encoding",
+    "accept-language",
+    "cache-control",
+    "cookie",
+    "expect",
+    "origin",
+    "pragma",
+    "referer",
+    "x-envoy-original-path",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-forwarded-proto",
+]
+
+
+def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
+    """Virtual host of the main listener."""
+    documents = tuple(documents)
+    routes = [
+        *(route for c in topology.capabilities for call in rest_calls(c) for route in _rest(call, c, topology)),
+        *grpc_routes(topology),
+        *(_document(document) for document in documents),
+        _ready(),
+        *_wrong_methods(topology, documents),
+        _unknown_model(),
+        _error({"prefix": "/"}, ErrorCode.ROUTE_NOT_FOUND),
+    ]
+    host: Config = {"name": "rest", "domains": ["*"], "routes": routes}
+    host["request_headers_to_remove"] = _NOT_FORWARDED
+    # The Lua filter needs it for the body of an error that a service did not describe.
+    host["response_headers_to_add"] = [_set_header("x-request-id", "%REQ(X-REQUEST-ID)%")]
+    if topology.cors.origins:
+        host["typed_per_filter_config"] = {_CORS: _cors(topology)}
+    return host
+
+
+def grpc_host(topology: Topology) -> Config:
+    """Virtual host of the listener for gRPC alone. Anything else answers UNIMPLEMENTED."""
+    routes = [*grpc_routes(topology), _error({"prefix": "/"}, ErrorCode.ROUTE_NOT_FOUND)]
+    return {"name": "grpc", "domains": ["*"], "routes": routes}
+
+
+def routes_by_model(topology: Topology) -> bool:
+    """Whether some capability has several pools, so that the gateway must know each request's model."""
+    return any(len(topology.pools_of(capability)) > 1 for capability in topology.capabilities)
+
+
+def model_pattern(pool: Pool) -> str:
+    """Regular expression of the names a pool's models may be called by."""
+    return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)})"
+
+
+def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterator[Config]:
+    match = _path_match(call.path) | {"headers": [_method(call.method)]}
+    default, *others = topology.pools_of(capability)
+    for pool in others:
+        yield {
+            "match": match | {"dynamic_metadata": [_model_in_body(pool)]},
+            "route": _to(pool, topology, topology.timeouts.request),
+        }
+    yield {"match": match, "route": _to(default, topology, topology.timeouts.request)}
+
+
+def grpc_routes(topology: Topology) -> Iterator[Config]:
+    """Routes of the typed services, told apart by the caller's ``x-model`` metadata.
+
+    The caller's own deadline holds; streams may last as long as something moves on them.
+    """
+    for capability in topology.capabilities:
+        default, *others = topology.pools_of(capability)
+        for service in typed_services(capability):
+            match: Config = {"prefix": f"/{service}/", "grpc": {}}
+            for pool in others:
+                header = {"name": GRPC_MODEL_HEADER, "string_match": _regex(model_pattern(pool))}
+                yield _grpc(match | {"headers": [header]}, pool, topology)
+            yield _grpc(match, default, topology)
+    if len(topology.pools) == 1:
+        for service in ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"):
+            yield _grpc({"prefix": f"/{service}/", "grpc": {}}, topology.pools[0], topology)
+
+
+def _grpc(match: Config, pool: Pool, topology: Topology) -> Config:
+    action = _to(pool, topology, 0)
+    action["max_stream_duration"] = {"grpc_timeout_header_max": "0s"}
+    return {"match": match, "route": action, "typed_per_filter_config": {_LUA: _script(GRPC_SCRIPT)}}
+
+
+def _to(pool: Pool, topology: Topology, timeout: float) -> Config:
+    # Only what surely never reached a service is sent again: repeating a call that did would bill it twice.
+    return {
+        "cluster": pool.name,
+        "timeout": seconds(timeout),
+        "idle_timeout": seconds(max(topology.timeouts.idle, topology.timeouts.request)),
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset-before-request",
+            "num_retries": 2,
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {
+                        "@type": "type.googleapis.com/"
+                        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                    },
+                }
+            ],
+            "host_selection_retry_max_attempts": 3,
+        },
+    }
+
+
+def _document(document: Document) -> Config:
+    match: Config = {"path": document.path} if document.path else {"safe_regex": {"regex": document.pattern}}
+    methods = {"name": ":method", "string_match": _regex("|".join(_READ_METHODS))}
+    return {
+        "match": match | {"headers": [methods]},
+        "direct_response": {"status": 200, "body": {"inline_string": document.body}},
+        "response_headers_to_add": [_set_header("content-type", "application/json")],
+    }
+
+
+def _ready() -> Config:
+    # The script answers; the direct response stands for a script that failed.
+    route = _error({"path": READY_PATH}, ErrorCode.SERVICE_UNAVAILABLE)
+    route["match"]["headers"] = [{"name": ":method", "string_match": _regex("|".join(_READ_METHODS))}]
+    route["typed_per_filter_config"] = {_LUA: _script(READY_SCRIPT)}
+    return route
+
+
+def _wrong_methods(topology: Topology, documents: tuple[Document, ...]) -> Iterator[Config]:
+    allowed: dict[str, list[str]] = {}
+    for capability in topology.capabilities:
+        for call in rest_calls(capability):
+            allowed.setdefault(call.path, []).append(call.method)
+    for path, methods in allowed.items():
+        yield _wrong_method(_path_match(path), methods)
+    for document in documents:
+        if document.path:
+            yield _wrong_method({"path": document.path}, _READ_METHODS)
+    yield _wrong_method({"path": READY_PATH}, _READ_METHODS)
+    unread = {"name": ":method", "string_match": _regex("|".join(_READ_METHODS)), "invert_match": True}
+    yield _wrong_method({"prefix": MODELS_PREFIX, "headers": [unread]}, _READ_METHODS)
+
+
+def _wrong_method(match: Config, allowed: Iterable[str]) -> Config:
+    route = _error(match, ErrorCode.METHOD_NOT_ALLOWED)
+    route["response_headers_to_add"] = [_set_header("allow", ", ".join(allowed))]
+    return route
+
+
+def _unknown_model() -> Config:
+    route = _error({"prefix": MODELS_PREFIX}, ErrorCode.ROUTE_NOT_FOUND)
+    route["typed_per_filter_config"] = {_LUA: _script(MODEL_SCRIPT)}
+    return route
+
+
+def _error(match: Config, code: ErrorCode) -> Config:
+    return {"match": match, "direct_response": {"status": error_reply(code).status}}
+
+
+def _path_match(template: str) -> Config:
+    if not _VARIABLE.search(template):
+        return {"path": template}
+    return {"safe_regex": {"regex": _template_pattern(template)}}
+
+
+def _template_pattern(template: str) -> str:
+    pattern, end = "", 0
+    for variable in _VARIABLE.finditer(template):
+        pattern += re.escape(template[end : variable.start()])
+        segments = re.escape(variable[2] or "*").replace(r"\*\*", ".+").replace(r"\*", "[^/]+")
+        pattern, end = pattern + segments, variable.end()
+    return pattern + re.escape(template[end:])
+
+
+def _model_in_body(pool: Pool) -> Config:
+    return {
+        "filter": METADATA_NAMESPACE,
+        "path": [{"key": MODEL_KEY}],
+        "value": {"string_match": _regex(model_pattern(pool))},
+    }
+
+
+def _method(name: str) -> Config:
+    return {"name": ":method", "string_match": {"exact": name}}
+
+
+def _regex(pattern: str) -> Config:
+    return {"safe_regex": {"regex": pattern}}
+
+
+def _script(name: str) -> Config:
+    return {"@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.LuaPerRoute", "name": name}
+
+
+def _set_header(key: str, value: str) -> Config:
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _cors(topology: Topology) -> Config:
+    origins = topology.cors.origins
+    return {
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        "allow_origin_string_match": [
+            _regex(".*") if origin == "*" else {"exact": origin} for origin in origins
+        ],
+        "allow_methods": "GET, POST, DELETE, OPTIONS",
+        "allow_headers": "authorization, content-type, x-request-id, traceparent, tracestate",
+        "expose_headers": _EXPOSED_HEADERS,
+        "max_age": str(topology.cors.max_age),
+        "allow_credentials": False,
+    }
+

@@ -1,0 +1,69 @@
+"""The Lua scripts as Envoy gets them: the files beside this module behind the tables they need."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gateway.replies import METADATA_NAMESPACE, RETRY_AFTER_SECONDS, UNKNOWN_MODEL, Reply, status_table
+from gateway.topology import Topology
+
+Config = dict[str, Any]
+
+READY_RPC = "/searchfoundation.v1.OpsService/Ready"
+MODEL_SCRIPT, READY_SCRIPT, GRPC_SCRIPT = "model.lua", "ready.lua", "grpc.lua"
+
+_FOLDER = Path(__file__).parent
+_LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
+
+
+def lua_filter(topology: Topology) -> Config:
+    """The Lua filter with its default script and those that single routes choose."""
+    main = _status_lua(topology) + _read("filter.lua")
+    scripts = {
+        MODEL_SCRIPT: main + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
+        + _read(MODEL_SCRIPT),
+        READY_SCRIPT: main + _pools_lua(topology) + _assignments(READY_RPC=READY_RPC) + _read(READY_SCRIPT),
+        # gRPC callers get a request id; errors stay as the service sent them.
+        GRPC_SCRIPT: main + "envoy_on_response = nil\n",
+    }
+    return {
+        "@type": _LUA,
+        "default_source_code": {"inline_string": main},
+        "source_codes": {name: {"inline_string": text} for name, text in scripts.items()},
+    }
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _status_lua(topology: Topology) -> str:
+    rows = "".join(f"  [{number}] = {_row(reply)},\n" for number, reply in status_table(topology).items())
+    return f"local STATUS = {{\n{rows}}}\n"
+
+
+def _row(reply: Reply) -> str:
+    body = json.dumps({"detail": reply.detail, "code": reply.code}, separators=(",", ":"))
+    body = body.replace("%", "%%").removesuffix("}") + ',"request_id":"%s"}'
+    fields = f"status = {quote(str(reply.status))}, body = {quote(body)}"
+    if reply.status == 503:
+        fields += f", retry_after = {quote(str(RETRY_AFTER_SECONDS))}"
+    return f"{{ {fields} }}"
+
+
+def _pools_lua(topology: Topology) -> str:
+    return f"local POOLS = {{ {', '.join(quote(pool.name) for pool in topology.pools)} }}\n"
+
+
+def _assignments(**values: str) -> str:
+    return "".join(f"local {name} = {quote(value)}\n" for name, value in values.items())
+
+
+def quote(text: str) -> str:
+    """A Lua string literal; ASCII text only reads the same in JSON and Lua."""
+    literal = json.dumps(text)
+    if "\\u" in literal:
+        raise ValueError(f"not a plain ASCII text: {text!r}")
+    return literal

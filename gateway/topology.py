@@ -1,0 +1,206 @@
+"""The one topology: which pools exist, where they listen and what the gateway allows.
+
+Written by `search-foundation up`, or made from Helm values; everything the gateway does follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from services.core.catalog.types import Capability
+
+LogTarget = Literal["stdout", "stderr"] | Path
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Address(_Part):
+    """Where one endpoint listens: ``host:port``, ``[v6]:port`` or ``unix:/path``."""
+
+    host: str = ""
+    port: int = Field(0, ge=0, le=65535)
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read the written form; raises ValueError naming the text."""
+        if text.startswith("unix:"):
+            return cls(path=text.removeprefix("unix:").removeprefix("//"))
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"'{text}' is not an address: write host:port or unix:/path")
+        return cls(host=host, port=int(port))
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ServerTls(_Part):
+    """Certificate that a listener shows; with ``client_ca`` it asks callers for theirs."""
+
+    certificate: Path
+    private_key: Path
+    client_ca: Path | None = None
+
+
+class ClientTls(_Part):
+    """How the gateway calls the services: whom it trusts, and its own certificate for mTLS.
+
+    ``server_name`` is the name their certificate must bear; the address's host when unset.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    private_key: Path | None = None
+    server_name: str | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key go together")
+        return self
+
+
+class Listener(_Part):
+    """One port the gateway listens on."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=0, le=65535)
+    tls: ServerTls | None = None
+
+
+class Pool(_Part):
+    """Endpoints that serve the same models for the same capabilities.
+
+    A request goes to the pool of its capability that names its model, one without a known model to the
+    first pool of the capability, which answers with what it serves.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    capabilities: tuple[Capability, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    addresses: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("addresses")
+    @classmethod
+    def _addresses_parse(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(Address.parse(address)) for address in addresses)
+
+    @property
+    def endpoints(self) -> tuple[Address, ...]:
+        """The addresses, parsed."""
+        return tuple(Address.parse(address) for address in self.addresses)
+
+
+class Limits(_Part):
+    """What callers and pools may take. Sizes in bytes."""
+
+    max_body_bytes: int = Field(64 << 20, ge=1)
+    max_response_bytes: int = Field(256 << 20, ge=1)
+    max_header_kib: int = Field(60, ge=1, le=8192)
+    max_connections: int = Field(10_000, ge=1)
+    max_requests_per_pool: int = Field(2_048, ge=1, description="In flight; above it calls get 503.")
+    max_heap_bytes: int = Field(4 << 30, ge=1 << 26)
+
+
+class Timeouts(_Part):
+    """All in seconds."""
+
+    request: float = Field(60.0, gt=0, description="From the complete request to the complete answer.")
+    receive: float = Field(60.0, gt=0, description="For a caller to send all of a request.")
+    headers: float = Field(10.0, gt=0, description="For a caller to send the headers.")
+    idle: float = Field(300.0, gt=0, description="Connection without a request.")
+    connect: float = Field(1.0, gt=0, description="Connecting to an endpoint.")
+    drain: float = Field(5.0, ge=0, description="Finishing connections when a listener closes.")
+
+
+class HealthCheck(_Part):
+    """Active gRPC health checks of every endpoint. Times in seconds."""
+
+    interval: float = Field(2.0, gt=0)
+    unhealthy_interval: float = Field(0.5, gt=0, description="While an endpoint does not serve.")
+    timeout: float = Field(1.0, gt=0)
+    unhealthy_after: int = Field(2, ge=1)
+
+
+class Cors(_Part):
+    """Browsers' origins that may call; ``*`` for any. Credentials (cookies) are never allowed."""
+
+    origins: tuple[str, ...] = ("*",)
+    max_age: int = Field(86_400, ge=0, description="Seconds a browser may keep the answer.")
+
+
+class Topology(_Part):
+    """Everything the gateway's configuration is made from.
+
+    ``grpc_listener`` opens a port for gRPC alone; the main listener takes gRPC calls too. ``workers`` are
+    Envoy's threads. ``trusted_proxies`` counts the proxies in front whose X-Forwarded-For is believed.
+    ``redis`` says that the services are configured with Redis, which makes it part of readiness.
+    """
+
+    listener: Listener
+    grpc_listener: Listener | None = None
+    admin: Listener | None = None
+    pools: tuple[Pool, ...] = Field(min_length=1)
+    services_tls: ClientTls | None = None
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    health_check: HealthCheck = HealthCheck()
+    cors: Cors = Cors()
+    compression: bool = False
+    workers: int = Field(1, ge=1)
+    trusted_proxies: int = Field(0, ge=0)
+    access_log: LogTarget | None = "stdout"
+
+    @model_validator(mode="after")
+    def _each_model_has_one_pool(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) != len(names):
+            raise ValueError("pool names must differ")
+        owners: dict[tuple[Capability, str], str] = {}
+        for pool in self.pools:
+            for capability in pool.capabilities:
+                for model in pool.models:
+                    other = owners.setdefault((capability, model), pool.name)
+                    if other != pool.name:
+                        raise ValueError(f"pools '{other}' and '{pool.name}' both serve {model} for {capability}")
+        return self
+
+    def pools_of(self, capability: Capability) -> tuple[Pool, ...]:
+        """The pools that serve a capability, the default one first."""
+        return tuple(pool for pool in self.pools if capability in pool.capabilities)
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """Every capability that some pool serves, in a stable order."""
+        return tuple(c for c in Capability if self.pools_of(c))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that some pool serves, in the order written, once."""
+        return tuple(dict.fromkeys(model for pool in self.pools for model in pool.models))
+
+
+def parse(document: Mapping[str, Any]) -> Topology:
+    """Make a topology from plain data; raises pydantic's ValidationError."""
+    return Topology.model_validate(document)
+
+
+def load(path: Path) -> Topology:
+    """Read a topology from a YAML file; raises OSError, YAMLError or ValidationError."""
+    return parse(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
+def dump(topology: Topology) -> str:
+    """Write a topology as the YAML that ``load`` reads; defaults are left out."""
+    return yaml.safe_dump(topology.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
