@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
 
-.PHONY: setup servers run test soak lint protos bench clean
+.PHONY: setup servers run test soak lint protos docs bench clean
 
 setup: $(VENV)/.stamp protos
 
@@ -43,6 +43,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/settings-table --check
+
+docs: setup
+	$(BIN)/python scripts/settings-table
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -151,7 +151,8 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.INTERNAL_ERROR: ErrorSpec(
         500,
         grpc.StatusCode.INTERNAL,
-        "An unexpected error occurred. If this persists, contact support with the request_id from this response.",
+        "An unexpected error occurred. "
+        "If this persists, contact support with the request_id from this response.",
     ),
     ErrorCode.SERVICE_UNAVAILABLE: ErrorSpec(
         503,

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+PREFIX = "SF_"
+CONFIG_VARIABLE = "SF_CONFIG"
+"""Names the YAML file; the one variable with the prefix that is not a field."""
 
 
 class Tier(BaseModel):
@@ -31,7 +46,19 @@ TIERS: Mapping[str, Tier] = {
 class Settings(BaseSettings):
     """Everything an operator can set. Each field is the variable ``SF_<FIELD>``."""
 
-    model_config = SettingsConfigDict(env_prefix="SF_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables win over what is passed in, since what is passed in came from the YAML file."""
+        return env_settings, init_settings
 
     # Where things live
     data_dir: Path = Field(
@@ -57,6 +84,12 @@ class Settings(BaseSettings):
 
     # Models
     models: tuple[str, ...] = Field(("all-MiniLM-L6-v2",), description="Model ids this process serves.")
+    catalog_file: Path | None = Field(
+        None, description="YAML file of your own catalogue entries and aliases; see docs/models.md."
+    )
+    model_aliases: Mapping[str, str] = Field(
+        {}, description='JSON object: further name -> model id, as {"my-embedder": "all-MiniLM-L6-v2"}.'
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bf16 on CUDA and on CPUs with avx512_bf16 or AMX, else fp32."
@@ -124,3 +157,61 @@ class Settings(BaseSettings):
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("SF_TLS_CLIENT_CA needs SF_TLS_CERT")
         return self
+
+
+class ConfigurationError(Exception):
+    """The settings do not hold; the message is a sentence for the operator."""
+
+
+def load_settings(config: Path | None = None) -> Settings:
+    """Read the YAML file ``config`` (or the one ``SF_CONFIG`` names), then ``SF_*`` over it.
+
+    Raises ConfigurationError for a variable, key or value that is not a setting's.
+    """
+    if config is None and (named := os.environ.get(CONFIG_VARIABLE)):
+        config = Path(named)
+    _refuse_unknown({name for name in os.environ if name.startswith(PREFIX)} - {CONFIG_VARIABLE})
+    values = _read_yaml(config) if config else {}
+    try:
+        return Settings(**values)
+    except SettingsError as error:
+        raise ConfigurationError(f"Wrong setting: {error}: {error.__cause__}.") from error
+    except ValidationError as error:
+        raise ConfigurationError(_sentence(error)) from error
+
+
+def _refuse_unknown(variables: set[str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    for name in sorted(variables):
+        if name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigurationError(f"Unknown setting {name}.{hint}")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"Cannot read the settings file {path}: {error}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"The settings file {path} must hold a mapping of names to values.")
+    return {str(name): value for name, value in values.items()}
+
+
+def _sentence(error: ValidationError) -> str:
+    problems: list[str] = []
+    for item in error.errors(include_url=False, include_context=False):
+        if not item["loc"]:
+            problems.append(item["msg"].removeprefix("Value error, "))
+            continue
+        field, *inside = (str(part) for part in item["loc"])
+        name = ".".join([PREFIX + field.upper(), *inside])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"unknown setting '{field}'")
+        else:
+            # The value may be a secret: only the rule it breaks is told.
+            problems.append(f"{name}: {item['msg'].removeprefix('Value error, ')}")
+    return f"Wrong settings: {'; '.join(problems)}."
