@@ -103,6 +103,9 @@ class Settings(BaseSettings):
     max_items: int = Field(2048, ge=1, description="Items per embedding request.")
     max_body_bytes: int = Field(64 << 20, ge=1, description="Largest request body in bytes.")
     request_timeout_seconds: float = Field(60.0, gt=0, description="Deadline of a call without its own.")
+    stream_window: int = Field(
+        64, ge=1, description="Messages of one EmbedStream worked on at a time; beyond, it is not read."
+    )
     max_concurrent_calls: int = Field(4096, ge=1, description="Calls in flight above which a call gets 503.")
 
     # Process

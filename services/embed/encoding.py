@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from services.embed.types import Encoding, FloatMatrix
+from services.embed.types import Encoding
 
+FloatMatrix = npt.NDArray[np.float32]
 _OFFSET = 128
 
 

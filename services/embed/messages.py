@@ -10,10 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.call import Timings
-from services.embed.encoding import byte_rows
+from services.embed.encoding import FloatMatrix, byte_rows
 from services.embed.inputs import Location
 from services.embed.schemas import INPUT_NAMES
-from services.embed.types import EmbedResult, Encoding, FloatMatrix
+from services.embed.types import EmbedResult, Encoding
 
 TASKS = {
     common_pb2.TASK_RETRIEVAL_QUERY: "retrieval.query",

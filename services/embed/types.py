@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-FloatMatrix = npt.NDArray[np.float32]
+if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
+    from services.embed.encoding import FloatMatrix
 
 
 class Encoding(StrEnum):

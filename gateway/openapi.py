@@ -1,0 +1,281 @@
+"""The served OpenAPI document, made from the schemas that check requests and the tables that word errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from services.core.catalog.types import Capability, ModelSpec
+from services.core.errors import ERRORS, ErrorCode
+from services.embed.responses import EmbeddingResponse
+from services.embed.schemas import request_schema
+
+Document = dict[str, Any]
+
+_REF = "#/components/schemas/"
+_JSON = "application/json"
+_MODEL_ERRORS = (
+    ErrorCode.INPUT_MODEL_NOT_FOUND,
+    ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED,
+    ErrorCode.INPUT_INVALID,
+    ErrorCode.INPUT_TOO_LARGE,
+    ErrorCode.AUTH_MISSING_API_KEY,
+    ErrorCode.AUTH_INVALID_API_KEY,
+    ErrorCode.AUTH_INVALID_FORMAT,
+    ErrorCode.AUTHZ_INSUFFICIENT_BALANCE,
+    ErrorCode.VALIDATION_ERROR,
+    ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED,
+    ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED,
+    ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
+    ErrorCode.RATE_IP_LIMIT_EXCEEDED,
+    ErrorCode.INTERNAL_ERROR,
+    ErrorCode.SERVICE_UNAVAILABLE,
+    ErrorCode.SERVICE_TIMEOUT,
+)
+_RETRIED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_DESCRIPTION = """\
+Self-hosted Search Foundation API: vectors from the models this server runs.
+
+Send the key as `Authorization: Bearer <key>`; the server's operator makes keys, or runs it without.
+Unknown fields of a request are ignored, and `null` means the default. Failures answer
+`{detail, code, request_id}`; a 422 also names the fields in `errors`.
+"""
+
+
+class ErrorResponse(BaseModel):
+    """Body of a failure."""
+
+    detail: str = Field(description="What went wrong, for people.")
+    code: str = Field(description="What went wrong, for programs.")
+    request_id: str = Field(description="Names this request in the server's logs.")
+
+
+class ValidationErrorItem(BaseModel):
+    """One refused field."""
+
+    field: str = Field(description="Where it is: `body -> <model> -> <field>`.")
+    message: str = Field(description="What is wrong with it.")
+    type: str = Field(description="Kind of the error.")
+    input: Any = Field(description="The refused value, cut short.")
+
+
+class HTTPValidationError(ErrorResponse):
+    """Body of a 422."""
+
+    errors: list[ValidationErrorItem]
+
+
+class ModelPricing(BaseModel):
+    """Prices, in the form other tools expect; a server of one's own asks none."""
+
+    prompt: str
+    completion: str
+    image: str
+    request: str
+    input_cache_read: str
+    input_cache_write: str
+
+
+class ModelDatacenter(BaseModel):
+    """Where a model runs."""
+
+    country_code: str
+
+
+class ModelInfo(BaseModel):
+    """A model this server runs."""
+
+    id: str = Field(description="Full id; requests take it with or without its prefix.")
+    object: Literal["model"]
+    owned_by: str
+    hugging_face_id: str = Field(description="Repository of the weights.")
+    name: str
+    created: int = Field(description="Unix time of the model's release.")
+    input_modalities: list[str]
+    output_modalities: list[str]
+    quantization: str
+    context_length: int = Field(description="Longest input in tokens.")
+    max_output_length: int = Field(description="Width of a vector.")
+    pricing: ModelPricing
+    supported_sampling_parameters: list[str]
+    supported_features: list[str]
+    description: str
+    datacenters: list[ModelDatacenter]
+
+
+class ModelListResponse(BaseModel):
+    """All models of this server."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class Health(BaseModel):
+    """The gateway is up."""
+
+    status: Literal["ok"]
+
+
+class Readiness(Health):
+    """Every pool answers."""
+
+    checks: dict[str, dict[str, Any]] = Field(description="What each pool says of itself.")
+
+
+class Unready(ErrorResponse):
+    """Some pool does not answer."""
+
+    status: Literal["unavailable"]
+    checks: dict[str, dict[str, Any]] = Field(description="What each pool says of itself.")
+
+
+def build_openapi(served: Mapping[Capability, Sequence[ModelSpec]], *, max_items: int = 2048) -> Document:
+    """Describe a gateway whose pools serve these models for these capabilities.
+
+    ``max_items`` is the services' limit on the list form of ``input``.
+    """
+    embedders = [request_schema(spec, max_items) for spec in served.get(Capability.EMBED, ())]
+    answers: list[type[BaseModel]] = [
+        EmbeddingResponse,
+        ErrorResponse,
+        HTTPValidationError,
+        ModelListResponse,
+        Health,
+        Readiness,
+        Unready,
+    ]
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        *((model, "validation") for model in embedders),
+        *((model, "serialization") for model in answers),
+    ]
+    _, definitions = models_json_schema(models, ref_template=f"{_REF}{{model}}")
+    paths = {**_health_paths(), **_model_paths()}
+    if embedders:
+        ids = [spec.id for spec in served[Capability.EMBED]]
+        paths["/v1/embeddings"] = {"post": _embeddings(dict(zip(ids, embedders, strict=True)))}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "search-foundation",
+            "version": version("search-foundation"),
+            "description": _DESCRIPTION,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"HTTPBearer": {"type": "http", "scheme": "bearer"}},
+        },
+        "tags": [
+            {"name": "Embeddings", "description": "Turn texts into vectors."},
+            {"name": "Models", "description": "What this server runs."},
+            {"name": "Health", "description": "For load balancers and people."},
+        ],
+    }
+
+
+def _embeddings(requests: Mapping[str, type[BaseModel]]) -> Document:
+    refs = {model: f"{_REF}{schema.__name__}" for model, schema in requests.items()}
+    return {
+        "tags": ["Embeddings"],
+        "summary": "Embed texts",
+        "description": "Answers one vector per input, in the order of the inputs. All or nothing.",
+        "operationId": "create_embeddings",
+        "security": [{"HTTPBearer": []}],
+        "requestBody": {
+            "required": True,
+            "content": {
+                _JSON: {
+                    "schema": {
+                        "title": "Embedding Request",
+                        "oneOf": [{"$ref": ref} for ref in refs.values()],
+                        "discriminator": {"propertyName": "model", "mapping": refs},
+                    }
+                }
+            },
+        },
+        "responses": {
+            "200": _answer("One vector per input.", EmbeddingResponse, headers=_LIMIT_HEADERS | _TIME_HEADER),
+            **_errors(_MODEL_ERRORS),
+        },
+    }
+
+
+def _model_paths() -> Document:
+    parameter = {
+        "name": "model_id",
+        "in": "path",
+        "required": True,
+        "description": "Id of the model, with or without its prefix; the slash may be sent as it is.",
+        "schema": {"type": "string"},
+    }
+    describe = _read("Models", "Describe a model", "get_model", ModelInfo, "The model.")
+    describe["parameters"] = [parameter]
+    describe["responses"] |= _errors([ErrorCode.RESOURCE_NOT_FOUND])
+    return {
+        "/v1/models": {
+            "get": _read("Models", "List the models", "list_models", ModelListResponse, "The models.")
+        },
+        "/v1/models/{model_id}": {"get": describe},
+    }
+
+
+def _health_paths() -> Document:
+    ready = _read("Health", "Whether requests would be answered", "ready", Readiness, "All pools answer.")
+    ready["responses"]["503"] = _answer("Some pool does not answer.", Unready)
+    return {
+        "/health": {"get": _read("Health", "Whether the gateway runs", "health", Health, "It does.")},
+        "/live": {"get": _read("Health", "Whether the gateway runs", "live", Health, "It does.")},
+        "/ready": {"get": ready},
+    }
+
+
+def _read(tag: str, summary: str, name: str, model: type[BaseModel], description: str) -> Document:
+    return {
+        "tags": [tag],
+        "summary": summary,
+        "operationId": name,
+        "responses": {"200": _answer(description, model)},
+    }
+
+
+def _answer(description: str, model: type[BaseModel], headers: Document | None = None) -> Document:
+    answer: Document = {
+        "description": description,
+        "content": {_JSON: {"schema": {"$ref": f"{_REF}{model.__name__}"}}},
+    }
+    return answer | {"headers": headers} if headers else answer
+
+
+def _errors(codes: Iterable[ErrorCode]) -> Document:
+    """Describe the answers by status. Braces in the texts stand for what a request fills in."""
+    texts: dict[int, list[str]] = {}
+    for code in codes:
+        spec = ERRORS[code]
+        texts.setdefault(spec.http_status, []).append(f"- **{code}**: {spec.template}")
+    return {str(status): _error(status, "\n".join(texts[status])) for status in sorted(texts)}
+
+
+def _error(status: int, description: str) -> Document:
+    body = HTTPValidationError if status == HTTPStatus.UNPROCESSABLE_ENTITY else ErrorResponse
+    return _answer(description, body, headers=_RETRY_HEADER if status in _RETRIED else None)
+
+
+def _header(description: str, kind: str) -> Document:
+    return {"description": description, "schema": {"type": kind}}
+
+
+_LIMIT_HEADERS = {
+    "X-Request-Id": _header("Names this request in the server's logs.", "string"),
+    "X-RateLimit-Remaining-Requests": _header(
+        "Requests left in this minute; absent without a limit.", "integer"
+    ),
+    "X-RateLimit-Remaining-Tokens": _header("Tokens left in this minute; absent without a limit.", "integer"),
+}
+_TIME_HEADER = {"Server-Timing": _header("Milliseconds of tokenize, queue and inference.", "string")}
+_RETRY_HEADER = {"Retry-After": _header("Seconds to wait before trying again.", "integer")}

@@ -1,0 +1,35 @@
+"""What embedding is, for every door: run the model, shape the vectors, book the tokens."""
+
+from __future__ import annotations
+
+from services.core.call import Call
+from services.core.inference import EmbedOptions, Engine, finish
+from services.embed.types import EmbedRequest, EmbedResult
+
+
+class Embedder:
+    """Embeds with the models of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def embed(self, request: EmbedRequest, call: Call) -> EmbedResult:
+        """Embed all texts of ``request``, on behalf of ``call``, whose model and tokens are filled in.
+
+        Raises ``ServiceError``: a text too long without ``truncate``, the key's limits, a full queue, an
+        expired call.
+        """
+        call.model = request.model
+        model = self._engine.embedder(request.model)
+        options = EmbedOptions(
+            task=request.task, truncate=request.truncate, late_chunking=request.late_chunking
+        )
+        raw = await model.embed(request.texts, options, call)
+        tokens = sum(raw.token_counts)
+        call.usage_tokens += tokens
+        return EmbedResult(
+            model=request.model,
+            vectors=finish(raw.vectors, dimensions=request.dimensions, normalized=request.normalized),
+            encodings=request.encodings,
+            total_tokens=tokens,
+        )

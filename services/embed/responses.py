@@ -1,0 +1,42 @@
+"""The answer of ``POST /v1/embeddings``, for the OpenAPI document only; ``rest`` writes answers by hand."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from services.embed.schemas import EncodingName
+
+Number = int | float
+Vector = list[Number] | str
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens of a request, special tokens included. Both counts are the same number."""
+
+    total_tokens: int = Field(description="Tokens billed, after truncation.", ge=0)
+    prompt_tokens: int = Field(description="Tokens of the input.", ge=0)
+
+
+class SingleEmbeddingData(BaseModel):
+    """The vector of one input."""
+
+    object: Literal["embedding"] = Field(description="Always `embedding`.")
+    index: int = Field(description="Position of the input, from 0.", ge=0)
+    embedding: Vector = Field(
+        description="Numbers for `float`, `binary` and `ubinary`, a string for `base64`. "
+        "In the first type asked for."
+    )
+    embeddings_by_type: dict[EncodingName, Vector] | None = Field(
+        None, description="The vector in every type asked for; only there when several were."
+    )
+
+
+class EmbeddingResponse(BaseModel):
+    """One vector per input, in the order of the inputs."""
+
+    model: str = Field(description="Id of the model that answered, without a prefix.")
+    object: Literal["list"] = Field(description="Always `list`.")
+    usage: EmbeddingUsage
+    data: list[SingleEmbeddingData]
