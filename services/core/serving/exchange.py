@@ -1,0 +1,139 @@
+"""One call on the wire: its messages parsed and rendered, its headers sent."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+from google.api import httpbody_pb2
+from google.protobuf.message import DecodeError
+
+from services.core.call import Call
+from services.core.errors import ErrorCode, ServiceError
+from services.core.serving.doors import Admission
+from services.core.serving.failure import grpc_message, trailing_metadata
+from services.core.serving.metrics import OK
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Headers = tuple[tuple[str, str], ...]
+
+_sane_request_id = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method: ``path`` is ``/package.Service/Method``. A missing codec passes bytes through."""
+
+    capability: str
+    path: str
+    streaming: bool
+    parse: Callable[[bytes], Any] | None
+    render: Callable[[Any], bytes] | None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A call, its route and what became of it (``code``: ``OK``, ``CANCELLED`` or an error code)."""
+
+    route: Route
+    context: Context
+    call: Call
+    authorization: str | None
+    admission: Admission | None = None
+    code: str = OK
+
+    async def receive(self) -> Any:
+        """Read the only message of a unary request."""
+        raw = await self.context.read()
+        if raw is grpc.aio.EOF:
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason="The call holds no request message.")
+        return self._parse(raw)
+
+    async def receive_all(self) -> AsyncIterator[Any]:
+        """Read the messages of a streaming request as they come."""
+        while (raw := await self.context.read()) is not grpc.aio.EOF:
+            yield self._parse(raw)
+
+    async def answer(self, response: Any) -> bytes:
+        """Render the only message of a unary response, its headers first.
+
+        The gateway turns leading metadata into HTTP headers; gRPC callers find the same entries in the
+        trailing metadata, which costs no write of its own.
+        """
+        rendered = self._render(response)
+        if isinstance(response, httpbody_pb2.HttpBody):
+            await self.context.send_initial_metadata((*self._limits(), self._timing()))
+        else:
+            self.context.set_trailing_metadata((*self._limits(), self._timing()))
+        return rendered
+
+    async def answer_all(self, responses: AsyncIterator[Any]) -> None:
+        """Write the messages of a streaming response as they come."""
+        begun = False
+        async for response in responses:
+            rendered = self._render(response)
+            if not begun and isinstance(response, httpbody_pb2.HttpBody):
+                await self.context.send_initial_metadata(self._limits())
+            begun = True
+            await self.context.write(rendered)
+        self.context.set_trailing_metadata((*self._limits(), self._timing()))
+
+    async def fail(self, error: ServiceError) -> None:
+        """End the call with an error; raises ``grpc.aio.AbortError`` as every abort does."""
+        metadata = trailing_metadata(error, self.call.request_id)
+        if self.admission is not None:
+            present = {name for name, _ in metadata}
+            metadata += tuple(item for item in _lower(self.admission.headers()) if item[0] not in present)
+        await self.context.abort(error.spec.grpc_status, grpc_message(error), metadata)
+
+    def _parse(self, raw: bytes) -> Any:
+        if self.route.parse is None:
+            return raw
+        try:
+            return self.route.parse(raw)
+        except DecodeError:
+            reason = f"The request is not a message of the type that {self.route.path} takes."
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason) from None
+
+    def _render(self, response: Any) -> bytes:
+        return response if self.route.render is None else self.route.render(response)
+
+    def _limits(self) -> Headers:
+        headers = () if self.admission is None else _lower(self.admission.headers())
+        return (("x-request-id", self.call.request_id), *headers)
+
+    def _timing(self) -> tuple[str, str]:
+        timings = self.call.timings
+        total = time.monotonic() - self.call.started
+        return (
+            "server-timing",
+            f"tokenize;dur={timings.tokenize * 1e3:.2f}, queue;dur={timings.queue * 1e3:.2f}, "
+            f"inference;dur={timings.inference * 1e3:.2f}, total;dur={total * 1e3:.2f}",
+        )
+
+
+arrived_with: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("arrived_with")
+"""The metadata of the call, kept from the look-up of its handler, since each call of
+``context.invocation_metadata()`` makes all of it anew."""
+
+
+def begin(route: Route, context: Context, metadata: Sequence[tuple[str, str | bytes]]) -> Exchange:
+    """Start the exchange of an arriving call: take its request id, or make one."""
+    request_id = ""
+    authorization: str | None = None
+    for key, value in metadata:
+        if key == "x-request-id":
+            request_id = value if isinstance(value, str) and _sane_request_id(value) else ""
+        elif key == "authorization" and isinstance(value, str):
+            authorization = value
+    return Exchange(route, context, Call(request_id=request_id or uuid.uuid4().hex), authorization)
+
+
+def _lower(headers: Mapping[str, str]) -> Headers:
+    return tuple((name.lower(), value) for name, value in headers.items())

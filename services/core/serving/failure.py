@@ -1,0 +1,141 @@
+"""Rendering of errors: one failed call, told to gRPC callers and to the gateway at once.
+
+A call ends with its gRPC status, ``google.rpc`` details in ``grpc-status-details-bin``, and with
+``sf-http-status`` and ``sf-http-body``, which the gateway answers REST callers with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf import any_pb2, duration_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+
+from services.core.errors import FieldError, ServiceError
+from services.core.serving.preview import clip, percent_width, preview
+
+DOMAIN = "search-foundation"
+
+# gRPC peers take 8 KiB of metadata in all unless told otherwise, names and base64 included.
+_BODY_BYTES = 3584
+_DETAIL_BYTES = 1024
+_MESSAGE_BYTES = 768
+_DETAILS_BYTES = 1536
+_ENTRY_BYTES = {"field": 256, "message": 512, "type": 64}
+_INPUT_BYTES = 1024
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+def http_body(error: ServiceError, request_id: str) -> str:
+    """The REST body in printable ASCII: ``detail``, ``code``, ``request_id`` and, on 422, ``errors``.
+
+    At most ``_BODY_BYTES`` long: texts are cut, offending values previewed, entries beyond that left out.
+    """
+    body: dict[str, Any] = {
+        "detail": clip(error.detail, _DETAIL_BYTES),
+        "code": error.code.value,
+        "request_id": request_id,
+    }
+    if error.field_errors:
+        body["errors"] = list(_entries(error, _BODY_BYTES - len(_dump(body)) - len(',"errors":[]')))
+    return _dump(body)
+
+
+def rpc_status(error: ServiceError, request_id: str) -> status_pb2.Status:
+    """The same failure as ``google.rpc.Status`` with ErrorInfo, RequestInfo, RetryInfo and BadRequest."""
+    status = status_pb2.Status(code=error.spec.grpc_status.value[0], message=grpc_message(error))
+    _add(
+        status,
+        error_details_pb2.ErrorInfo(
+            reason=error.code.value,
+            domain=DOMAIN,
+            metadata={"http_status": str(error.spec.http_status)},
+        ),
+    )
+    _add(status, error_details_pb2.RequestInfo(request_id=request_id))
+    seconds = retry_after(error)
+    if seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(math.ceil(seconds * 1000))
+        _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.field_errors:
+        _add(status, _bad_request(error, _DETAILS_BYTES - status.ByteSize()))
+    return status
+
+
+def retry_after(error: ServiceError) -> float | None:
+    """Seconds to wait before trying again; every 429 and 503 says so."""
+    if error.retry_after is None and error.spec.http_status in (429, 503):
+        return 1.0
+    return error.retry_after
+
+
+def grpc_message(error: ServiceError) -> str:
+    """The status message: the detail, bounded and free of characters that UTF-8 cannot carry."""
+    return clip(_utf8(error.detail), _MESSAGE_BYTES, percent_width)
+
+
+def trailing_metadata(error: ServiceError, request_id: str) -> Metadata:
+    """Everything that goes beside the gRPC status of a failed call."""
+    seconds = retry_after(error)
+    retry = () if seconds is None else (("retry-after", str(max(1, math.ceil(seconds)))),)
+    return (
+        ("x-request-id", request_id),
+        ("sf-http-status", str(error.spec.http_status)),
+        ("sf-http-body", http_body(error, request_id)),
+        ("grpc-status-details-bin", rpc_status(error, request_id).SerializeToString()),
+        *retry,
+        *error.headers.items(),
+    )
+
+
+def _entries(error: ServiceError, room: int) -> Iterator[dict[str, Any]]:
+    for field_error in error.field_errors:
+        entry = _entry(field_error)
+        room -= len(_dump(entry)) + 1
+        if room < 0:
+            return
+        yield entry
+
+
+def _entry(error: FieldError) -> dict[str, Any]:
+    shown = preview(error.input)
+    return {
+        "field": clip(error.field, _ENTRY_BYTES["field"]),
+        "message": clip(error.message, _ENTRY_BYTES["message"]),
+        "type": clip(error.type, _ENTRY_BYTES["type"]),
+        "input": shown if len(_dump(shown)) <= _INPUT_BYTES else f"({type(error.input).__name__})",
+    }
+
+
+def _bad_request(error: ServiceError, room: int) -> error_details_pb2.BadRequest:
+    violations: list[error_details_pb2.BadRequest.FieldViolation] = []
+    for field_error in error.field_errors:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=_utf8(clip(field_error.field, _ENTRY_BYTES["field"])),
+            description=_utf8(clip(field_error.message, _ENTRY_BYTES["message"])),
+        )
+        room -= violation.ByteSize() + 4
+        if room < 0 and violations:
+            break
+        violations.append(violation)
+    return error_details_pb2.BadRequest(field_violations=violations)
+
+
+def _add(status: status_pb2.Status, detail: message.Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _dump(value: Any) -> str:
+    # Python leaves DEL alone, which no header may hold.
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).replace("\x7f", "\\u007f")

@@ -1,0 +1,212 @@
+"""What every call passes, composed into one handler per method.
+
+grpc.aio's own interceptors cost a coroutine and a lookup each and see a call only after its message has
+been read. Here a method becomes a single handler that reads its messages itself: a call is authenticated and
+admitted before its body is taken in, bytes that do not parse are the caller's error, and all four kinds of
+method share one path: request id, tracing, deadline, authentication, limits, the servicer, errors, metrics,
+access log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from services.core.call import current_call
+from services.core.errors import ErrorCode, ServiceError
+from services.core.serving.doors import Access
+from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
+from services.core.serving.logs import AccessLog
+from services.core.serving.metrics import CALLS, CANCELLED
+from services.core.settings import Settings
+
+if TYPE_CHECKING:
+    from services.core.serving.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Work = Callable[[Exchange], Awaitable[bytes | None]]
+
+
+class Pipeline:
+    """Wraps the handlers of one server.
+
+    ``known_models`` bounds the model label of metrics: whatever else a capability names is left out.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        access: Access,
+        known_models: frozenset[str],
+        access_log: AccessLog | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._access = access
+        self._known_models = known_models
+        self._access_log = access_log
+        self._tracing = tracing
+        self._timeout = settings.request_timeout_seconds
+        self._limit = settings.max_concurrent_calls
+        self._calls = 0
+
+    def wrap(self, capability: str, path: str, handler: Handler) -> Handler:
+        """Put the pipeline around an async handler of any of the four kinds."""
+        streaming = handler.request_streaming or handler.response_streaming
+        route = Route(capability, path, streaming, handler.request_deserializer, handler.response_serializer)
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._entry(route, _streaming_work(path, handler)))
+        return grpc.stream_unary_rpc_method_handler(self._entry(route, _unary_work(path, handler)))
+
+    def _entry(self, route: Route, work: Work) -> Any:
+        async def enter(_requests: Any, context: Context) -> bytes | None:
+            exchange = begin(route, context, arrived_with.get())
+            current_call.set(exchange.call)
+            if self._tracing is None:
+                return await self._guarded(exchange, work)
+            return await self._traced(self._tracing, exchange, work)
+
+        return enter
+
+    async def _traced(self, tracing: Tracing, exchange: Exchange, work: Work) -> bytes | None:
+        metadata = {key: value for key, value in arrived_with.get() if isinstance(value, str)}
+        with tracing.span(exchange.route.path, exchange.call, metadata) as span:
+            try:
+                return await self._guarded(exchange, work)
+            finally:
+                span.finish(exchange.code)
+
+    async def _guarded(self, exchange: Exchange, work: Work) -> bytes | None:
+        """Run the call, count it, and end it with the right status whatever happens."""
+        self._calls += 1
+        CALLS.in_flight += 1
+        try:
+            return await self._in_time(exchange, work)
+        except ServiceError as error:
+            failure = error
+            exchange.code = error.code.value
+            if error.code is ErrorCode.INTERNAL_ERROR:
+                logger.exception("call failed", extra=_fields(exchange))
+        except asyncio.CancelledError:
+            # At a deadline of the caller's own, gRPC cancels the call before our clock goes off.
+            exchange.code = ErrorCode.SERVICE_TIMEOUT.value if exchange.call.expired else CANCELLED
+            raise
+        except grpc.aio.AbortError:
+            exchange.code = exchange.context.code().name
+            raise
+        except grpc.aio.InternalError:  # reading or writing failed: the caller is gone
+            exchange.code = CANCELLED
+            raise
+        except Exception:
+            failure = ServiceError(ErrorCode.INTERNAL_ERROR)
+            exchange.code = failure.code.value
+            logger.exception("call failed unexpectedly", extra=_fields(exchange))
+        finally:
+            self._calls -= 1
+            CALLS.in_flight -= 1
+            self._record(exchange)
+        await exchange.fail(failure)
+        return None
+
+    async def _in_time(self, exchange: Exchange, work: Work) -> bytes | None:
+        """Run the call under its deadline: the caller's own, else, for unary calls, the server's."""
+        if self._calls > self._limit:
+            raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE)
+        timeout = cast("float | None", exchange.context.time_remaining())
+        if timeout is None:
+            if exchange.route.streaming:
+                return await self._admitted(exchange, work)
+            timeout = self._timeout
+        exchange.call.deadline = exchange.call.started + timeout
+        clock = asyncio.timeout(timeout)
+        try:
+            async with clock:
+                return await self._admitted(exchange, work)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            raise ServiceError(ErrorCode.SERVICE_TIMEOUT, timeout_seconds=round(timeout, 3)) from None
+
+    async def _admitted(self, exchange: Exchange, work: Work) -> bytes | None:
+        call = exchange.call
+        principal = await self._access.authenticate(exchange.authorization)
+        call.tenant = principal.key_id
+        call.tier = principal.tier
+        admission = await self._access.admit(principal)
+        exchange.admission = admission
+        call.charge = admission.charge
+        try:
+            return await work(exchange)
+        finally:
+            await admission.release()
+
+    def _record(self, exchange: Exchange) -> None:
+        call, route = exchange.call, exchange.route
+        seconds = time.monotonic() - call.started
+        model = call.model if call.model in self._known_models else ""
+        CALLS.record(
+            call,
+            seconds,
+            capability=route.capability,
+            method=route.path,
+            model=model,
+            code=exchange.code,
+        )
+        if self._access_log is not None:
+            self._access_log.write(
+                {
+                    "request_id": call.request_id,
+                    "method": route.path,
+                    "code": exchange.code,
+                    "key": call.tenant,
+                    "model": model,
+                    "tokens": call.usage_tokens,
+                    "seconds": round(seconds, 6),
+                    "tokenize": round(call.timings.tokenize, 6),
+                    "queue": round(call.timings.queue, 6),
+                    "inference": round(call.timings.inference, 6),
+                }
+            )
+
+
+def _unary_work(path: str, handler: Handler) -> Work:
+    behaviour: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
+    if not inspect.iscoroutinefunction(behaviour):
+        raise TypeError(f"the handler of {path} is not a coroutine function")
+    if handler.request_streaming:
+
+        async def gather(exchange: Exchange) -> bytes:
+            return await exchange.answer(await behaviour(exchange.receive_all(), exchange.context))
+
+        return gather
+
+    async def answer(exchange: Exchange) -> bytes:
+        return await exchange.answer(await behaviour(await exchange.receive(), exchange.context))
+
+    return answer
+
+
+def _streaming_work(path: str, handler: Handler) -> Work:
+    behaviour: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+    if not inspect.isasyncgenfunction(behaviour):
+        raise TypeError(f"the handler of {path} is not an async generator function")
+
+    async def stream(exchange: Exchange) -> None:
+        request = exchange.receive_all() if handler.request_streaming else await exchange.receive()
+        async with aclosing(behaviour(request, exchange.context)) as responses:
+            await exchange.answer_all(responses)
+
+    return stream
+
+
+def _fields(exchange: Exchange) -> dict[str, Any]:
+    return {"fields": {"method": exchange.route.path, "request_id": exchange.call.request_id}}

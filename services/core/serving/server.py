@@ -1,0 +1,214 @@
+"""The gRPC server of one process: start, health, draining, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from services.core.serving.dispatch import Dispatcher
+from services.core.serving.doors import Access, Capability, Engine
+from services.core.serving.health import Health
+from services.core.serving.logs import AccessLog
+from services.core.serving.pipeline import Pipeline
+from services.core.settings import Settings
+
+if TYPE_CHECKING:
+    from services.core.serving.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+# A body as large as allowed still travels inside a protobuf message.
+_MESSAGE_OVERHEAD = 64 << 10
+
+
+class StopReason(Enum):
+    """Why the server stops."""
+
+    ASKED = "asked"
+    ENGINE_FAILED = "engine failed"
+
+
+class PortInUseError(Exception):
+    """The address to listen on is taken."""
+
+
+class Server:
+    """Serves capabilities until it is told to stop or the engine fails.
+
+    ``engine`` and ``access`` belong to the caller, who started them and stops them afterwards. With
+    ``share_port`` several processes may listen on one port.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        capabilities: Sequence[Capability],
+        engine: Engine,
+        access: Access,
+        *,
+        share_port: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._capabilities = capabilities
+        self._engine = engine
+        self._share_port = share_port
+        self._names = [name for capability in capabilities for name in capability.service_names]
+        self._health = Health(self._names)
+        self._access_log = AccessLog() if settings.access_log else None
+        self._tracing = _tracing(settings)
+        self._dispatcher = Dispatcher(
+            Pipeline(
+                settings,
+                access,
+                frozenset(spec.id for spec in engine.served),
+                self._access_log,
+                self._tracing,
+            )
+        )
+        self._reason: asyncio.Future[StopReason] | None = None
+        self._grpc: grpc.aio.Server | None = None
+        self._address = ""
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, as ``host:port``."""
+        return self._address
+
+    @property
+    def ready(self) -> bool:
+        """Whether health says SERVING."""
+        return self._health.serving
+
+    async def start(self) -> None:
+        """Listen as NOT_SERVING, start the capabilities, then say SERVING.
+
+        Raises:
+            PortInUseError: the address is taken.
+            OSError: a TLS file cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        self._reason = loop.create_future()
+        for capability in self._capabilities:
+            self._dispatcher.add_capability(capability)
+        self._dispatcher.add_public(self._health, self._names)
+        await self._health.begin()
+        self._grpc = grpc.aio.server(options=_options(self._settings, self._share_port))
+        self._grpc.add_generic_rpc_handlers((self._dispatcher,))
+        self.port = self._bind(self._grpc)
+        await self._grpc.start()
+        for capability in self._capabilities:
+            await capability.start()
+        self._engine.on_failure = lambda: loop.call_soon_threadsafe(self._on_engine_failure)
+        if not self._engine.healthy:
+            self._on_engine_failure()
+            return
+        await self._health.up()
+
+    async def wait(self) -> StopReason:
+        """Wait until there is a reason to stop; the caller then calls ``stop``."""
+        assert self._reason is not None, "start comes first"
+        return await asyncio.shield(self._reason)
+
+    def request_stop(self) -> None:
+        """Make ``wait`` return. For use on the event loop."""
+        self._stop_for(StopReason.ASKED)
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Say NOT_SERVING, let balancers notice, finish the calls in flight, and let go.
+
+        Takes ``grace_seconds`` at most; calls unfinished by then are cancelled. ``drain=False`` skips the
+        time for balancers.
+        """
+        assert self._grpc is not None, "start comes first"
+        deadline = time.monotonic() + self._settings.grace_seconds
+        await self._health.down()
+        if drain:
+            await asyncio.sleep(min(self._settings.drain_seconds, self._settings.grace_seconds / 2))
+        self._dispatcher.close_public_streams()
+        await self._grpc.stop(max(0.0, deadline - time.monotonic()))
+        for capability in self._capabilities:
+            await capability.stop()
+        if self._access_log is not None:
+            self._access_log.flush()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
+
+    def stop_on_signals(self) -> None:
+        """Make SIGTERM and SIGINT request a stop; a second one ends the process at once."""
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            self.request_stop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+
+    def _on_engine_failure(self) -> None:
+        logger.error("the engine failed; shutting down")
+        self._stop_for(StopReason.ENGINE_FAILED)
+
+    def _stop_for(self, reason: StopReason) -> None:
+        if self._reason is not None and not self._reason.done():
+            self._reason.set_result(reason)
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        settings = self._settings
+        address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
+        try:
+            if settings.tls_cert is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, _credentials(settings))
+        except RuntimeError:
+            raise PortInUseError(f"cannot listen on {address}: the address is taken or not ours") from None
+        self._address = f"{_bracketed(settings.host)}:{port}"
+        return port
+
+
+def _options(settings: Settings, share_port: bool) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_receive_message_length", settings.max_body_bytes + _MESSAGE_OVERHEAD),
+        ("grpc.max_send_message_length", -1),
+        # Dead peers are noticed within 80 s; a proxy may ping as often as every 5 s, calls or not.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        # Beyond the limit of calls a call is refused in words, which needs a stream to say it on.
+        ("grpc.max_concurrent_streams", 2 * settings.max_concurrent_calls),
+    ]
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    assert settings.tls_cert is not None
+    assert settings.tls_key is not None
+    client_ca = settings.tls_client_ca
+    return grpc.ssl_server_credentials(
+        [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
+        root_certificates=client_ca.read_bytes() if client_ca else None,
+        require_client_auth=client_ca is not None,
+    )
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if settings.otlp_endpoint is None:
+        return None
+    from services.core.serving.tracing import Tracing
+
+    return Tracing(settings.otlp_endpoint)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
