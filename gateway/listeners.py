@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.clusters import seconds
 from gateway.contract import descriptor_set, rest_services
+from gateway.cors import cors_filter
 from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE, grpc_replies, local_replies
 from gateway.routes import MODEL_KEY, grpc_host, rest_host, routes_by_model
@@ -20,6 +21,7 @@ _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 _CONNECTION_BUFFER = 1 << 20
 _MAX_DOCUMENT_BYTES = 8 << 20
+_NOWHERE = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 _ACCESS_LOG = {
     "time": "%START_TIME%",
     "request_id": "%REQ(X-REQUEST-ID)%",
@@ -89,7 +91,7 @@ def _manager(name: str, topology: Topology, host: Config, filters: list[Config])
         "use_remote_address": True,
         "xff_num_trusted_hops": topology.trusted_proxies,
         # Nobody is "internal": such callers could steer the gateway by x-envoy-* headers.
-        "internal_address_config": {},
+        "internal_address_config": {"cidr_ranges": [_NOWHERE]},
         "generate_request_id": False,
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
@@ -116,7 +118,7 @@ def _rest_filters(topology: Topology) -> list[Config]:
     if topology.compression:
         filters.append(_filter("compressor", _compressor()))
     if topology.cors.origins:
-        filters.append(_filter("cors", {"@type": f"{_FILTERS}.http.cors.v3.Cors"}))
+        filters.append({"name": "cors_headers", "typed_config": cors_filter(topology.cors)})
     filters.append(_filter("header_mutation", _without_grpc_headers()))
     filters.append(_filter("lua", lua_filter(topology)))
     if routes_by_model(topology):
@@ -155,7 +157,7 @@ def _model_to_metadata() -> Config:
     }
     return {
         "@type": f"{_FILTERS}.http.json_to_metadata.v3.JsonToMetadata",
-        "request_rules": {"rules": [rule], "allow_empty_content_type": True, "allow_content_types_regex": ".*"},
+        "request_rules": {"rules": [rule], "allow_empty_content_type": True, "allow_content_types_regex": {"regex": ".*"}},
     }
 
 
@@ -186,7 +188,7 @@ def _access_log(topology: Topology) -> list[Config]:
     if target is None:
         return []
     loggers = "type.googleapis.com/envoy.extensions.access_loggers"
-    log_format = {"json_format": _ACCESS_LOG, "json_format_options": {"sort_properties": False}}
+    log_format = {"json_format": _ACCESS_LOG}
     if target in ("stdout", "stderr"):
         kind = {"@type": f"{loggers}.stream.v3.{str(target).capitalize()}AccessLog"}
     else:

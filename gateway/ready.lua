@@ -71,6 +71,7 @@ function envoy_on_request(handle)
   if status == "503" then
     headers["retry-after"] = "1"
   end
+  handle:streamInfo():dynamicMetadata():set(NAMESPACE, VERBATIM, "yes")
   handle:respond(headers, head and "" or body)
 end
 

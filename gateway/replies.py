@@ -15,6 +15,7 @@ Config = dict[str, Any]
 RETRY_AFTER_SECONDS = 1
 METADATA_NAMESPACE = "searchfoundation"
 UNKNOWN_MODEL = "unknown_model"
+VERBATIM = "verbatim"
 
 _JSON = "application/json"
 _INVALID_HTTP = "The request is not valid HTTP."
@@ -47,6 +48,7 @@ def local_replies(topology: Topology) -> Config:
     )
     mappers = [
         *_grpc_mappers(),
+        {"filter": _has_metadata(VERBATIM), "body_format_override": _as_it_is(content_type=_JSON)},
         _mapper(_both(_status_is(404), _has_metadata(UNKNOWN_MODEL)), model),
         _mapper(_status_is(404), error_reply(ErrorCode.ROUTE_NOT_FOUND)),
         _mapper(_status_is(405), error_reply(ErrorCode.METHOD_NOT_ALLOWED)),
@@ -72,10 +74,13 @@ def grpc_replies() -> Config:
 
 def _grpc_mappers() -> list[Config]:
     # Envoy turns its own replies to gRPC callers into a gRPC status with the text as message.
-    text = {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}}
-    retry: Config = {"filter": _both(_is_grpc(), _status_is(503)), "body_format_override": text}
+    retry: Config = {"filter": _both(_is_grpc(), _status_is(503)), "body_format_override": _as_it_is()}
     retry["headers_to_add"] = [_retry_after()]
-    return [retry, {"filter": _is_grpc(), "body_format_override": text}]
+    return [retry, {"filter": _is_grpc(), "body_format_override": _as_it_is()}]
+
+
+def _as_it_is(**fields: str) -> Config:
+    return {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"}, **fields}
 
 
 def status_table(topology: Topology) -> dict[int, Reply]:
@@ -110,7 +115,6 @@ def body_format(reply: Reply) -> Config:
     return {
         "json_format": {"detail": reply.detail, "code": str(reply.code), "request_id": "%REQ(X-REQUEST-ID)%"},
         "content_type": _JSON,
-        "json_format_options": {"sort_properties": False},
     }
 
 
@@ -149,8 +153,10 @@ def _has_metadata(key: str) -> Config:
 
 
 def _is_grpc() -> Config:
-    match = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
-    return {"header_filter": {"header": match}}
+    grpc_content = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    # The transcoder has made a gRPC call of a REST call, too, and left the original path behind.
+    not_transcoded = {"name": "x-envoy-original-path", "present_match": False}
+    return _both({"header_filter": {"header": grpc_content}}, {"header_filter": {"header": not_transcoded}})
 
 
 def _both(one: Config, other: Config) -> Config:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.clusters import seconds
 from gateway.contract import RestCall, rest_calls, typed_services
+from gateway.cors import preflight_route
 from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE, error_reply
 from gateway.scripts import GRPC_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
@@ -23,13 +24,9 @@ READY_PATH = "/ready"
 MODELS_PREFIX = "/v1/models/"
 
 _LUA = "envoy.filters.http.lua"
-_CORS = "envoy.filters.http.cors"
 _READ_METHODS = ("GET", "HEAD")
 _VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
 _MODEL_PREFIX = "((jina-ai|jinaai)/)?"
-_EXPOSED_HEADERS = (
-    "retry-after,server-timing,x-request-id,x-ratelimit-remaining-requests,x-ratelimit-remaining-tokens"
-)
 # What the services never read; each header costs time in every process it passes.
 _NOT_FORWARDED = [
     "accept",
@@ -38,10 +35,9 @@ _NOT_FORWARDED = [
     "cache-control",
     "cookie",
     "expect",
-    "origin",
     "pragma",
     "referer",
-    "x-envoy-original-path",
+    "x-envoy-original-method",
     "x-envoy-expected-rq-timeout-ms",
     "x-forwarded-proto",
 ]
@@ -51,8 +47,12 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
     """Virtual host of the main listener."""
     documents = tuple(documents)
     routes = [
+        # A gRPC call is no REST call, whatever its path: without this the transcoder would let it pass.
+        _no_such_rpc("/v1/"),
         *(route for c in topology.capabilities for call in rest_calls(c) for route in _rest(call, c, topology)),
         *grpc_routes(topology),
+        _no_such_rpc("/"),
+        *([preflight_route(topology.cors)] if topology.cors.origins else []),
         *(_document(document) for document in documents),
         _ready(),
         *_wrong_methods(topology, documents),
@@ -63,14 +63,13 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
     host["request_headers_to_remove"] = _NOT_FORWARDED
     # The Lua filter needs it for the body of an error that a service did not describe.
     host["response_headers_to_add"] = [_set_header("x-request-id", "%REQ(X-REQUEST-ID)%")]
-    if topology.cors.origins:
-        host["typed_per_filter_config"] = {_CORS: _cors(topology)}
+    host["request_body_buffer_limit"] = topology.limits.max_body_bytes
     return host
 
 
 def grpc_host(topology: Topology) -> Config:
     """Virtual host of the listener for gRPC alone. Anything else answers UNIMPLEMENTED."""
-    routes = [*grpc_routes(topology), _error({"prefix": "/"}, ErrorCode.ROUTE_NOT_FOUND)]
+    routes = [*grpc_routes(topology), _no_such_rpc("/"), _error({"prefix": "/"}, ErrorCode.ROUTE_NOT_FOUND)]
     return {"name": "grpc", "domains": ["*"], "routes": routes}
 
 
@@ -117,6 +116,12 @@ def _grpc(match: Config, pool: Pool, topology: Topology) -> Config:
     action = _to(pool, topology, 0)
     action["max_stream_duration"] = {"grpc_timeout_header_max": "0s"}
     return {"match": match, "route": action, "typed_per_filter_config": {_LUA: _script(GRPC_SCRIPT)}}
+
+
+def _no_such_rpc(prefix: str) -> Config:
+    route = _error({"prefix": prefix, "grpc": {}}, ErrorCode.ROUTE_NOT_FOUND)
+    route["typed_per_filter_config"] = {_LUA: _script(GRPC_SCRIPT)}
+    return route
 
 
 def _to(pool: Pool, topology: Topology, timeout: float) -> Config:
@@ -228,19 +233,4 @@ def _script(name: str) -> Config:
 
 def _set_header(key: str, value: str) -> Config:
     return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-
-
-def _cors(topology: Topology) -> Config:
-    origins = topology.cors.origins
-    return {
-        "@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy",
-        "allow_origin_string_match": [
-            _regex(".*") if origin == "*" else {"exact": origin} for origin in origins
-        ],
-        "allow_methods": "GET, POST, DELETE, OPTIONS",
-        "allow_headers": "authorization, content-type, x-request-id, traceparent, tracestate",
-        "expose_headers": _EXPOSED_HEADERS,
-        "max_age": str(topology.cors.max_age),
-        "allow_credentials": False,
-    }
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gateway.replies import METADATA_NAMESPACE, RETRY_AFTER_SECONDS, UNKNOWN_MODEL, Reply, status_table
+from gateway.replies import METADATA_NAMESPACE, RETRY_AFTER_SECONDS, UNKNOWN_MODEL, VERBATIM, Reply, status_table
 from gateway.topology import Topology
 
 Config = dict[str, Any]
@@ -24,7 +24,9 @@ def lua_filter(topology: Topology) -> Config:
     scripts = {
         MODEL_SCRIPT: main + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
         + _read(MODEL_SCRIPT),
-        READY_SCRIPT: main + _pools_lua(topology) + _assignments(READY_RPC=READY_RPC) + _read(READY_SCRIPT),
+        READY_SCRIPT: main + _pools_lua(topology)
+        + _assignments(NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC)
+        + _read(READY_SCRIPT),
         # gRPC callers get a request id; errors stay as the service sent them.
         GRPC_SCRIPT: main + "envoy_on_response = nil\n",
     }
