@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import Any, cast
+from urllib.parse import quote
 
 import httpx
-from huggingface_hub import constants, hf_hub_url
+from huggingface_hub import constants
 from huggingface_hub.utils import build_hf_headers
 
 from services.core.catalog.types import ModelSpec
@@ -52,7 +53,7 @@ class Snapshot:
 
     def url(self, file: RemoteFile) -> str:
         """Address of ``file`` in this commit."""
-        return hf_hub_url(self.repository, file.name, revision=self.commit, endpoint=constants.ENDPOINT)
+        return f"{constants.ENDPOINT}/{self.repository}/resolve/{self.commit}/{quote(file.name)}"
 
 
 def client() -> httpx.Client:

@@ -151,7 +151,8 @@ def _append(url: str, file: RemoteFile, part: Path, http: httpx.Client, progress
         handle.seek(size)
         if answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return
-        for chunk in answer.iter_bytes(_CHUNK):
+        # no chunk size: what has arrived when the connection breaks must reach the file
+        for chunk in answer.iter_bytes():
             handle.write(chunk)
             progress(file, size := size + len(chunk))
             if size > file.size:

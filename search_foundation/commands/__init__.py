@@ -1,0 +1,1 @@
+"""The commands of ``search-foundation``, one module each."""

@@ -1,0 +1,247 @@
+"""``search-foundation models``: list the catalogue, show an entry, fetch weights, check a folder."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from search_foundation.commands.models_progress import pull_progress
+from services.core.catalog import Catalog, CatalogError
+from services.core.catalog.types import Capability, ModelSpec
+from services.core.catalog.weights import WeightsNotFound, locate, model_root, place
+from services.core.settings import Settings, load_settings
+
+Parsers = Any
+"""What ``add_subparsers`` returns; argparse has no public name for it."""
+
+
+def add_parser(subparsers: Parsers) -> None:
+    """Add the command and its own sub-commands."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "models", help="list the catalogue, fetch weights, check a folder of weights"
+    )
+    commands = parser.add_subparsers(dest="models_command", required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="list the models of the catalogue and where their weights are")
+    listing.add_argument("--capability", choices=[str(name) for name in Capability])
+    listing.add_argument("--json", action="store_true")
+    listing.set_defaults(models_run=_list)
+
+    show = commands.add_parser("show", help="show one entry of the catalogue")
+    show.add_argument("id")
+    show.add_argument("--json", action="store_true")
+    show.set_defaults(models_run=_show)
+
+    pull = commands.add_parser("pull", help="fetch the weights of models into SF_MODEL_DIR")
+    pull.add_argument("id", nargs="+")
+    pull.add_argument(
+        "--accept-license", action="store_true", help="accept a licence that does not allow commercial use"
+    )
+    pull.add_argument("--force", action="store_true", help="replace a folder that is there already")
+    pull.set_defaults(models_run=_pull)
+
+    check = commands.add_parser("check", help="say what a folder holds and whether it would load")
+    check.add_argument("folder", metavar="DIR|ID")
+    check.add_argument("--model", help="the model it should be; by default known by the folder's name")
+    check.add_argument("--json", action="store_true")
+    check.set_defaults(models_run=_check)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the sub-command; 0 if all is well, 1 if weights are not, 2 for a wrong name or catalogue."""
+    settings = load_settings()
+    command: Callable[[argparse.Namespace, Settings, Catalog], int] = args.models_run
+    try:
+        return command(args, settings, Catalog.load(settings.catalog_file, settings.model_aliases))
+    except CatalogError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _list(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
+    specs = [spec for spec in catalog.models.values() if args.capability in (None, *spec.capabilities)]
+    rows = [_row(spec, settings) for spec in sorted(specs, key=lambda spec: spec.id.lower())]
+    print(json.dumps(rows, indent=1) if args.json else _table(rows))
+    return 0
+
+
+def _row(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    return {
+        "id": spec.id,
+        "serves": sorted(map(str, spec.capabilities)),
+        "context": spec.context_length,
+        "dimensions": spec.dimensions or None,
+        "parameters": spec.parameters,
+        "licence": spec.licence,
+        "weights": place(spec, settings) or None,
+    }
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = [[name.upper() for name in next(iter(rows), {})]]
+    for row in rows:
+        shown = {**row, "serves": ",".join(row["serves"]), "parameters": amount(row["parameters"])}
+        lines.append(["-" if value is None else str(value) for value in shown.values()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def amount(number: int) -> str:
+    """A large count in a few characters: 22713216 -> ``22.7M``."""
+    for limit, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return str(number)
+
+
+def _show(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
+    spec = catalog.require(args.id)
+    facts = _facts(spec) | {"weights": place(spec, settings) or None}
+    if args.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        if value not in (None, "", [], {}):
+            print(f"{name.ljust(width)}  {json.dumps(value) if isinstance(value, dict) else _words(value)}")
+    return 0
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _facts(spec: ModelSpec) -> dict[str, Any]:
+    plain = dataclasses.asdict(spec)
+    plain["capabilities"] = sorted(map(str, spec.capabilities))
+    return json.loads(json.dumps(plain, default=str))
+
+
+def _pull(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
+    # imported late: only this sub-command needs an HTTP client
+    from services.core.catalog.hub import PullError, client
+
+    specs = [catalog.require(name) for name in args.id]
+    try:
+        with client() as http:
+            return max(_pull_one(spec, args, settings, http) for spec in specs)
+    except PullError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _pull_one(spec: ModelSpec, args: argparse.Namespace, settings: Settings, http: Any) -> int:
+    from services.core.catalog.hub import describe
+    from services.core.catalog.pull import pull
+
+    if not spec.commercial and not args.accept_license:
+        print(
+            f"The weights of {spec.weights_id} are under {spec.licence}, which does not allow commercial use "
+            "without an agreement. Add --accept-license if you accept that licence.",
+            file=sys.stderr,
+        )
+        return 1
+    snapshot = describe(spec, http)
+    pinned = "" if spec.revision == snapshot.commit else f", the head of {spec.revision} (none is pinned)"
+    print(f"{spec.weights_id}: {snapshot.repository} at {snapshot.commit}{pinned}")
+    print(f"{len(snapshot.files)} files, {snapshot.size:,} bytes")
+    print(f"licence: {spec.licence}; the model card says {snapshot.licence or 'nothing'}", flush=True)
+    target = model_root(settings) / spec.weights_id
+    with pull_progress(snapshot) as progress:
+        fetched = pull(snapshot, target, http, progress, replace=args.force)
+    print(f"{target}: fetched and verified." if fetched else f"{target}: already there.")
+    return 0
+
+
+def _check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
+    from services.core.catalog.folder import inspect
+
+    try:
+        folder, spec = _folder(args, settings, catalog)
+    except WeightsNotFound as error:
+        print(error, file=sys.stderr)
+        return 1
+    report = inspect(folder)
+    if spec is None:
+        spec = next(
+            (known for known in catalog.models.values() if known.repository == report.repository), None
+        )
+    problems = list(report.problems) or _load_problems(spec, folder)
+    facts = _facts_of(report, spec, problems)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        for name, value in facts.items():
+            _print_fact(name, value)
+    return 1 if problems else 0
+
+
+def _folder(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> tuple[Path, ModelSpec | None]:
+    named = catalog.require(args.model) if args.model else None
+    folder = Path(args.folder)
+    if folder.is_dir():
+        return folder, named or catalog.get(folder.resolve().name)
+    spec = catalog.get(args.folder)
+    if spec is None:
+        raise CatalogError(f"'{args.folder}' is neither a folder nor a model of the catalogue.")
+    return locate(spec, settings), named or spec
+
+
+def _by_repository(repository: str, catalog: Catalog) -> ModelSpec | None:
+    return next(
+        (spec for spec in catalog.models.values() if repository and spec.repository == repository), None
+    )
+
+
+def _load_problems(spec: ModelSpec | None, folder: Path) -> list[str]:
+    """Why the weights do not load, found by loading them on the CPU; empty if they do."""
+    if spec is None:
+        return ["It is not known which model this should be: name it with --model."]
+    import torch
+
+    from services.core.modeling.checkpoint import CheckpointError
+    from services.core.modeling.registry import load_text_encoder
+
+    try:
+        load_text_encoder(spec, folder, device=torch.device("cpu"), dtype=torch.float32)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
+
+
+def _facts_of(report: Any, spec: ModelSpec | None, problems: list[str]) -> dict[str, Any]:
+    return {
+        "folder": str(report.folder),
+        "origin": f"{report.repository} at {report.commit}" if report.commit else "unknown",
+        "model": spec.weights_id if spec else "unknown",
+        "family": spec.family.value if spec else "unknown",
+        "licence": (spec.licence if spec else "") or report.licence or "unknown",
+        "licence of the model card": report.licence or "not stated",
+        "config": dict(report.config),
+        "files": dict(report.files),
+        "bytes": sum(report.files.values()),
+        "tensors": report.tensors,
+        "values": dict(report.values),
+        "published parameters": spec.parameters if spec else None,
+        "loads": not problems,
+        "problems": problems,
+    }
+
+
+def _print_fact(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        print(f"{name}:")
+        for key, inner in value.items():
+            print(f"  {key}: {inner:,}" if isinstance(inner, int) else f"  {key}: {inner}")
+    elif isinstance(value, list):
+        for inner in value:
+            print(f"{name}: {inner}")
+    elif isinstance(value, bool):
+        print(f"{name}: {'yes' if value else 'no'}")
+    else:
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
