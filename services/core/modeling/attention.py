@@ -1,8 +1,8 @@
 """The one door to attention over a packed batch.
 
-On a CPU each group of equally long items runs as one dense product: nothing is padded and nothing masked.
-On CUDA the whole batch is one variable-length flash call, or, where a bias is needed or the dtype is not
-served by it, group by group as on the CPU.
+Nothing is padded and nothing masked. In bf16 the whole batch is one call: of the compiled kernel on a CPU
+that has AVX-512 BF16, of variable-length flash attention on CUDA. Otherwise (fp32, other CPUs, a bias on
+CUDA) each group of equally long items runs as one dense call of torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.core.modeling.native import ops
 from services.core.modeling.packed import Group, PackedBatch
 
 _BIAS_ELEMENTS = 1 << 24
@@ -33,6 +34,9 @@ def attention(
     (heads,) fp32 adds ``-slope * |i - j|`` to the scaled scores. ``scale`` defaults to
     ``head_dim ** -0.5``. Returns (tokens, heads, head_dim), contiguous.
     """
+    if ops.serves_attention(query, key, value):
+        factor = query.shape[2] ** -0.5 if scale is None else scale
+        return ops.attention(query, key, value, batch, causal=causal, slopes=alibi_slopes, scale=factor)
     varlen = query.is_cuda and alibi_slopes is None and query.dtype in (torch.float16, torch.bfloat16)
     if varlen:
         return _varlen(query, key, value, batch, causal=causal, scale=scale)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
-from services.core.modeling.attention import attention
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
-from services.core.modeling.linear import Linear, linear
-from services.core.modeling.packed import PackedBatch
+from services.core.modeling.native import encoder as native
+from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNorm, PostNormWeights
+from services.core.modeling.types import Backbone
 
 UNUSED = ("pooler.*", "cls.*", "embeddings.position_ids")
 """Tensors of BERT checkpoints that sentence vectors do not need."""
@@ -85,105 +84,52 @@ def _linear_shapes(name: str, out: int, into: int) -> dict[str, Shape]:
     return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
 
 
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """Layer norm over the last axis; the statistics are fp32 whatever the dtype."""
+def load_bert(
+    checkpoint: Checkpoint, config: BertConfig, device: torch.device, dtype: torch.dtype
+) -> Backbone:
+    """Read the encoder, without its pooler, from ``checkpoint``, with or without the ``bert.`` prefix.
 
-    weight: torch.Tensor
-    bias: torch.Tensor
-    epsilon: float
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the norm of ``x``, (rows, width)."""
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    heads: int
-    qkv: Linear
-    attended: Linear
-    attended_norm: Norm
-    up: Linear
-    down: Linear
-    down_norm: Norm
-
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        query, key, value = self.qkv(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
-        attended = attention(query, key, value, batch).view(x.shape)
-        x = self.attended_norm(self.attended.add(attended, x))
-        return self.down_norm(self.down.add(self.up.gelu(x), x))
+    CheckpointError if a tensor is missing, left over or of the wrong shape.
+    """
+    checkpoint.strip_prefix("bert.")
+    checkpoint.verify(shapes(config), unused=UNUSED)
+    weights = PostNormWeights(
+        words=checkpoint.tensor("embeddings.word_embeddings.weight"),
+        positions=_positions(checkpoint),
+        norm=_gain(checkpoint, "embeddings.LayerNorm"),
+        layers=(_layer(checkpoint, f"encoder.layer.{i}") for i in range(config.layers)),
+        heads=config.heads,
+        epsilon=config.epsilon,
+    )
+    if native.serves(config.width, config.inner, config.heads, device, dtype):
+        return native.FusedPostNorm(weights)
+    return PostNorm(weights, device, dtype)
 
 
-class Bert:
-    """The encoder without its pooler."""
-
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the network from ``checkpoint``, with or without the ``bert.`` prefix.
-
-        CheckpointError if the configuration or a tensor is not BERT's.
-        """
-        config = BertConfig.read(checkpoint.config)
-        checkpoint.strip_prefix("bert.")
-        checkpoint.verify(shapes(config), unused=UNUSED)
-        self.config = config
-        reader = _Reader(checkpoint, device, dtype, config.epsilon)
-        self._words = reader.tensor("embeddings.word_embeddings.weight")
-        self._positions = reader.positions()
-        self._norm = reader.norm("embeddings.LayerNorm")
-        self._layers = [reader.layer(f"encoder.layer.{i}", config.heads) for i in range(config.layers)]
-
-    @property
-    def width(self) -> int:
-        """Length of one hidden state."""
-        return self.config.width
-
-    def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states, (tokens, width). ValueError for an item beyond the positions."""
-        if batch.max_length > self.config.positions:
-            raise ValueError(f"{batch.max_length} tokens, the network has {self.config.positions} positions")
-        x = functional.embedding(batch.token_ids, self._words)
-        x = self._norm(x.add_(functional.embedding(batch.positions, self._positions)))
-        for layer in self._layers:
-            x = layer(x, batch)
-        return x
+def _positions(checkpoint: Checkpoint) -> torch.Tensor:
+    """Positions with the type of a single text already added, summed in fp32."""
+    table = checkpoint.tensor("embeddings.position_embeddings.weight", torch.float32)
+    types = checkpoint.tensor("embeddings.token_type_embeddings.weight", torch.float32)
+    return table + types[0]
 
 
-class _Reader:
-    """Tensors of a verified checkpoint in the form the layers take them."""
+def _gain(checkpoint: Checkpoint, name: str) -> Gain:
+    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
 
-    def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, epsilon: float
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._device = device
-        self._dtype = dtype
-        self._epsilon = epsilon
 
-    def tensor(self, name: str) -> torch.Tensor:
-        return self._checkpoint.tensor(name, self._dtype).to(self._device)
+def _dense(checkpoint: Checkpoint, *names: str) -> Dense:
+    weights = [checkpoint.tensor(f"{name}.weight") for name in names]
+    biases = [checkpoint.tensor(f"{name}.bias") for name in names]
+    return Dense(torch.cat(weights), torch.cat(biases))
 
-    def positions(self) -> torch.Tensor:
-        """Positions with the type of a single text already added, summed in fp32."""
-        table = self._checkpoint.tensor("embeddings.position_embeddings.weight", torch.float32)
-        types = self._checkpoint.tensor("embeddings.token_type_embeddings.weight", torch.float32)
-        return (table + types[0]).to(self._dtype).to(self._device)
 
-    def norm(self, name: str) -> Norm:
-        return Norm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"), self._epsilon)
-
-    def linear(self, *names: str) -> Linear:
-        weight = torch.cat([self._checkpoint.tensor(f"{n}.weight", self._dtype) for n in names])
-        bias = torch.cat([self._checkpoint.tensor(f"{n}.bias", self._dtype) for n in names])
-        return linear(weight, bias, self._device)
-
-    def layer(self, name: str, heads: int) -> _Layer:
-        return _Layer(
-            heads=heads,
-            qkv=self.linear(*(f"{name}.attention.self.{part}" for part in ("query", "key", "value"))),
-            attended=self.linear(f"{name}.attention.output.dense"),
-            attended_norm=self.norm(f"{name}.attention.output.LayerNorm"),
-            up=self.linear(f"{name}.intermediate.dense"),
-            down=self.linear(f"{name}.output.dense"),
-            down_norm=self.norm(f"{name}.output.LayerNorm"),
-        )
+def _layer(checkpoint: Checkpoint, name: str) -> LayerWeights:
+    projections = (f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
+    return LayerWeights(
+        query_key_value=_dense(checkpoint, *projections),
+        attended=_dense(checkpoint, f"{name}.attention.output.dense"),
+        attended_norm=_gain(checkpoint, f"{name}.attention.output.LayerNorm"),
+        up=_dense(checkpoint, f"{name}.intermediate.dense"),
+        down=_dense(checkpoint, f"{name}.output.dense"),
+        down_norm=_gain(checkpoint, f"{name}.output.LayerNorm"),
+    )

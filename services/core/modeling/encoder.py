@@ -14,7 +14,7 @@ from services.core.modeling.pooling import Pooling, span_means
 from services.core.modeling.tokenizer import Tokenizer
 from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head
 
-_CPU_PASS_TOKENS = 1024
+_CPU_PASS_TOKENS = 512
 """Tokens that go through all layers together on a CPU: more only push the activations out of the cache."""
 
 

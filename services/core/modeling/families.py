@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.bert import Bert
+from services.core.modeling.bert import BertConfig, load_bert
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.encoder import DenseHead, Encoder
 from services.core.modeling.pooling import POOLINGS, Pooling
@@ -40,19 +40,20 @@ def _load_bert(
     spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> TextEncoder:
     tokenizer = Tokenizer.load(checkpoint.directory)
-    network = Bert(checkpoint, device, dtype)
-    if tokenizer.vocabulary_size > network.config.vocabulary:
+    config = BertConfig.read(checkpoint.config)
+    network = load_bert(checkpoint, config, device, dtype)
+    if tokenizer.vocabulary_size > config.vocabulary:
         raise CheckpointError(
             f"{checkpoint.directory}: tokenizer.json has {tokenizer.vocabulary_size} ids, "
-            f"the network {network.config.vocabulary}"
+            f"the network {config.vocabulary}"
         )
-    if spec.max_tokens > network.config.positions:
+    if spec.max_tokens > config.positions:
         raise CheckpointError(
             f"{checkpoint.directory}: {spec.id} is to take {spec.max_tokens} tokens, "
-            f"the network has {network.config.positions} positions"
+            f"the network has {config.positions} positions"
         )
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
-    return Encoder(tokenizer, network, head, device, network.width)
+    return Encoder(tokenizer, network, head, device, config.width)
 
 
 _POOLING_SWITCHES: Mapping[str, str] = {

@@ -53,12 +53,11 @@ class AdapterRun:
 class PackedBatch:
     """Items sorted by adapter, then length, so that equal ones are neighbours and need no padding.
 
-    ``token_ids`` and ``positions`` (from 0 in each item) are (tokens,) int32 and ``cu_lengths``
-    (items + 1,) int32, all on the device. ``order[i]`` is the place that packed item i had in the input.
+    ``token_ids`` (tokens,) and ``cu_lengths`` (items + 1,) are int32 on the device. ``order[i]`` is the
+    place that packed item i had in the input.
     """
 
     token_ids: torch.Tensor
-    positions: torch.Tensor
     cu_lengths: torch.Tensor
     lengths: tuple[int, ...]
     order: tuple[int, ...]
@@ -80,6 +79,14 @@ class PackedBatch:
         """Where the tensors live."""
         return self.token_ids.device
 
+    def positions(self) -> torch.Tensor:
+        """Place of each token in its item, from 0; (tokens,) int32 on the device."""
+        places = torch.arange(self.tokens, dtype=torch.int32, device=self.device)
+        starts = torch.repeat_interleave(
+            self.cu_lengths[:-1], self.cu_lengths.diff(), output_size=self.tokens
+        )
+        return places - starts
+
 
 def pack(items: Sequence[Packable], device: torch.device) -> PackedBatch:
     """Lay ``items`` out behind one another on ``device``. ValueError for no item or an empty one."""
@@ -92,13 +99,10 @@ def pack(items: Sequence[Packable], device: torch.device) -> PackedBatch:
     if min(lengths) == 0:
         raise ValueError("an item has no tokens")
     ends = np.cumsum(lengths, dtype=np.int32)
-    starts = ends - np.asarray(lengths, dtype=np.int32)
     ids = np.concatenate([items[i].token_ids for i in order]).astype(np.int32, copy=False)
-    positions = np.arange(len(ids), dtype=np.int32) - np.repeat(starts, lengths)
     cu_lengths = np.concatenate([[0], ends]).astype(np.int32)
     return PackedBatch(
         token_ids=_to_device(ids, device),
-        positions=_to_device(positions, device),
         cu_lengths=_to_device(cu_lengths, device),
         lengths=lengths,
         order=tuple(order),

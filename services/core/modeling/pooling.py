@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import torch
 
+from services.core.modeling.native import ops
 from services.core.modeling.packed import PackedBatch
 
 Pooling: TypeAlias = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
@@ -18,6 +19,8 @@ def mean(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     if hidden.is_cuda:
         lengths = batch.cu_lengths.diff().long()
         return torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
+    if ops.serves_mean(hidden):
+        return ops.mean(hidden, batch)
     parts = [
         hidden[g.start : g.end].view(g.count, g.length, -1).mean(1, dtype=torch.float32) for g in batch.groups
     ]

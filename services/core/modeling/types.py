@@ -64,11 +64,6 @@ class TextTokenizer(Protocol):
 class Backbone(Protocol):
     """A network from tokens to hidden states."""
 
-    @property
-    def width(self) -> int:
-        """Length of one hidden state."""
-        ...
-
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last hidden states, (tokens, width), in the batch's packed order."""
         ...

@@ -1,0 +1,53 @@
+/* Fused bf16 kernels for CPUs with AVX-512 BF16, called through ctypes, which drops the interpreter's lock
+ * for the whole call. Single-threaded: workers run side by side over the same weights. */
+#include "encoder.h"
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Words that sf_pack writes for a weight of (out, into). */
+EXPORT size_t sf_packed_words(int64_t out, int64_t into) { return packed_words(out, into / 2); }
+
+/* Lay a bf16 weight (out, into) out in panels. */
+EXPORT void sf_pack(const bf16 *weight, int64_t out, int64_t into, uint32_t *packed) {
+    pack_rows(weight, into, out, into / 2, packed);
+}
+
+/* Bytes of scratch for sf_attention over texts of up to `longest` tokens. */
+EXPORT size_t sf_attention_scratch(int32_t head_dim, int64_t longest) {
+    return attention_scratch(head_dim, longest);
+}
+
+/* Attention over `items` texts, text i being the tokens [ends[i], ends[i + 1]). */
+EXPORT void sf_attention(const struct attention *form, const bf16 *query, const bf16 *key, const bf16 *value,
+                         bf16 *out, const int32_t *ends, int64_t items, void *scratch, int64_t longest) {
+    attend(form, query, key, value, out, ends, items, scratch, longest);
+}
+
+/* Bytes of scratch for sf_encode over a pass of `tokens` whose longest text has `longest`. */
+EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int64_t longest) {
+    return encoder_scratch(e, tokens, longest);
+}
+
+/* Last hidden states (tokens, width) of a packed batch, texts no longer than the position table. Returns 1,
+ * or 0 if an id lies outside the vocabulary. */
+EXPORT int sf_encode(const struct encoder *e, const int32_t *ids, const int32_t *ends, int64_t items,
+                     int64_t longest, bf16 *hidden, void *scratch) {
+    const struct encoder_buffers b = encoder_buffers(e, ends[items], scratch);
+    if (!embed(e, ids, ends, items, b.sums, hidden)) return 0;
+    for (int i = 0; i < e->layers; ++i) run_layer(e, e->layer + i, ends, items, &b, longest, hidden);
+    return 1;
+}
+
+/* Mean over the tokens of each text, (items, width) fp32. */
+EXPORT void sf_mean(const bf16 *hidden, const int32_t *ends, int64_t items, int64_t width, float *out) {
+    for (long item = 0; item < items; ++item) {
+        const __m512 share = _mm512_set1_ps(1.0f / (float)(ends[item + 1] - ends[item]));
+        for (long i = 0; i < width; i += 16) {
+            const __mmask16 mask = lanes(width - i);
+            __m512 sum = _mm512_setzero_ps();
+            for (long t = ends[item]; t < ends[item + 1]; ++t)
+                sum = _mm512_add_ps(sum, load_bf16(hidden + t * width + i, mask));
+            _mm512_mask_storeu_ps(out + item * width + i, mask, _mm512_mul_ps(sum, share));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+"""Attention and mean pooling of a packed bf16 batch on the CPU, without padding and off the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from services.core.modeling.native.library import library, scratch
+from services.core.modeling.packed import PackedBatch
+
+
+class _Attention(ctypes.Structure):
+    """``struct attention`` of attention.h."""
+
+    _fields_ = (
+        ("heads", ctypes.c_int32),
+        ("key_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("causal", ctypes.c_int32),
+        ("query_stride", ctypes.c_int64),
+        ("key_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("slopes", ctypes.c_void_p),
+    )
+
+
+def serves_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the kernel takes these (tokens, heads, head_dim) tensors."""
+    return (
+        query.dtype == torch.bfloat16
+        and query.device.type == "cpu"
+        and query.shape[2] % 2 == 0
+        and all(t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (query, key, value))
+        and key.stride(0) == value.stride(0)
+        and library() is not None
+    )
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: PackedBatch,
+    *,
+    causal: bool,
+    slopes: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """Attend inside each item; arguments as ``modeling.attention.attention``, see ``serves_attention``."""
+    kernels = library()
+    assert kernels is not None
+    tokens, heads, head_dim = query.shape
+    out = torch.empty(tokens, heads, head_dim, dtype=torch.bfloat16)
+    form = _Attention(
+        heads,
+        key.shape[1],
+        head_dim,
+        causal,
+        query.stride(0),
+        key.stride(0),
+        heads * head_dim,
+        scale,
+        None if slopes is None else slopes.data_ptr(),
+    )
+    longest = batch.max_length
+    kernels.sf_attention(
+        ctypes.addressof(form),
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        out.data_ptr(),
+        batch.cu_lengths.data_ptr(),
+        len(batch.lengths),
+        scratch(kernels.sf_attention_scratch(head_dim, longest)),
+        longest,
+    )
+    return out
+
+
+def serves_mean(hidden: torch.Tensor) -> bool:
+    """Whether the kernel averages these (tokens, width) hidden states."""
+    return (
+        hidden.dtype == torch.bfloat16
+        and hidden.device.type == "cpu"
+        and hidden.is_contiguous()
+        and library() is not None
+    )
+
+
+def mean(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Average the tokens of each item in fp32; (items, width)."""
+    kernels = library()
+    assert kernels is not None
+    items, width = len(batch.lengths), hidden.shape[1]
+    out = torch.empty(items, width, dtype=torch.float32)
+    kernels.sf_mean(hidden.data_ptr(), batch.cu_lengths.data_ptr(), items, width, out.data_ptr())
+    return out

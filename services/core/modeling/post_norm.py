@@ -1,0 +1,135 @@
+"""The encoder block of BERT and XLM-R: attention and feed-forward, each followed by residual and norm.
+
+The weights are held apart from what runs them, so that the torch form here and the compiled form in
+``native`` take the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+from services.core.modeling.attention import attention
+from services.core.modeling.linear import Linear, linear
+from services.core.modeling.packed import PackedBatch
+
+
+class Dense(NamedTuple):
+    """Weight (out, in) and bias (out,) of a linear layer."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+class Gain(NamedTuple):
+    """Weight and bias (width,) of a layer norm."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One block. ``query_key_value`` holds the three projections behind one another, (3 width, width)."""
+
+    query_key_value: Dense
+    attended: Dense
+    attended_norm: Gain
+    up: Dense
+    down: Dense
+    down_norm: Gain
+
+
+@dataclass(frozen=True, slots=True)
+class PostNormWeights:
+    """A whole encoder on the host, in the dtype of the checkpoint.
+
+    ``words`` (vocabulary, width); ``positions`` (positions, width) with the token type of a single text
+    already added. ``layers`` may be a generator, read once, so that only one block is held twice.
+    """
+
+    words: torch.Tensor
+    positions: torch.Tensor
+    norm: Gain
+    layers: Iterable[LayerWeights]
+    heads: int
+    epsilon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Layer norm over the last axis; the statistics are fp32 whatever the dtype."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    epsilon: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the norm of ``x``, (rows, width)."""
+        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    heads: int
+    query_key_value: Linear
+    attended: Linear
+    attended_norm: Norm
+    up: Linear
+    down: Linear
+    down_norm: Norm
+
+    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+        query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
+        attended = attention(query, key, value, batch).view(x.shape)
+        x = self.attended_norm(self.attended.add(attended, x))
+        return self.down_norm(self.down.add(self.up.gelu(x), x))
+
+
+class PostNorm:
+    """The network in torch operations, for every device and dtype."""
+
+    def __init__(self, weights: PostNormWeights, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring ``weights`` to ``device`` as ``dtype``."""
+        self._device = device
+        self._dtype = dtype
+        self._words = weights.words.to(device, dtype)
+        self._positions = weights.positions.to(device, dtype)
+        self._norm = self._gain(weights.norm, weights.epsilon)
+        self._layers = [self._layer(layer, weights) for layer in weights.layers]
+        self.width = self._words.shape[1]
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the last hidden states, (tokens, width). ValueError for an item beyond the positions."""
+        if batch.max_length > self._positions.shape[0]:
+            raise ValueError(
+                f"{batch.max_length} tokens, the network has {self._positions.shape[0]} positions"
+            )
+        x = functional.embedding(batch.token_ids, self._words)
+        x = self._norm(x.add_(functional.embedding(batch.positions(), self._positions)))
+        for layer in self._layers:
+            x = layer(x, batch)
+        return x
+
+    def _gain(self, gain: Gain, epsilon: float) -> Norm:
+        return Norm(
+            gain.weight.to(self._device, self._dtype), gain.bias.to(self._device, self._dtype), epsilon
+        )
+
+    def _dense(self, dense: Dense) -> Linear:
+        return linear(dense.weight.to(self._dtype), dense.bias.to(self._dtype), self._device)
+
+    def _layer(self, layer: LayerWeights, weights: PostNormWeights) -> _Layer:
+        return _Layer(
+            heads=weights.heads,
+            query_key_value=self._dense(layer.query_key_value),
+            attended=self._dense(layer.attended),
+            attended_norm=self._gain(layer.attended_norm, weights.epsilon),
+            up=self._dense(layer.up),
+            down=self._dense(layer.down),
+            down_norm=self._gain(layer.down_norm, weights.epsilon),
+        )
