@@ -1,0 +1,82 @@
+{{- define "sf.dnsEgress" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end -}}
+
+{{/* The internet without the site's own networks, on the given ports: dict root, ports. */}}
+{{- define "sf.internetEgress" -}}
+{{- $four := list -}}
+{{- $six := list -}}
+{{- range .root.Values.networkPolicy.privateNetworks -}}
+{{- if contains ":" . }}{{ $six = append $six . }}{{ else }}{{ $four = append $four . }}{{ end -}}
+{{- end -}}
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        {{- with $four }}
+        except:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+    - ipBlock:
+        cidr: ::/0
+        {{- with $six }}
+        except:
+          {{- toYaml . | nindent 10 }}
+        {{- end }}
+  ports:
+    {{- range .ports }}
+    - port: {{ . }}
+    {{- end }}
+{{- end -}}
+
+{{/* Port of a URL. */}}
+{{- define "sf.urlPort" -}}
+{{- $url := urlParse . -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- $port | default (eq $url.scheme "https" | ternary "443" "80") -}}
+{{- end -}}
+
+{{/* What a pool needs besides DNS: dict root, pool. */}}
+{{- define "sf.poolEgress" -}}
+{{- $values := .root.Values -}}
+{{- $pool := .pool -}}
+{{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) -}}
+{{- $abroad := or (has "batch" $pool.capabilities) (has "chat" $pool.capabilities) (not $pool.offline) -}}
+{{- if or (and $prefetch (not $pool.prefetch.hubEndpoint)) $abroad }}
+{{ include "sf.internetEgress" (dict "root" .root "ports" ($abroad | ternary (list 80 443) (list 443))) }}
+{{- end }}
+{{- $ports := list }}
+{{- if and $prefetch $pool.prefetch.hubEndpoint }}
+{{- $ports = append $ports (include "sf.urlPort" $pool.prefetch.hubEndpoint) }}
+{{- end }}
+{{- with $pool.settings.otlp_endpoint }}
+{{- $ports = append $ports (include "sf.urlPort" .) }}
+{{- end }}
+{{- if or $values.database.existingSecret $values.redis.existingSecret }}
+{{- range $values.networkPolicy.storePorts }}
+{{- $ports = append $ports (toJson .) }}
+{{- end }}
+{{- end }}
+{{- with $ports }}
+- ports:
+    {{- range . | uniq }}
+    - port: {{ . }}
+    {{- end }}
+{{- end }}
+{{- range $store, $port := dict "redis" 6379 "postgresql" 5432 }}
+{{- if (get $values.evaluation $store).enabled }}
+- to:
+    - podSelector:
+        matchLabels:
+          {{- include "sf.selectorLabels" (dict "root" $.root "component" $store) | nindent 10 }}
+  ports:
+    - port: {{ $port }}
+{{- end }}
+{{- end }}
+{{- with $values.networkPolicy.extraPoolEgress }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,341 @@
+{{/* Parts that pods of several kinds share. */}}
+
+{{/* Constraints that spread one component over zones and nodes: dict root, component, pool, spread. */}}
+{{- define "sf.topologySpread" -}}
+{{- $args := . -}}
+{{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- maxSkew: 1
+  topologyKey: {{ $key }}
+  whenUnsatisfiable: {{ $args.spread.whenUnsatisfiable }}
+  labelSelector:
+    matchLabels:
+      {{- include "sf.selectorLabels" $args | nindent 6 }}
+{{- end }}
+{{- end -}}
+
+{{/* Metadata of a pod: dict root, component, pool, podLabels, podAnnotations, checksums (text to hash, by name), metricsPort. */}}
+{{- define "sf.podMetadata" -}}
+{{- $annotations := dict -}}
+{{- range $name, $text := .checksums -}}
+{{- $_ := set $annotations (printf "checksum/%s" $name) (sha256sum $text) -}}
+{{- end -}}
+{{- if and .root.Values.metrics.scrapeAnnotations .metricsPort -}}
+{{- $_ := set $annotations "prometheus.io/scrape" "true" -}}
+{{- $_ := set $annotations "prometheus.io/port" (toString .metricsPort) -}}
+{{- $_ := set $annotations "prometheus.io/path" .metricsPath -}}
+{{- end -}}
+labels:
+  {{- include "sf.labels" (set (omit . "labels") "labels" .podLabels) | nindent 2 }}
+{{- with merge $annotations .podAnnotations .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* What every pod spec of the chart begins with: root. */}}
+{{- define "sf.podBase" -}}
+serviceAccountName: {{ include "sf.serviceAccountName" . }}
+automountServiceAccountToken: false
+# Service links would put SF_* variables of its own into a release called "sf".
+enableServiceLinks: false
+{{- with .Values.global.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- end -}}
+
+{{/* Where pods go: dict with nodeSelector, tolerations, affinity, priorityClassName, runtimeClassName. */}}
+{{- define "sf.placement" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Pod template of a pool: dict root, pool. */}}
+{{- define "sf.poolPod" -}}
+{{- $root := .root -}}
+{{- $values := .root.Values -}}
+{{- $pool := .pool -}}
+{{- $gpu := eq $pool.device.type "gpu" -}}
+{{- $image := include "sf.image" (dict "root" $root "device" $pool.device.type) -}}
+{{- $context := toYaml $values.containerSecurityContext -}}
+{{- $names := dict "root" $root "component" "pool" "pool" $pool.name -}}
+{{- $keysSecret := include "sf.keysSecret" $root -}}
+{{- $checksums := dict "config" (include "sf.poolEnvironment" .) -}}
+{{- with $values.catalog -}}
+{{- $_ := set $checksums "catalog" (toJson .) -}}
+{{- end -}}
+{{- $nodeSelector := deepCopy $pool.nodeSelector -}}
+{{- $tolerations := $pool.tolerations -}}
+{{- if $gpu -}}
+{{- with $pool.device.product -}}
+{{- $_ := set $nodeSelector $pool.device.productLabel . -}}
+{{- end -}}
+{{- $tolerations = append $tolerations (dict "key" $pool.device.resourceName "operator" "Exists" "effect" "NoSchedule") -}}
+{{- end -}}
+metadata:
+  {{- include "sf.podMetadata" (merge (dict "podLabels" $pool.podLabels "podAnnotations" $pool.podAnnotations "checksums" $checksums "metricsPort" 9090 "metricsPath" "/metrics") $names) | nindent 2 }}
+spec:
+  {{- include "sf.podBase" $root | nindent 2 }}
+  {{- with include "sf.placement" (dict
+    "priorityClassName" $pool.priorityClassName
+    "runtimeClassName" ($gpu | ternary $pool.device.runtimeClassName "")
+    "nodeSelector" $nodeSelector
+    "tolerations" $tolerations
+    "affinity" $pool.affinity) | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- if $pool.topologySpread.enabled }}
+  topologySpreadConstraints:
+    {{- include "sf.topologySpread" (merge (dict "spread" $pool.topologySpread) $names) | trim | nindent 4 }}
+  {{- end }}
+  terminationGracePeriodSeconds: {{ add $pool.drain.preStopSeconds $pool.drain.graceSeconds 5 }}
+  {{- if or $pool.initContainers (and $pool.prefetch.enabled (not $pool.modelCache.readOnly)) }}
+  initContainers:
+    {{- with $pool.initContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- if and $pool.prefetch.enabled (not $pool.modelCache.readOnly) }}
+    - name: prefetch
+      image: {{ $image }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      args:
+        - models
+        - pull
+        {{- if $pool.prefetch.acceptLicenses }}
+        - --accept-license
+        {{- end }}
+        {{- toYaml $pool.models | nindent 8 }}
+      envFrom:
+        - configMapRef:
+            name: {{ $pool.fullname }}
+      {{- with $pool.prefetch.tokenSecret }}
+      {{- if .name }}
+      env:
+        - name: HF_TOKEN
+          valueFrom:
+            secretKeyRef:
+              name: {{ .name }}
+              key: {{ .key }}
+      {{- end }}
+      {{- end }}
+      resources:
+        {{- toYaml $pool.prefetch.resources | nindent 8 }}
+      securityContext:
+        {{- $context | nindent 8 }}
+      volumeMounts:
+        - name: models
+          mountPath: /models
+        - name: tmp
+          mountPath: /tmp
+        {{- if $values.catalog }}
+        - name: catalog
+          mountPath: /etc/search-foundation/catalog
+          readOnly: true
+        {{- end }}
+    {{- end }}
+  {{- end }}
+  containers:
+    - name: serve
+      image: {{ $image }}
+      imagePullPolicy: {{ $values.image.pullPolicy }}
+      args:
+        - serve
+        {{- toYaml $pool.capabilities | nindent 8 }}
+      envFrom:
+        - configMapRef:
+            name: {{ $pool.fullname }}
+        {{- if and $values.objectStore.existingSecret (has "batch" $pool.capabilities) }}
+        - secretRef:
+            name: {{ $values.objectStore.existingSecret }}
+        {{- end }}
+        {{- with $pool.extraEnvFrom }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      env:
+        {{- include "sf.poolContainerEnv" . | trim | nindent 8 }}
+      ports:
+        - name: grpc
+          containerPort: 50051
+        - name: metrics
+          containerPort: 9090
+      {{- $ready := include "sf.poolProbe" (set (omit . "path") "path" "/ready") }}
+      startupProbe:
+        {{- $ready | nindent 8 }}
+        {{- toYaml $pool.probes.startup | nindent 8 }}
+      readinessProbe:
+        {{- $ready | nindent 8 }}
+        {{- toYaml $pool.probes.readiness | nindent 8 }}
+      livenessProbe:
+        {{- include "sf.poolProbe" (set (omit . "path") "path" "/live") | nindent 8 }}
+        {{- toYaml $pool.probes.liveness | nindent 8 }}
+      lifecycle:
+        preStop:
+          exec:
+            command: [sleep, {{ $pool.drain.preStopSeconds | int | quote }}]
+      resources:
+        {{- include "sf.poolResources" $pool | nindent 8 }}
+      securityContext:
+        {{- $context | nindent 8 }}
+      volumeMounts:
+        - name: models
+          mountPath: /models
+          readOnly: true
+        - name: data
+          mountPath: /var/lib/search-foundation
+        - name: tmp
+          mountPath: /tmp
+        - name: shm
+          mountPath: /dev/shm
+        {{- if $keysSecret }}
+        - name: keys
+          mountPath: /etc/search-foundation/keys
+          readOnly: true
+        {{- end }}
+        {{- if $values.mtls.enabled }}
+        - name: tls
+          mountPath: /etc/search-foundation/tls
+          readOnly: true
+        {{- end }}
+        {{- if $values.catalog }}
+        - name: catalog
+          mountPath: /etc/search-foundation/catalog
+          readOnly: true
+        {{- end }}
+        {{- with $pool.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    {{- with $pool.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumes:
+    - name: models
+      {{- include "sf.modelVolume" $pool | nindent 6 }}
+    {{- if not $pool.volume }}
+    - name: data
+      {{- if and $pool.stateful $pool.persistence.enabled }}
+      persistentVolumeClaim:
+        claimName: {{ $pool.persistence.existingClaim }}
+      {{- else }}
+      emptyDir: {}
+      {{- end }}
+    {{- end }}
+    - name: tmp
+      emptyDir:
+        sizeLimit: {{ $pool.tmpSize }}
+    - name: shm
+      emptyDir:
+        medium: Memory
+        sizeLimit: {{ $pool.shmSize }}
+    {{- if $keysSecret }}
+    - name: keys
+      secret:
+        secretName: {{ $keysSecret }}
+    {{- end }}
+    {{- if $values.mtls.enabled }}
+    - name: tls
+      secret:
+        secretName: {{ include "sf.mtlsSecret" (dict "root" $root "side" "pool") }}
+    {{- end }}
+    {{- if $values.catalog }}
+    - name: catalog
+      configMap:
+        name: {{ include "sf.fullname" $root }}-catalog
+    {{- end }}
+    {{- with $pool.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{/* Environment of the serving container that a ConfigMap cannot hold: dict root, pool. */}}
+{{- define "sf.poolContainerEnv" -}}
+{{- $root := .root }}
+{{- range $store, $variable := dict "database" "SF_DATABASE_URL" "redis" "SF_REDIS_URL" }}
+{{- with include "sf.storeSecret" (dict "root" $root "store" $store) }}
+- name: {{ $variable }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ (get $root.Values $store).secretKey }}
+{{- end }}
+{{- end }}
+# Without a CPU limit the libraries would count the node's cores, not the pod's share.
+- name: OMP_NUM_THREADS
+  valueFrom:
+    resourceFieldRef:
+      containerName: serve
+      resource: requests.cpu
+      divisor: "1"
+{{- if .pool.offline }}
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- end }}
+{{- with .pool.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/*
+How the kubelet asks a pool: dict root, pool, path. Its gRPC probes speak no TLS, so with mTLS it asks the
+HTTP port that also has the metrics.
+*/}}
+{{- define "sf.poolProbe" -}}
+{{- if .root.Values.mtls.enabled -}}
+httpGet:
+  path: {{ .path }}
+  port: metrics
+{{- else -}}
+grpc:
+  port: 50051
+  {{- with include "sf.healthService" .pool }}
+  service: {{ . }}
+  {{- end }}
+{{- end -}}
+{{- end -}}
+
+{{/* Resources with the device's GPUs added. */}}
+{{- define "sf.poolResources" -}}
+{{- $resources := deepCopy .resources -}}
+{{- if eq .device.type "gpu" -}}
+{{- $gpus := dict .device.resourceName (int .device.count) -}}
+{{- $_ := set $resources "limits" (merge $gpus (default dict $resources.limits)) -}}
+{{- $_ := set $resources "requests" (merge (deepCopy $gpus) (default dict $resources.requests)) -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{- define "sf.modelVolume" -}}
+{{- with .modelCache -}}
+{{- if eq .type "pvc" -}}
+persistentVolumeClaim:
+  claimName: {{ .existingClaim | default (printf "%s-models" $.fullname) }}
+  {{- if .readOnly }}
+  readOnly: true
+  {{- end }}
+{{- else if eq .type "hostPath" -}}
+hostPath:
+  path: {{ .path }}
+  type: {{ .readOnly | ternary "Directory" "DirectoryOrCreate" }}
+{{- else -}}
+emptyDir:
+  sizeLimit: {{ .size }}
+{{- end -}}
+{{- end -}}
+{{- end -}}

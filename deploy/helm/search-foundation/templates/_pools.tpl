@@ -1,0 +1,118 @@
+{{/*
+The pools as the templates use them: every entry of .Values.pools over .Values.poolDefaults, with
+  capabilities  always a list
+  fullname      name of its objects
+  host          DNS name that resolves to its ready pods
+  stateful      whether it keeps files of its own: a StatefulSet with stable names
+  volume        whether each pod gets a claim for them
+  least         pods it never has fewer of
+Use: {{ range (include "sf.pools" . | fromYaml).pools }}
+*/}}
+{{- define "sf.pools" -}}
+{{- $root := . -}}
+{{- $pools := list -}}
+{{- range $given := .Values.pools -}}
+{{- $pool := mergeOverwrite (deepCopy $root.Values.poolDefaults) (deepCopy $given) -}}
+{{- $capabilities := kindIs "slice" $pool.capability | ternary $pool.capability (list $pool.capability) -}}
+{{- $database := include "sf.storeSecret" (dict "root" $root "store" "database") -}}
+{{- $stateful := or (has "batch" $capabilities) (and (has "classify" $capabilities) (not $database)) -}}
+{{- $fullname := printf "%s-%s" (include "sf.fullname" $root) $pool.name -}}
+{{- $_ := set $pool "capabilities" $capabilities -}}
+{{- $_ := set $pool "fullname" $fullname -}}
+{{- $_ := set $pool "host" (printf "%s.%s.svc.%s" $fullname $root.Release.Namespace $root.Values.clusterDomain) -}}
+{{- $_ := set $pool "stateful" $stateful -}}
+{{- $_ := set $pool "volume" (and $stateful $pool.persistence.enabled (not $pool.persistence.existingClaim)) -}}
+{{- $_ := set $pool "least" (int ($pool.autoscaling.enabled | ternary $pool.autoscaling.minReplicas $pool.replicas)) -}}
+{{- $_ := set $pool "settings" (mergeOverwrite (deepCopy $root.Values.settings) $pool.settings) -}}
+{{- $pools = append $pools $pool -}}
+{{- end -}}
+{{- dict "pools" $pools | toYaml -}}
+{{- end -}}
+
+{{/* Health service the probes ask for: the capability's own, or the whole process when there are several. */}}
+{{- define "sf.healthService" -}}
+{{- if eq (len .capabilities) 1 -}}
+searchfoundation.v1.{{ first .capabilities | title }}Service
+{{- end -}}
+{{- end -}}
+
+{{/* Environment of a pool's containers, as ConfigMap data: dict root, pool. */}}
+{{- define "sf.poolEnvironment" -}}
+{{- $values := .root.Values -}}
+{{- $env := dict
+  "SF_HOST" $values.listenAddress
+  "SF_GRPC_PORT" "50051"
+  "SF_METRICS_PORT" "9090"
+  "SF_MODELS" (.pool.models | toJson)
+  "SF_MODEL_DIR" "/models"
+  "SF_DATA_DIR" "/var/lib/search-foundation"
+  "SF_DEVICE" (eq .pool.device.type "gpu" | ternary "cuda" "cpu")
+  "SF_GRACE_SECONDS" (toString (int .pool.drain.graceSeconds))
+  "SF_AUTH" (toString $values.auth.enabled)
+  "HOME" "/tmp"
+  "HF_HOME" "/tmp/huggingface" -}}
+{{- if include "sf.keysSecret" .root -}}
+{{- $_ := set $env "SF_KEYS_FILE" "/etc/search-foundation/keys/keys.yaml" -}}
+{{- end -}}
+{{- if $values.mtls.enabled -}}
+{{- $_ := set $env "SF_TLS_CERT" "/etc/search-foundation/tls/tls.crt" -}}
+{{- $_ := set $env "SF_TLS_KEY" "/etc/search-foundation/tls/tls.key" -}}
+{{- $_ := set $env "SF_TLS_CLIENT_CA" "/etc/search-foundation/tls/ca.crt" -}}
+{{- end -}}
+{{- if and $values.objectStore.url (has "batch" .pool.capabilities) -}}
+{{- $_ := set $env "SF_OBJECT_STORE" $values.objectStore.url -}}
+{{- end -}}
+{{- if $values.catalog -}}
+{{- $_ := set $env "SF_CATALOG_FILE" "/etc/search-foundation/catalog/catalog.yaml" -}}
+{{- end -}}
+{{- with .pool.prefetch.hubEndpoint -}}
+{{- $_ := set $env "HF_ENDPOINT" . -}}
+{{- end -}}
+{{- range $key, $value := .pool.settings -}}
+{{- $_ := set $env (printf "SF_%s" (upper $key)) (kindIs "string" $value | ternary (toString $value) (toJson $value)) -}}
+{{- end -}}
+{{- toYaml $env -}}
+{{- end -}}
+
+{{/* The topology of the gateway, made from the same pools. */}}
+{{- define "sf.topology" -}}
+{{- $values := .Values -}}
+{{- $pools := list -}}
+{{- range (include "sf.pools" . | fromYaml).pools -}}
+{{- $pools = append $pools (dict "name" .name "capabilities" .capabilities "models" .models "addresses" (list (printf "%s:50051" .host))) -}}
+{{- end -}}
+{{- $listener := dict "host" $values.listenAddress "port" 8080 -}}
+{{- $grpc := dict "host" $values.listenAddress "port" 50051 -}}
+{{- if $values.gateway.tls.enabled -}}
+{{- $tls := dict "certificate" "/etc/search-foundation/tls/tls.crt" "private_key" "/etc/search-foundation/tls/tls.key" -}}
+{{- $_ := set $listener "tls" $tls -}}
+{{- $_ := set $grpc "tls" $tls -}}
+{{- end -}}
+{{- $topology := dict
+  "listener" $listener
+  "admin" (dict "host" "127.0.0.1" "port" 9901)
+  "pools" $pools
+  "workers" (int $values.gateway.concurrency) -}}
+{{- if $values.gateway.grpc.enabled -}}
+{{- $_ := set $topology "grpc_listener" $grpc -}}
+{{- end -}}
+{{- if $values.mtls.enabled -}}
+{{- $_ := set $topology "services_tls" (dict
+  "ca" "/etc/search-foundation/mtls/ca.crt"
+  "certificate" "/etc/search-foundation/mtls/tls.crt"
+  "private_key" "/etc/search-foundation/mtls/tls.key") -}}
+{{- end -}}
+{{- $limits := dict -}}
+{{- with $values.settings.max_body_bytes -}}
+{{- $_ := set $limits "max_body_bytes" . -}}
+{{- end -}}
+{{- with ($values.gateway.resources.limits | default dict).memory -}}
+{{- /* Envoy sheds load before the kernel would end it. */ -}}
+{{- $_ := set $limits "max_heap_bytes" (mulf 0.85 (float64 (include "sf.bytes" .)) | int64) -}}
+{{- end -}}
+{{- $_ := set $topology "limits" $limits -}}
+{{- with $values.settings.request_timeout_seconds -}}
+{{- $_ := set $topology "timeouts" (dict "request" .) -}}
+{{- end -}}
+{{- mergeOverwrite $topology (deepCopy $values.gateway.topology) | toYaml -}}
+{{- end -}}

@@ -1,0 +1,157 @@
+{{/* What the schema cannot say. Collects every problem, so that one run tells all. */}}
+{{- define "sf.validate" -}}
+{{- $problems := concat
+  (include "sf.problemsOfPools" . | fromYamlArray)
+  (include "sf.problemsOfGateway" . | fromYamlArray)
+  (include "sf.problemsOfStores" . | fromYamlArray) -}}
+{{- if $problems -}}
+{{- fail (printf "\n\nThe values do not fit together:\n  - %s\n" (join "\n  - " $problems)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sf.problemsOfPools" -}}
+{{- $root := . -}}
+{{- $problems := list -}}
+{{- $names := list -}}
+{{- $owners := dict -}}
+{{- range $pool := (include "sf.pools" . | fromYaml).pools -}}
+{{- $at := printf "pool '%s'" .name -}}
+{{- if has .name $names -}}
+{{- $problems = append $problems (printf "%s: the name is used twice; give each pool its own." $at) -}}
+{{- end -}}
+{{- if has .name (list "gateway" "grpc" "redis" "postgresql") -}}
+{{- $problems = append $problems (printf "%s: the name belongs to another part of the chart; choose another." $at) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- range $capability := .capabilities -}}
+{{- range $model := $pool.models -}}
+{{- $key := printf "%s %s" $capability $model -}}
+{{- with get $owners $key -}}
+{{- $problems = append $problems (printf "%s: pool '%s' already serves %s for %s; the gateway could not choose." $at . $model $capability) -}}
+{{- end -}}
+{{- $_ := set $owners $key $pool.name -}}
+{{- end -}}
+{{- end -}}
+{{- $problems = concat $problems (include "sf.problemsOfPool" (dict "root" $root "pool" $pool "at" $at) | fromYamlArray) -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{- define "sf.problemsOfPool" -}}
+{{- $problems := list -}}
+{{- $at := .at -}}
+{{- $root := .root -}}
+{{- with .pool -}}
+{{- $scaling := .autoscaling -}}
+{{- $most := int ($scaling.enabled | ternary $scaling.maxReplicas .replicas) -}}
+{{- if $scaling.enabled -}}
+{{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
+{{- $problems = append $problems (printf "%s: autoscaling.minReplicas (%d) is above maxReplicas (%d)." $at (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and (eq $scaling.provider "keda") (or (lt (int $scaling.fallback.replicas) (int $scaling.minReplicas)) (gt (int $scaling.fallback.replicas) (int $scaling.maxReplicas))) -}}
+{{- $problems = append $problems (printf "%s: autoscaling.fallback.replicas (%d) must lie between minReplicas and maxReplicas." $at (int $scaling.fallback.replicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .stateful (gt $most 1) (not (include "sf.storeSecret" (dict "root" $root "store" "database"))) -}}
+{{- $problems = append $problems (printf "%s: several pods of %s share their state in PostgreSQL; set database.existingSecret." $at (join ", " .capabilities)) -}}
+{{- end -}}
+{{- if and (has "batch" .capabilities) (gt $most 1) (not $root.Values.objectStore.url) (not .persistence.existingClaim) -}}
+{{- $problems = append $problems (printf "%s: several batch pods share their files; set objectStore.url, or persistence.existingClaim to a ReadWriteMany claim." $at) -}}
+{{- end -}}
+{{- if and (eq .device.type "cpu") .device.product -}}
+{{- $problems = append $problems (printf "%s: device.product is set but device.type is cpu." $at) -}}
+{{- end -}}
+{{- $cache := .modelCache -}}
+{{- if and (eq $cache.type "hostPath") (not (hasPrefix "/" $cache.path)) -}}
+{{- $problems = append $problems (printf "%s: modelCache.type hostPath needs an absolute modelCache.path." $at) -}}
+{{- end -}}
+{{- if and (ne $cache.type "hostPath") $cache.path -}}
+{{- $problems = append $problems (printf "%s: modelCache.path is only for type hostPath, not %s." $at $cache.type) -}}
+{{- end -}}
+{{- if and (ne $cache.type "pvc") $cache.existingClaim -}}
+{{- $problems = append $problems (printf "%s: modelCache.existingClaim is only for type pvc, not %s." $at $cache.type) -}}
+{{- end -}}
+{{- if and $cache.readOnly (or (eq $cache.type "emptyDir") (and (eq $cache.type "pvc") (not $cache.existingClaim))) -}}
+{{- $problems = append $problems (printf "%s: modelCache.readOnly needs a volume that holds the models: an existingClaim or a hostPath." $at) -}}
+{{- end -}}
+{{- if and (eq $cache.type "pvc") (not $cache.existingClaim) (ne $cache.accessMode "ReadWriteMany") (gt $most 1) -}}
+{{- $problems = append $problems (printf "%s: %d pods cannot share a model cache of accessMode %s; use ReadWriteMany, an existingClaim or emptyDir." $at $most $cache.accessMode) -}}
+{{- end -}}
+{{- if and (not .stateful) (has (toString .strategy.maxSurge) (list "0" "0%")) (has (toString .strategy.maxUnavailable) (list "0" "0%")) -}}
+{{- $problems = append $problems (printf "%s: strategy.maxSurge and maxUnavailable are both 0, so an update could never begin." $at) -}}
+{{- end -}}
+{{- with .settings.drain_seconds -}}
+{{- if ge (float64 .) (float64 $.pool.drain.graceSeconds) -}}
+{{- $problems = append $problems (printf "%s: settings.drain_seconds must be below drain.graceSeconds." $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{- define "sf.problemsOfGateway" -}}
+{{- $problems := list -}}
+{{- $gateway := .Values.gateway -}}
+{{- if $gateway.tls.enabled -}}
+{{- $manager := $gateway.tls.certManager -}}
+{{- if and $manager.enabled $gateway.tls.existingSecret -}}
+{{- $problems = append $problems "gateway.tls: give existingSecret or certManager, not both." -}}
+{{- else if and $manager.enabled (not $manager.issuerRef.name) -}}
+{{- $problems = append $problems "gateway.tls.certManager: issuerRef.name says which issuer signs; it is empty." -}}
+{{- else if not (or $manager.enabled $gateway.tls.existingSecret) -}}
+{{- $problems = append $problems "gateway.tls: enabled, but neither existingSecret nor certManager.enabled is set." -}}
+{{- end -}}
+{{- end -}}
+{{- if and $gateway.httpRoute.enabled (not $gateway.httpRoute.parentRefs) -}}
+{{- $problems = append $problems "gateway.httpRoute: parentRefs names the Gateway to attach to; it is empty." -}}
+{{- end -}}
+{{- if and $gateway.grpcRoute.enabled (not $gateway.grpcRoute.parentRefs) -}}
+{{- $problems = append $problems "gateway.grpcRoute: parentRefs names the Gateway to attach to; it is empty." -}}
+{{- end -}}
+{{- if and $gateway.grpcRoute.enabled (not $gateway.grpc.enabled) -}}
+{{- $problems = append $problems "gateway.grpcRoute: needs gateway.grpc.enabled." -}}
+{{- end -}}
+{{- if and $gateway.service.nodePort (eq $gateway.service.type "ClusterIP") -}}
+{{- $problems = append $problems "gateway.service: nodePort needs type NodePort or LoadBalancer." -}}
+{{- end -}}
+{{- if and $gateway.service.loadBalancerSourceRanges (ne $gateway.service.type "LoadBalancer") -}}
+{{- $problems = append $problems "gateway.service: loadBalancerSourceRanges needs type LoadBalancer." -}}
+{{- end -}}
+{{- if and $gateway.autoscaling.enabled (gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) -}}
+{{- $problems = append $problems "gateway.autoscaling: minReplicas is above maxReplicas." -}}
+{{- end -}}
+{{- if and (has (toString $gateway.strategy.maxSurge) (list "0" "0%")) (has (toString $gateway.strategy.maxUnavailable) (list "0" "0%")) -}}
+{{- $problems = append $problems "gateway.strategy: maxSurge and maxUnavailable are both 0, so an update could never begin." -}}
+{{- end -}}
+{{- $mtls := .Values.mtls -}}
+{{- if $mtls.enabled -}}
+{{- if and $mtls.certManager.enabled (or $mtls.gatewaySecret $mtls.poolSecret) -}}
+{{- $problems = append $problems "mtls: give the two Secrets or certManager, not both." -}}
+{{- else if and (not $mtls.certManager.enabled) (not (and $mtls.gatewaySecret $mtls.poolSecret)) -}}
+{{- $problems = append $problems "mtls: enabled, but gatewaySecret and poolSecret are not both set and certManager.enabled is false." -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}
+
+{{- define "sf.problemsOfStores" -}}
+{{- $problems := list -}}
+{{- $values := .Values -}}
+{{- if and $values.database.existingSecret $values.evaluation.postgresql.enabled -}}
+{{- $problems = append $problems "database.existingSecret and evaluation.postgresql.enabled exclude each other." -}}
+{{- end -}}
+{{- if and $values.redis.existingSecret $values.evaluation.redis.enabled -}}
+{{- $problems = append $problems "redis.existingSecret and evaluation.redis.enabled exclude each other." -}}
+{{- end -}}
+{{- if and $values.objectStore.existingSecret (not $values.objectStore.url) -}}
+{{- $problems = append $problems "objectStore.existingSecret is set but objectStore.url is empty." -}}
+{{- end -}}
+{{- $auth := $values.auth -}}
+{{- if and $auth.existingSecret $auth.keys -}}
+{{- $problems = append $problems "auth: give existingSecret or keys, not both." -}}
+{{- end -}}
+{{- if and $auth.enabled (not (include "sf.keysSecret" .)) (not (include "sf.storeSecret" (dict "root" . "store" "database"))) -}}
+{{- $problems = append $problems "auth: nobody could call: set existingSecret, keys, bootstrapKey.enabled or a database that holds keys." -}}
+{{- end -}}
+{{- toYaml $problems -}}
+{{- end -}}

@@ -1,0 +1,122 @@
+"""Rendering the chart with the real helm, and finding what a test wants in the result."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHART = REPOSITORY / "deploy" / "helm" / "search-foundation"
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+HELM = Path(sys.executable).parent / "helm"
+
+Values = Mapping[str, Any]
+Manifest = dict[str, Any]
+
+_APIS = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1", "cert-manager.io/v1")
+
+
+class Refused(Exception):
+    """Helm refused the values; the text is what the operator reads."""
+
+
+class Release:
+    """The manifests of one rendering."""
+
+    def __init__(self, manifests: list[Manifest], name: str) -> None:
+        self.manifests = manifests
+        self.name = name
+
+    def all(self, kind: str) -> list[Manifest]:
+        return [m for m in self.manifests if m["kind"] == kind]
+
+    def names(self, kind: str) -> set[str]:
+        """Names of the objects of a kind, without the release's prefix."""
+        return {m["metadata"]["name"].removeprefix(f"{self.name}-") for m in self.all(kind)}
+
+    def one(self, kind: str, name: str) -> Manifest:
+        """The object of that kind and name; the release's prefix may be left out."""
+        found = [m for m in self.all(kind) if m["metadata"]["name"] in (name, f"{self.name}-{name}")]
+        assert len(found) == 1, f"{len(found)} objects {kind} {name}; there are {sorted(self.names(kind))}"
+        return found[0]
+
+    def workload(self, name: str) -> Manifest:
+        """The Deployment or StatefulSet of that name."""
+        kind = "StatefulSet" if name in self.names("StatefulSet") else "Deployment"
+        return self.one(kind, name)
+
+    def pod(self, name: str) -> Manifest:
+        """Pod spec of a workload."""
+        return self.workload(name)["spec"]["template"]["spec"]
+
+    def serve(self, name: str) -> Manifest:
+        """The serving container of a pool."""
+        return container(self.pod(name), "serve")
+
+    def environment(self, name: str) -> dict[str, str]:
+        """ConfigMap of a pool."""
+        return self.one("ConfigMap", name)["data"]
+
+    def topology(self) -> dict[str, Any]:
+        """What the gateway is told."""
+        return yaml.safe_load(self.one("ConfigMap", "gateway")["data"]["topology.yaml"])
+
+    def pod_specs(self) -> Iterator[tuple[str, Manifest]]:
+        """Every pod spec of the release with its owner's name."""
+        for manifest in self.manifests:
+            name = f"{manifest['kind']}/{manifest['metadata']['name']}"
+            if manifest["kind"] == "Pod":
+                yield name, manifest["spec"]
+            elif manifest["kind"] in ("Deployment", "StatefulSet"):
+                yield name, manifest["spec"]["template"]["spec"]
+
+
+def container(pod: Manifest, name: str) -> Manifest:
+    """A container or init container of a pod spec by its name."""
+    (found,) = [c for c in [*pod["containers"], *pod.get("initContainers", [])] if c["name"] == name]
+    return found
+
+
+def render(values: Values | None = None, *, release: str = "sf", files: tuple[Path, ...] = ()) -> Release:
+    """Render with these values over the defaults (and over ``files``); raises Refused."""
+    text = _render(json.dumps(values or {}, sort_keys=True), release, files)
+    return Release(
+        copy.deepcopy(_load(text)),
+        release if "search-foundation" in release else f"{release}-search-foundation",
+    )
+
+
+def refusal(values: Values, *, files: tuple[Path, ...] = ()) -> str:
+    """The message helm refuses these values with."""
+    try:
+        render(values, files=files)
+    except Refused as error:
+        return str(error)
+    raise AssertionError(f"accepted: {json.dumps(values)}")
+
+
+@cache
+def _render(values: str, release: str, files: tuple[Path, ...]) -> str:
+    command: list[str | Path] = [HELM, "template", release, CHART, "--namespace", "search", "--values", "-"]
+    for file in files:
+        command[4:4] = ["--values", file]
+    for api in _APIS:
+        command += ["--api-versions", api]
+    done = subprocess.run(command, input=values, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise Refused(done.stderr)
+    return done.stdout
+
+
+@cache
+def _load(text: str) -> list[Manifest]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [document for document in yaml.load_all(text, loader) if document]
