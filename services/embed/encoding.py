@@ -19,7 +19,7 @@ def pack_bits(vectors: FloatMatrix) -> npt.NDArray[np.uint8]:
 
     The first component is the most significant bit; the last byte is filled up with zero bits.
     """
-    return np.packbits(vectors > 0, axis=-1)
+    return np.packbits(np.ascontiguousarray(vectors) > 0, axis=-1)
 
 
 def to_offset_binary(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:

@@ -8,7 +8,6 @@ import grpc.aio
 from searchfoundation.v1 import embed_pb2, embed_pb2_grpc
 
 from services.core.call import current_call
-from services.core.errors import FieldError, validation_error
 from services.embed.logic import Embedder
 from services.embed.messages import embeddings, request_fields, timings, unary_location, usage
 from services.embed.parsing import RequestParser
@@ -30,11 +29,9 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         self, request: embed_pb2.EmbedRequest, context: UnaryContext
     ) -> embed_pb2.EmbedResponse:
         """Embed all inputs of one request."""
-        if not request.model:
-            raise validation_error([FieldError("model", "Field required", "missing")])
         call = current_call.get()
-        fields = request_fields(request.inputs, request.options)
-        parsed = self._parser.parse_fields(request.model, fields, unary_location)
+        fields = request_fields(request.model, request.inputs, request.options)
+        parsed = self._parser.parse(fields, unary_location)
         result = await self._embedder.embed(parsed, call)
         return embed_pb2.EmbedResponse(
             model=result.model,

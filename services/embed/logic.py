@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from services.core.call import Call
 from services.core.inference import EmbedOptions, Engine, finish
 from services.embed.types import EmbedRequest, EmbedResult
+
+
+class NotANumberError(ArithmeticError):
+    """A model's vector cannot be answered: JSON has no word for its numbers."""
 
 
 class Embedder:
@@ -21,15 +27,15 @@ class Embedder:
         """
         call.model = request.model
         model = self._engine.embedder(request.model)
-        options = EmbedOptions(
-            task=request.task, truncate=request.truncate, late_chunking=request.late_chunking
-        )
-        raw = await model.embed(request.texts, options, call)
+        raw = await model.embed(request.texts, EmbedOptions(request.task, request.truncate), call)
         tokens = sum(raw.token_counts)
         call.usage_tokens += tokens
+        vectors = finish(raw.vectors, dimensions=request.dimensions, normalized=request.normalized)
+        if not np.isfinite(vectors).all():
+            raise NotANumberError(f"{request.model} made a vector with components that are not finite")
         return EmbedResult(
             model=request.model,
-            vectors=finish(raw.vectors, dimensions=request.dimensions, normalized=request.normalized),
+            vectors=vectors,
             encodings=request.encodings,
             total_tokens=tokens,
         )

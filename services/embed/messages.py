@@ -46,13 +46,16 @@ ENCODINGS = {
 _ENCODING_NUMBERS = {encoding: number for number, encoding in ENCODINGS.items() if number}
 
 
-def request_fields(inputs: Iterable[common_pb2.Content], options: embed_pb2.EmbedOptions) -> dict[str, Any]:
+def request_fields(
+    model: str, inputs: Iterable[common_pb2.Content], options: embed_pb2.EmbedOptions
+) -> dict[str, Any]:
     """Put a typed request into the fields of the REST schema, which then checks both alike."""
     fields: dict[str, Any] = {
         "input": [_item(content) for content in inputs],
         "truncate": options.truncate,
-        "late_chunking": options.late_chunking,
     }
+    if model:
+        fields["model"] = model
     if options.task:
         fields["task"] = TASKS.get(options.task, str(options.task))
     if options.HasField("dimensions"):
@@ -64,12 +67,12 @@ def request_fields(inputs: Iterable[common_pb2.Content], options: embed_pb2.Embe
     return fields
 
 
-def unary_location(_model: str, location: Location) -> str:
+def unary_location(_model: str | None, location: Location) -> str:
     """Path of a field of ``EmbedRequest``, for example ``inputs[3].text`` or ``options.dimensions``."""
     return _path(location, "inputs")
 
 
-def stream_location(_model: str, location: Location) -> str:
+def stream_location(_model: str | None, location: Location) -> str:
     """Path of a field of ``EmbedStreamRequest``, which has one input."""
     return _path((*location[:1], *location[2:]) if _is_input(location) else location, "input")
 
@@ -124,13 +127,9 @@ def _is_input(location: Location) -> bool:
 
 
 def _path(location: Location, input_name: str) -> str:
-    if not location:
-        return input_name
-    head, *rest = location
-    if _is_input(location):
-        path = input_name
-    else:
-        path = f"options.{'encodings' if head == 'embedding_type' else head}"
+    head, *rest = location or INPUT_NAMES[:1]
+    names = {"model": "model", INPUT_NAMES[0]: input_name, "embedding_type": "options.encodings"}
+    path = names.get(str(head), f"options.{head}")
     return path + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in rest)
 
 

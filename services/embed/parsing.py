@@ -15,17 +15,16 @@ from services.embed.inputs import MAX_ERRORS, Location
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
 from services.embed.types import EmbedRequest
 
-RenderLocation = Callable[[str, Location], str]
-"""From the model's id and a location in its schema to the path a caller knows the field by."""
+Locate = Callable[[str | None, Location], str]
+"""From the model's id, once it is known, and a location in its schema to the path callers know a field by."""
 
-_MODEL = f"{BODY}{SEPARATOR}model"
 _LONGEST_NAME = 100
 """Of a refused model name, as much is said back."""
 
 
-def rest_location(model: str, location: Location) -> str:
+def rest_location(model: str | None, location: Location) -> str:
     """Join a location the way the hosted API does: ``body -> <model> -> <field>``."""
-    return SEPARATOR.join(map(str, (BODY, model, *location)))
+    return SEPARATOR.join(map(str, (BODY, *((model,) if model else ()), *location)))
 
 
 class RequestParser:
@@ -36,31 +35,27 @@ class RequestParser:
         self._catalog = catalog
         self._schemas = {spec.id: request_schema(spec, max_items) for spec in specs}
 
-    def parse(self, body: dict[str, Any]) -> EmbedRequest:
-        """Check a JSON body.
+    def parse(self, fields: dict[str, Any], locate: Locate = rest_location) -> EmbedRequest:
+        """Check the fields of a request; ``locate`` words where an error is.
 
         Raises ``ServiceError``: ``VALIDATION_ERROR`` naming the fields, ``INPUT_MODEL_NOT_FOUND`` for a
         model that is unknown or not served here.
         """
-        if "model" not in body:
-            raise validation_error([FieldError(_MODEL, "Field required", "missing", body)])
-        name = body["model"]
-        if not isinstance(name, str):
-            message = "Input should be a valid string"
-            raise validation_error([FieldError(_MODEL, message, "string_type", name)])
-        return self.parse_fields(name, body, rest_location)
-
-    def parse_fields(self, name: str, fields: dict[str, Any], render: RenderLocation) -> EmbedRequest:
-        """Check the fields of a request for the model ``name``; ``render`` words the locations of errors."""
-        model = self.resolve(name)
+        model = self._model(fields, locate)
         try:
             checked = self._schemas[model].model_validate(fields)
         except ValidationError as error:
-            raise validation_error(_field_errors(error, model, render)) from None
+            raise validation_error(_field_errors(error, model, locate)) from None
         return _to_request(model, checked)
 
-    def resolve(self, name: str) -> str:
-        """Return the id of the served model called ``name``, which may carry a prefix."""
+    def _model(self, fields: dict[str, Any], locate: Locate) -> str:
+        """Return the id of the served model that is named, which may be by an alias or with a prefix."""
+        place = locate(None, ("model",))
+        if "model" not in fields:
+            raise validation_error([FieldError(place, "Field required", "missing", fields)])
+        name = fields["model"]
+        if not isinstance(name, str):
+            raise validation_error([FieldError(place, "Input should be a valid string", "string_type", name)])
         if name in self._schemas:
             return name
         spec = self._catalog.get(name)
@@ -83,15 +78,14 @@ def _to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:
         dimensions=values.get("dimensions"),
         normalized=values.get("normalized") is not False,
         truncate=values.get("truncate", True) is True,  # models without the choice cut
-        late_chunking=values.get("late_chunking") is True,
     )
 
 
-def _field_errors(error: ValidationError, model: str, render: RenderLocation) -> list[FieldError]:
+def _field_errors(error: ValidationError, model: str, locate: Locate) -> list[FieldError]:
     errors: list[FieldError] = []
     for line in error.errors(include_url=False, include_context=False)[:MAX_ERRORS]:
         location = line["loc"]
         if line["type"] in ("too_short", "too_long") and location[0] in INPUT_NAMES:
             location = ()  # the hosted API speaks of the whole request here
-        errors.append(FieldError(render(model, location), line["msg"], line["type"], line["input"]))
+        errors.append(FieldError(locate(model, location), line["msg"], line["type"], line["input"]))
     return errors

@@ -130,11 +130,6 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
                 description=f"What the vectors are for.{default}",
             ),
         )
-    if spec.late_chunking:
-        fields["late_chunking"] = (
-            bool | None,
-            Field(None, description="Read all inputs as one text, so that each vector knows its neighbours."),
-        )
     return fields
 
 

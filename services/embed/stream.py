@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from searchfoundation.v1 import embed_pb2
 
 from services.core.call import Call, Timings
-from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
+from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.failure import rpc_status
 from services.embed.logic import Embedder
 from services.embed.messages import embeddings, request_fields, stream_location, timings, usage
@@ -126,7 +126,7 @@ class EmbedStream:
     async def _answer(
         self, index: int, request: embed_pb2.EmbedStreamRequest, model: str, options: embed_pb2.EmbedOptions
     ) -> embed_pb2.EmbedStreamResponse:
-        call = replace(self._call, timings=Timings(), usage_tokens=0, deadline=self._deadline())
+        call = self._message_call()
         try:
             result = await self._embed(request, model, options, call)
         except ServiceError as error:
@@ -140,9 +140,7 @@ class EmbedStream:
     async def _embed(
         self, request: embed_pb2.EmbedStreamRequest, model: str, options: embed_pb2.EmbedOptions, call: Call
     ) -> embed_pb2.EmbedStreamResult:
-        if not model:
-            raise validation_error([FieldError("model", "Field required", "missing")])
-        parsed = self._parser.parse_fields(model, request_fields((request.input,), options), stream_location)
+        parsed = self._parser.parse(request_fields(model, (request.input,), options), stream_location)
         result = await self._embedder.embed(parsed, call)
         return embed_pb2.EmbedStreamResult(
             model=result.model,
@@ -155,8 +153,11 @@ class EmbedStream:
         status = rpc_status(error, self._call.request_id)
         return embed_pb2.EmbedStreamResponse(index=index, id=id, error=status)
 
-    def _deadline(self) -> float:
-        return self._call.deadline or time.monotonic() + self._limits.timeout
+    def _message_call(self) -> Call:
+        """Make the call of one message, which is charged, timed and limited by itself."""
+        now = time.monotonic()
+        deadline = self._call.deadline or now + self._limits.timeout
+        return replace(self._call, timings=Timings(), usage_tokens=0, started=now, deadline=deadline)
 
     def _book(self, call: Call) -> None:
         """Add a message's figures to those of the whole call, for metrics and logs."""

@@ -36,7 +36,6 @@ class EmbedRequest:
     dimensions: int | None = None
     normalized: bool = True
     truncate: bool = False
-    late_chunking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
