@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from searchfoundation.v1 import ops_pb2_grpc
 
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.doors import Capability
@@ -17,6 +18,7 @@ from services.core.serving.exchange import Context, Exchange, Route, arrived_wit
 from services.core.serving.health import Health
 from services.core.serving.metrics import CALLS
 from services.core.serving.pipeline import Handler, Pipeline
+from services.core.serving.ready import ReadyServicer
 
 _REFLECTION_V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 _REFLECTION_V1ALPHA = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -26,8 +28,8 @@ _UNKNOWN = Route("", "unknown", streaming=False, parse=None, render=None)
 class Dispatcher(grpc.GenericRpcHandler):
     """The only handler the gRPC server asks: one dictionary look-up per call.
 
-    Health and reflection are public; everything a capability registers goes through the pipeline; a path
-    nobody knows ends as UNIMPLEMENTED in the documented form.
+    Health, readiness and reflection are public; everything a capability registers goes through the pipeline;
+    a path nobody knows ends as UNIMPLEMENTED in the documented form.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -46,11 +48,12 @@ class Dispatcher(grpc.GenericRpcHandler):
         for path, handler in _registered(capability.add_to_server).items():
             self._handlers[path] = self._pipeline.wrap(capability.name, path, handler)
 
-    def add_public(self, health: Health, service_names: Sequence[str]) -> None:
-        """Serve health and reflection, without a key and outside the pipeline."""
+    def add_public(self, health: Health, ready: ReadyServicer, service_names: Sequence[str]) -> None:
+        """Serve health, readiness and reflection, without a key and outside the pipeline."""
 
         def register(server: grpc.aio.Server) -> None:
             health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+            ops_pb2_grpc.add_OpsServiceServicer_to_server(ready, server)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
                 reflection.aio.ReflectionServicer((*service_names, reflection.SERVICE_NAME)), server
             )

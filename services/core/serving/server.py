@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from services.core.serving.doors import Access, Capability, Engine
 from services.core.serving.health import Health
 from services.core.serving.logs import AccessLog
 from services.core.serving.pipeline import Pipeline
+from services.core.serving.ports import PortInUseError, join
+from services.core.serving.ready import Check, ReadyServicer
 from services.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,19 +34,17 @@ _MESSAGE_OVERHEAD = 64 << 10
 class StopReason(Enum):
     """Why the server stops."""
 
-    ASKED = "asked"
+    TERMINATED = "terminated"
+    INTERRUPTED = "interrupted"
     ENGINE_FAILED = "engine failed"
-
-
-class PortInUseError(Exception):
-    """The address to listen on is taken."""
 
 
 class Server:
     """Serves capabilities until it is told to stop or the engine fails.
 
-    ``engine`` and ``access`` belong to the caller, who started them and stops them afterwards. With
-    ``share_port`` several processes may listen on one port.
+    ``engine`` and ``access`` belong to the caller, who started them and stops them afterwards. ``checks``
+    are what readiness depends on besides the engine, by name. With ``share_port`` several processes may
+    listen on one port.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Server:
         engine: Engine,
         access: Access,
         *,
+        checks: Mapping[str, Check] | None = None,
         share_port: bool = False,
     ) -> None:
         self._settings = settings
@@ -62,6 +63,7 @@ class Server:
         self._share_port = share_port
         self._names = [name for capability in capabilities for name in capability.service_names]
         self._health = Health(self._names)
+        self._ready = ReadyServicer({"engine": self._engine_serves, **(checks or {})})
         self._access_log = AccessLog() if settings.access_log else None
         self._tracing = _tracing(settings)
         self._dispatcher = Dispatcher(
@@ -75,13 +77,12 @@ class Server:
         )
         self._reason: asyncio.Future[StopReason] | None = None
         self._grpc: grpc.aio.Server | None = None
-        self._address = ""
         self.port = 0
 
     @property
     def address(self) -> str:
         """Where the server listens, as ``host:port``."""
-        return self._address
+        return join(self._settings.host, self.port)
 
     @property
     def ready(self) -> bool:
@@ -99,7 +100,7 @@ class Server:
         self._reason = loop.create_future()
         for capability in self._capabilities:
             self._dispatcher.add_capability(capability)
-        self._dispatcher.add_public(self._health, self._names)
+        self._dispatcher.add_public(self._health, self._ready, self._names)
         await self._health.begin()
         self._grpc = grpc.aio.server(options=_options(self._settings, self._share_port))
         self._grpc.add_generic_rpc_handlers((self._dispatcher,))
@@ -107,7 +108,11 @@ class Server:
         await self._grpc.start()
         for capability in self._capabilities:
             await capability.start()
-        self._engine.on_failure = lambda: loop.call_soon_threadsafe(self._on_engine_failure)
+
+        def on_failure() -> None:
+            loop.call_soon_threadsafe(self._on_engine_failure)
+
+        self._engine.on_failure = on_failure
         if not self._engine.healthy:
             self._on_engine_failure()
             return
@@ -118,9 +123,10 @@ class Server:
         assert self._reason is not None, "start comes first"
         return await asyncio.shield(self._reason)
 
-    def request_stop(self) -> None:
-        """Make ``wait`` return. For use on the event loop."""
-        self._stop_for(StopReason.ASKED)
+    def request_stop(self, reason: StopReason) -> None:
+        """Make ``wait`` return. For use on the event loop; only the first reason counts."""
+        if self._reason is not None and not self._reason.done():
+            self._reason.set_result(reason)
 
     async def stop(self, *, drain: bool = True) -> None:
         """Say NOT_SERVING, let balancers notice, finish the calls in flight, and let go.
@@ -145,34 +151,33 @@ class Server:
     def stop_on_signals(self) -> None:
         """Make SIGTERM and SIGINT request a stop; a second one ends the process at once."""
         loop = asyncio.get_running_loop()
+        reasons = {signal.SIGTERM: StopReason.TERMINATED, signal.SIGINT: StopReason.INTERRUPTED}
 
-        def on_signal() -> None:
-            self.request_stop()
-            for number in (signal.SIGTERM, signal.SIGINT):
+        def on_signal(reason: StopReason) -> None:
+            self.request_stop(reason)
+            for number in reasons:
                 loop.remove_signal_handler(number)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_signal)
+        for number, reason in reasons.items():
+            loop.add_signal_handler(number, on_signal, reason)
+
+    async def _engine_serves(self) -> bool:
+        return self._health.serving and self._engine.healthy
 
     def _on_engine_failure(self) -> None:
         logger.error("the engine failed; shutting down")
-        self._stop_for(StopReason.ENGINE_FAILED)
-
-    def _stop_for(self, reason: StopReason) -> None:
-        if self._reason is not None and not self._reason.done():
-            self._reason.set_result(reason)
+        self.request_stop(StopReason.ENGINE_FAILED)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         settings = self._settings
-        address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
+        address = join(settings.host, settings.grpc_port)
         try:
             if settings.tls_cert is None:
                 port = server.add_insecure_port(address)
             else:
                 port = server.add_secure_port(address, _credentials(settings))
         except RuntimeError:
-            raise PortInUseError(f"cannot listen on {address}: the address is taken or not ours") from None
-        self._address = f"{_bracketed(settings.host)}:{port}"
+            raise PortInUseError(settings.host, settings.grpc_port) from None
         return port
 
 
@@ -208,7 +213,3 @@ def _tracing(settings: Settings) -> Tracing | None:
     from services.core.serving.tracing import Tracing
 
     return Tracing(settings.otlp_endpoint)
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
