@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from google.api import annotations_pb2, http_pb2
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 from services.core.catalog.types import Capability
@@ -43,7 +44,7 @@ def rest_calls(capability: Capability) -> tuple[RestCall, ...]:
         RestCall(method, path, service.full_name, rpc.name)
         for service in _services(_file(f"{capability}_rest_pb2"))
         for rpc in service.methods
-        for method, path in _rules(rpc.GetOptions().Extensions[annotations_pb2.http])
+        for method, path in _rules(_http_rule(rpc))
     )
 
 
@@ -62,8 +63,13 @@ def _file(module: str) -> FileDescriptor:
     return importlib.import_module(f"{_PACKAGE}.{module}").DESCRIPTOR
 
 
-def _services(file: FileDescriptor):
+def _services(file: FileDescriptor) -> Iterable[ServiceDescriptor]:
     return file.services_by_name.values()
+
+
+def _http_rule(rpc: MethodDescriptor) -> http_pb2.HttpRule:
+    extension: Any = annotations_pb2.http  # typed as a plain field descriptor
+    return rpc.GetOptions().Extensions[extension]
 
 
 def _collect(file: FileDescriptor, into: dict[str, FileDescriptor]) -> None:

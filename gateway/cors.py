@@ -1,7 +1,7 @@
 """Cross-origin rules for browsers.
 
-Envoy's own CORS filter leaves answers alone that the gateway makes itself (documents, 404, 413), which a page
-could then not read. So the headers are added by a filter of their own, and preflights are answered by a route.
+Envoy's own CORS filter leaves answers alone that the gateway makes itself (documents, 404, 413), which a
+page could then not read. So a filter of their own adds the headers, and a route answers preflights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from gateway.topology import Cors
 
 Config = dict[str, Any]
 
-_EXPOSED = "retry-after, server-timing, x-request-id, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
+_EXPOSED = (
+    "retry-after, server-timing, x-request-id, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
+)
+_EXTENSIONS = "type.googleapis.com/envoy.extensions"
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _HEADERS = "authorization, content-type, x-request-id, traceparent, tracestate"
 
@@ -51,13 +54,13 @@ def cors_filter(cors: Cors) -> Config:
         "input": {"name": "origin", "typed_config": {"@type": headers, "header_name": "origin"}},
         "value_match": {"safe_regex": {"google_re2": {}, "regex": _pattern(cors)}},
     }
-    skip = "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter"
+    skip = f"{_EXTENSIONS}.filters.common.matcher.action.v3.SkipFilter"
     return {
-        "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        "@type": f"{_EXTENSIONS}.common.matching.v3.ExtensionWithMatcher",
         "extension_config": {
             "name": "cors_headers",
             "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+                "@type": f"{_EXTENSIONS}.filters.http.header_mutation.v3.HeaderMutation",
                 "mutations": {"response_mutations": mutations},
             },
         },

@@ -18,7 +18,7 @@ end
 function envoy_on_request(handle)
   local headers = handle:headers()
   local id = headers:get("x-request-id")
-  if id == nil or id == "" or #id > 128 or find(id, "[^%w%-_.:]") then
+  if id == nil or id == "" or #id > 128 or find(id, "[^%w%-._:/+=@]") then
     headers:replace("x-request-id", (gsub(random:read(16), ".", hex)))
   end
 end

@@ -157,12 +157,22 @@ def _model_to_metadata() -> Config:
     }
     return {
         "@type": f"{_FILTERS}.http.json_to_metadata.v3.JsonToMetadata",
-        "request_rules": {"rules": [rule], "allow_empty_content_type": True, "allow_content_types_regex": {"regex": ".*"}},
+        "request_rules": {
+            "rules": [rule],
+            "allow_empty_content_type": True,
+            "allow_content_types_regex": {"regex": ".*"},
+        },
     }
 
 
 def _without_grpc_headers() -> Config:
-    names = ("grpc-status", "grpc-message", "grpc-status-details-bin", "grpc-accept-encoding", "accept-encoding")
+    names = (
+        "grpc-status",
+        "grpc-message",
+        "grpc-status-details-bin",
+        "grpc-accept-encoding",
+        "accept-encoding",
+    )
     return {
         "@type": f"{_FILTERS}.http.header_mutation.v3.HeaderMutation",
         "mutations": {"response_mutations": [{"remove": name} for name in names]},

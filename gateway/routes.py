@@ -49,7 +49,12 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
     routes = [
         # A gRPC call is no REST call, whatever its path: without this the transcoder would let it pass.
         _no_such_rpc("/v1/"),
-        *(route for c in topology.capabilities for call in rest_calls(c) for route in _rest(call, c, topology)),
+        *(
+            route
+            for c in topology.capabilities
+            for call in rest_calls(c)
+            for route in _rest(call, c, topology)
+        ),
         *grpc_routes(topology),
         _no_such_rpc("/"),
         *([preflight_route(topology.cors)] if topology.cors.origins else []),
@@ -81,6 +86,13 @@ def routes_by_model(topology: Topology) -> bool:
 def model_pattern(pool: Pool) -> str:
     """Regular expression of the names a pool's models may be called by."""
     return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)})"
+
+
+def rest_routes(topology: Topology) -> Iterator[Config]:
+    """Routes of every REST operation of the capabilities in the topology."""
+    for capability in topology.capabilities:
+        for call in rest_calls(capability):
+            yield from _rest(call, capability, topology)
 
 
 def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterator[Config]:
@@ -233,4 +245,3 @@ def _script(name: str) -> Config:
 
 def _set_header(key: str, value: str) -> Config:
     return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
-

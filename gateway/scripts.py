@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gateway.replies import METADATA_NAMESPACE, RETRY_AFTER_SECONDS, UNKNOWN_MODEL, VERBATIM, Reply, status_table
+from gateway.replies import (
+    METADATA_NAMESPACE,
+    RETRY_AFTER_SECONDS,
+    UNKNOWN_MODEL,
+    VERBATIM,
+    Reply,
+    status_table,
+)
 from gateway.topology import Topology
 
 Config = dict[str, Any]
@@ -22,9 +29,11 @@ def lua_filter(topology: Topology) -> Config:
     """The Lua filter with its default script and those that single routes choose."""
     main = _status_lua(topology) + _read("filter.lua")
     scripts = {
-        MODEL_SCRIPT: main + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
+        MODEL_SCRIPT: main
+        + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
         + _read(MODEL_SCRIPT),
-        READY_SCRIPT: main + _pools_lua(topology)
+        READY_SCRIPT: main
+        + _pools_lua(topology)
         + _assignments(NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC)
         + _read(READY_SCRIPT),
         # gRPC callers get a request id; errors stay as the service sent them.

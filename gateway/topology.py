@@ -6,6 +6,7 @@ Written by `search-foundation up`, or made from Helm values; everything the gate
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,11 +22,12 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Address(_Part):
+@dataclass(frozen=True, slots=True)
+class Address:
     """Where one endpoint listens: ``host:port``, ``[v6]:port`` or ``unix:/path``."""
 
     host: str = ""
-    port: int = Field(0, ge=0, le=65535)
+    port: int = 0
     path: str = ""
 
     @classmethod
@@ -105,39 +107,39 @@ class Pool(_Part):
 class Limits(_Part):
     """What callers and pools may take. Sizes in bytes."""
 
-    max_body_bytes: int = Field(64 << 20, ge=1)
-    max_response_bytes: int = Field(256 << 20, ge=1)
-    max_header_kib: int = Field(60, ge=1, le=8192)
-    max_connections: int = Field(10_000, ge=1)
-    max_requests_per_pool: int = Field(2_048, ge=1, description="In flight; above it calls get 503.")
-    max_heap_bytes: int = Field(4 << 30, ge=1 << 26)
+    max_body_bytes: int = Field(default=64 << 20, ge=1)
+    max_response_bytes: int = Field(default=256 << 20, ge=1)
+    max_header_kib: int = Field(default=60, ge=1, le=8192)
+    max_connections: int = Field(default=10_000, ge=1)
+    max_requests_per_pool: int = Field(default=2_048, ge=1, description="In flight; above it calls get 503.")
+    max_heap_bytes: int = Field(default=4 << 30, ge=1 << 26)
 
 
 class Timeouts(_Part):
     """All in seconds."""
 
-    request: float = Field(60.0, gt=0, description="From the complete request to the complete answer.")
-    receive: float = Field(60.0, gt=0, description="For a caller to send all of a request.")
-    headers: float = Field(10.0, gt=0, description="For a caller to send the headers.")
-    idle: float = Field(300.0, gt=0, description="Connection without a request.")
-    connect: float = Field(1.0, gt=0, description="Connecting to an endpoint.")
-    drain: float = Field(5.0, ge=0, description="Finishing connections when a listener closes.")
+    request: float = Field(default=60.0, gt=0, description="From complete request to complete answer.")
+    receive: float = Field(default=60.0, gt=0, description="For a caller to send all of a request.")
+    headers: float = Field(default=10.0, gt=0, description="For a caller to send the headers.")
+    idle: float = Field(default=300.0, gt=0, description="Connection without a request.")
+    connect: float = Field(default=1.0, gt=0, description="Connecting to an endpoint.")
+    drain: float = Field(default=5.0, ge=0, description="Finishing connections when a listener closes.")
 
 
 class HealthCheck(_Part):
     """Active gRPC health checks of every endpoint. Times in seconds."""
 
-    interval: float = Field(2.0, gt=0)
-    unhealthy_interval: float = Field(0.5, gt=0, description="While an endpoint does not serve.")
-    timeout: float = Field(1.0, gt=0)
-    unhealthy_after: int = Field(2, ge=1)
+    interval: float = Field(default=2.0, gt=0)
+    unhealthy_interval: float = Field(default=0.5, gt=0, description="While an endpoint does not serve.")
+    timeout: float = Field(default=1.0, gt=0)
+    unhealthy_after: int = Field(default=2, ge=1)
 
 
 class Cors(_Part):
     """Browsers' origins that may call; ``*`` for any. Credentials (cookies) are never allowed."""
 
     origins: tuple[str, ...] = ("*",)
-    max_age: int = Field(86_400, ge=0, description="Seconds a browser may keep the answer.")
+    max_age: int = Field(default=86_400, ge=0, description="Seconds a browser may keep the answer.")
 
 
 class Topology(_Part):
@@ -158,8 +160,8 @@ class Topology(_Part):
     health_check: HealthCheck = HealthCheck()
     cors: Cors = Cors()
     compression: bool = False
-    workers: int = Field(1, ge=1)
-    trusted_proxies: int = Field(0, ge=0)
+    workers: int = Field(default=1, ge=1)
+    trusted_proxies: int = Field(default=0, ge=0)
     access_log: LogTarget | None = "stdout"
 
     @model_validator(mode="after")
@@ -173,7 +175,9 @@ class Topology(_Part):
                 for model in pool.models:
                     other = owners.setdefault((capability, model), pool.name)
                     if other != pool.name:
-                        raise ValueError(f"pools '{other}' and '{pool.name}' both serve {model} for {capability}")
+                        raise ValueError(
+                            f"pools '{other}' and '{pool.name}' both serve {model} for {capability}"
+                        )
         return self
 
     def pools_of(self, capability: Capability) -> tuple[Pool, ...]:
