@@ -1,0 +1,15 @@
+"""From texts to vectors: tokenising, scheduling, running models on a device."""
+
+from services.core.inference.embedding import EmbeddingModel, Embeddings, EmbedOptions, finish
+from services.core.inference.engine import Engine, EngineStartError
+from services.core.inference.runtime import InferenceError
+
+__all__ = [
+    "EmbedOptions",
+    "EmbeddingModel",
+    "Embeddings",
+    "Engine",
+    "EngineStartError",
+    "InferenceError",
+    "finish",
+]

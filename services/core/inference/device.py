@@ -1,0 +1,70 @@
+"""The device that the models of a process share, and how its workers divide the cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import torch
+
+_ALLOCATOR_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+
+_MOST_CPU_WORKERS = 4
+_CUDA_WORKERS = 2
+
+
+class TorchDevice:
+    """One torch device.
+
+    On a CPU several workers run side by side with few threads each, since a parallel region that spans all
+    cores waits for the slowest of them, which under load is one that someone else is using. A batch that is
+    alone on the machine gets all cores. On CUDA two workers keep the queue of the device filled while one of
+    them packs or unpacks a batch.
+    """
+
+    def __init__(self, device: torch.device, cores: int) -> None:
+        """Share ``cores`` of the host's CPUs."""
+        self.torch = device
+        self.on_cpu = device.type == "cpu"
+        self.workers = min(cores, _MOST_CPU_WORKERS) if self.on_cpu else _CUDA_WORKERS
+        self._threads_alone = max(1, cores)
+        self._threads_shared = max(1, cores // self.workers)
+        self._local = threading.local()
+
+    def claim_cores(self, alone: bool) -> None:
+        """Set the intra-op threads of the calling thread."""
+        threads = self._threads_alone if alone else self._threads_shared
+        current: int | None = getattr(self._local, "threads", None)
+        if current is None:
+            # The first question for the number of threads sets it from a global of torch; ask before setting.
+            torch.get_num_threads()
+        if threads != current:
+            torch.set_num_threads(threads)
+            self._local.threads = threads
+
+    def out_of_memory(self, error: Exception) -> bool:
+        """Whether ``error`` is a failed allocation; then the caches are emptied."""
+        if not _is_out_of_memory(error):
+            return False
+        if self.torch.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def lost(self, error: Exception) -> bool:
+        """Whether ``error`` is a CUDA failure other than memory: the context is gone with it."""
+        return isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error)
+
+    def memory(self) -> int:
+        """Bytes held on the device; 0 on a CPU, where the process' own memory says it."""
+        return torch.cuda.memory_reserved(self.torch) if self.torch.type == "cuda" else 0
+
+
+def available_cores(processes: int = 1) -> int:
+    """CPUs this process may use when ``processes`` like it share the machine."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _ALLOCATOR_COMPLAINTS)

@@ -1,0 +1,166 @@
+"""The engine of a process: loads the models, owns the queue and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import torch
+
+from services.core.catalog import Catalog, CatalogError, canonical_id
+from services.core.catalog.types import Capability, ModelSpec
+from services.core.catalog.weights import WeightsNotFound, locate
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference.device import TorchDevice, available_cores
+from services.core.inference.embedding import EmbeddingModel
+from services.core.inference.jobs import Lane
+from services.core.inference.metrics import LOAD_SECONDS, watch_device
+from services.core.inference.runtime import Runtime
+from services.core.inference.scheduler import Scheduler
+from services.core.inference.tokenizing import TokenizeStage
+from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.device import choose_device, choose_dtype
+from services.core.modeling.registry import load_text_encoder
+from services.core.modeling.types import EncodeItem, Encoding, TextEncoder
+from services.core.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_CPU_BATCH_TOKENS = 256
+"""More tokens in a batch make a CPU no faster, only the next call wait longer."""
+
+_CPU_MIN_TOKENS = 64
+"""Below this, one worker with twice the tokens is about as fast as two that share them."""
+
+_CPU_STRETCH = 2.0
+"""A short text gains from company, but not from waiting for a long one."""
+
+_SWITCH_INTERVAL = 0.0002
+"""Seconds a thread may keep the interpreter while another wants it; the default of 5 ms is the time in
+which a worker runs several short batches."""
+
+
+Loader = Callable[[ModelSpec, Settings, torch.device], TextEncoder]
+
+
+class EngineStartError(Exception):
+    """The engine cannot start; the text tells the operator why."""
+
+
+class Engine:
+    """Models in memory behind one queue. Made by ``start``, usable from the loop that started it.
+
+    ``on_failure`` is called once, from another thread, when a worker died; ``healthy`` is False from then on
+    and the process should end.
+    """
+
+    def __init__(self, runtime: Runtime, device: TorchDevice, executor: ThreadPoolExecutor) -> None:
+        self._runtime = runtime
+        self._device = device
+        self._executor = executor
+        self._models: dict[str, EmbeddingModel] = {}
+
+    @classmethod
+    async def start(cls, settings: Settings, catalog: Catalog, *, load: Loader | None = None) -> Self:
+        """Load and warm up ``settings.models``, by ``load`` where it is given.
+
+        Raises EngineStartError for a model or device that cannot be had. Shortens the interpreter's switch
+        interval for the whole process.
+        """
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
+        try:
+            device = TorchDevice(choose_device(settings.device), available_cores(settings.workers))
+            specs = catalog.select(settings.models)
+        except (CatalogError, ValueError) as error:
+            raise EngineStartError(str(error)) from error
+        runtime = Runtime(Scheduler(settings.max_queue_tokens), device, workers=device.workers)
+        executor = ThreadPoolExecutor(device.workers, "tokenize")
+        engine = cls(runtime, device, executor)
+        runtime.start()
+        try:
+            for spec in specs:
+                await engine._serve(spec, settings, load or load_encoder)
+        except BaseException:
+            await engine.stop(0.0)
+            raise
+        watch_device(str(device.torch), device.memory)
+        return engine
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, finish those inside for up to ``grace`` seconds, let the models go."""
+        await self._runtime.stop(grace)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._models.clear()
+
+    @property
+    def served(self) -> tuple[ModelSpec, ...]:
+        """The models of this process, aliases included."""
+        return tuple(model.spec for model in self._models.values())
+
+    @property
+    def healthy(self) -> bool:
+        """Whether all workers are alive and the engine is not stopping."""
+        return self._runtime.healthy
+
+    @property
+    def on_failure(self) -> Callable[[], None] | None:
+        """What to call, in whatever thread, when a worker has died."""
+        return self._runtime.on_failure
+
+    @on_failure.setter
+    def on_failure(self, callback: Callable[[], None] | None) -> None:
+        self._runtime.on_failure = callback
+
+    def embedder(self, model: str) -> EmbeddingModel:
+        """Return the embedding model of an id, with or without ``jina-ai/`` or ``jinaai/``.
+
+        Raises ServiceError INPUT_MODEL_NOT_FOUND, naming those that are served.
+        """
+        found = self._models.get(model) or self._models.get(canonical_id(model))
+        if found is None or not found.spec.supports(Capability.EMBED):
+            names = [spec.id for spec in self.served if spec.supports(Capability.EMBED)]
+            raise ServiceError(
+                ErrorCode.INPUT_MODEL_NOT_FOUND, model=model, available=", ".join(sorted(names))
+            )
+        return found
+
+    async def _serve(self, spec: ModelSpec, settings: Settings, load: Loader) -> None:
+        original = self._models.get(spec.weights_id)
+        if original is not None:
+            self._models[spec.id] = original.renamed(spec)
+            return
+        began = time.monotonic()
+        try:
+            encoder = await asyncio.to_thread(load, spec, settings, self._device.torch)
+        except (WeightsNotFound, CheckpointError, ValueError) as error:
+            raise EngineStartError(str(error)) from error
+        self._models[spec.id] = self._model(spec, encoder, settings)
+        seconds = time.monotonic() - began
+        LOAD_SECONDS.labels(spec.id).set(seconds)
+        _log.info("%s is ready on %s after %.1f s", spec.id, self._device.torch, seconds)
+
+    def _model(self, spec: ModelSpec, encoder: TextEncoder, settings: Settings) -> EmbeddingModel:
+        budget = settings.max_batch_tokens
+        lane: Lane[EncodeItem, Encoding] = Lane(spec.id, encoder.forward, weight=float(spec.parameters))
+        if self._device.on_cpu:
+            lane.max_tokens = min(budget, _CPU_BATCH_TOKENS)
+            lane.min_tokens = min(budget, _CPU_MIN_TOKENS)
+            lane.stretch = _CPU_STRETCH
+        else:
+            lane.max_tokens = lane.min_tokens = budget
+        self._runtime.add(lane)
+        stage = TokenizeStage(encoder.tokenizer, spec.max_tokens, self._executor, self._device.workers)
+        return EmbeddingModel(spec, stage, lane, self._runtime)
+
+
+def load_encoder(spec: ModelSpec, settings: Settings, device: torch.device) -> TextEncoder:
+    """Load a model from where its weights are and warm it up."""
+    dtype = choose_dtype(device, settings.dtype)
+    encoder = load_text_encoder(spec, locate(spec, settings), device=device, dtype=dtype)
+    encoder.warm_up()
+    return encoder

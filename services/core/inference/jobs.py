@@ -1,0 +1,144 @@
+"""What the scheduler orders and the workers run: lanes, jobs and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from services.core.call import Priority
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class Lane(Generic[P, R]):
+    """What may share a batch: the items of one model, and how to run and cut them.
+
+    ``run`` takes the payloads of a batch and returns as many results in the same order. A batch holds at
+    most ``max_tokens`` (or one longer item). With several workers it is cut smaller, down to ``min_tokens``,
+    so that all of them have work. Its longest item is at most ``stretch`` times as long as its shortest.
+    ``weight`` is the cost of one token relative to other lanes. ``pads`` says that ``run`` pads items to
+    the longest, which is only counted.
+    """
+
+    name: str
+    run: Callable[[Sequence[P]], Sequence[R]]
+    max_tokens: int = 16384
+    min_tokens: int = 64
+    stretch: float = float("inf")
+    weight: float = 1.0
+    pads: bool = False
+    queued_tokens: int = 0
+    queued_items: int = 0
+
+
+class Job(Generic[P, R]):
+    """The items of one call. ``results`` has the order of ``payloads``; ``lengths`` are in tokens.
+
+    ``deadline`` is on the clock whose readings ``Scheduler.next_batch`` is given, and so are ``queued_at``,
+    ``started_at`` and ``finished_at``, which the workers fill in. ``done`` is set when no item may run any
+    more; ``error`` then says why, unless all results are there or the caller gave up. ``on_done`` is called
+    once, when results or error are there, by whoever delivers them.
+    """
+
+    __slots__ = (
+        "base",
+        "deadline",
+        "done",
+        "error",
+        "finished_at",
+        "lane",
+        "lengths",
+        "on_done",
+        "order",
+        "payloads",
+        "pending",
+        "priority",
+        "queued_at",
+        "results",
+        "sequence",
+        "served",
+        "started_at",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        lane: Lane[P, R],
+        payloads: Sequence[P],
+        lengths: Sequence[int],
+        *,
+        tenant: str = "anonymous",
+        priority: Priority = Priority.INTERACTIVE,
+        deadline: float | None = None,
+        on_done: Callable[[Job[P, R]], None] | None = None,
+    ) -> None:
+        n = len(payloads)
+        if n == 0 or len(lengths) != n or min(lengths) < 1:
+            raise ValueError("a job needs payloads, each with a length of at least one token")
+        self.lane = lane
+        self.payloads = payloads
+        self.lengths = lengths
+        self.tenant = tenant
+        self.priority = priority
+        self.deadline = deadline
+        self.on_done = on_done
+        self.results: list[R | None] = [None] * n
+        self.pending = n
+        self.done = False
+        self.error: BaseException | None = None
+        self.queued_at = self.started_at = self.finished_at = 0.0
+        # The scheduler's: places still waiting, taken from the end, so the longest go first (they would
+        # otherwise be left for one worker while the others idle) and equal ones in order of input.
+        self.order: list[int] = sorted(range(n - 1, -1, -1), key=lengths.__getitem__)
+        self.sequence = 0
+        self.base = 0.0
+        self.served = 0.0
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the items that no batch has taken yet."""
+        return sum(self.lengths[place] for place in self.order)
+
+
+AnyLane: TypeAlias = Lane[Any, Any]
+AnyJob: TypeAlias = Job[Any, Any]
+
+
+class Batch:
+    """Items of one lane that run together, as (job, place in the job), and their token counts."""
+
+    __slots__ = ("items", "lane", "longest", "shortest", "tokens")
+
+    def __init__(self, lane: AnyLane) -> None:
+        self.lane = lane
+        self.items: list[tuple[AnyJob, int]] = []
+        self.tokens = 0
+        self.shortest = self.longest = 0
+
+    def take(self, job: AnyJob, budget: int) -> int:
+        """Move items from ``job`` into this batch while they fit; returns their tokens."""
+        before = self.tokens
+        order, lengths = job.order, job.lengths
+        while order and self._fits(length := lengths[order[-1]], budget):
+            self._add(job, order.pop(), length)
+        return self.tokens - before
+
+    def _fits(self, length: int, budget: int) -> bool:
+        if not self.items:
+            return True
+        if self.tokens + length > budget:
+            return False
+        return max(self.longest, length) <= self.lane.stretch * min(self.shortest, length)
+
+    def _add(self, job: AnyJob, place: int, length: int) -> None:
+        if not self.items:
+            self.shortest = self.longest = length
+        elif length < self.shortest:
+            self.shortest = length
+        elif length > self.longest:
+            self.longest = length
+        self.items.append((job, place))
+        self.tokens += length

@@ -1,0 +1,106 @@
+"""Metrics of the scheduler, the workers and the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from services.core.inference.jobs import AnyLane, Batch
+
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_SECONDS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1, 2, 4, 8)
+_RATIOS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
+
+QUEUE_ITEMS = Gauge("searchfoundation_queue_items", "Items waiting for the device.", ("model",))
+QUEUE_TOKENS = Gauge("searchfoundation_queue_tokens", "Tokens waiting for the device.", ("model",))
+BATCH_ITEMS = Histogram(
+    "searchfoundation_batch_items", "Items of a batch on the device.", ("model",), buckets=_ITEMS
+)
+BATCH_TOKENS = Histogram(
+    "searchfoundation_batch_tokens", "Tokens of a batch on the device.", ("model",), buckets=_TOKENS
+)
+BATCH_SECONDS = Histogram(
+    "searchfoundation_batch_seconds",
+    "Time of a batch on the device, retries included.",
+    ("model",),
+    buckets=_SECONDS,
+)
+PADDING = Histogram(
+    "searchfoundation_batch_padding_ratio",
+    "Part of the computed tokens that was padding.",
+    ("model",),
+    buckets=_RATIOS,
+)
+SPLITS = Counter(
+    "searchfoundation_batch_splits",
+    "Failed batches that were tried again in halves.",
+    ("model", "reason"),
+)
+DROPPED = Counter(
+    "searchfoundation_dropped_items",
+    "Items that left the queue without being run: cancelled, expired, failed with their call, or refused.",
+    ("model", "reason"),
+)
+LOAD_SECONDS = Gauge(
+    "searchfoundation_model_load_seconds", "Time to load a model and warm it up.", ("model",)
+)
+DEVICE_MEMORY = Gauge("searchfoundation_device_memory_bytes", "Memory held on the device.", ("device",))
+
+
+class LaneMetrics:
+    """The children of one model, looked up once, and its measured speed."""
+
+    def __init__(self, lane: AnyLane) -> None:
+        model = lane.name
+        QUEUE_ITEMS.labels(model).set_function(lambda: lane.queued_items)
+        QUEUE_TOKENS.labels(model).set_function(lambda: lane.queued_tokens)
+        self._items = BATCH_ITEMS.labels(model)
+        self._tokens = BATCH_TOKENS.labels(model)
+        self._seconds = BATCH_SECONDS.labels(model)
+        self._padding = PADDING.labels(model)
+        self.seconds_per_token = 0.0
+
+    def ran(self, batch: Batch, seconds: float) -> None:
+        """Count one batch."""
+        self._items.observe(len(batch.items))
+        self._tokens.observe(batch.tokens)
+        self._seconds.observe(seconds)
+        computed = len(batch.items) * batch.longest if batch.lane.pads else batch.tokens
+        self._padding.observe(1 - batch.tokens / computed)
+        pace = seconds / batch.tokens
+        self.seconds_per_token += (pace - self.seconds_per_token) * (0.05 if self.seconds_per_token else 1.0)
+
+
+class EngineMetrics:
+    """The workers' observer."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[AnyLane, LaneMetrics] = {}
+
+    def add(self, lane: AnyLane) -> None:
+        """Begin to count for ``lane``."""
+        self._lanes[lane] = LaneMetrics(lane)
+
+    def ran(self, batch: Batch, seconds: float) -> None:
+        """Count a batch."""
+        self._lanes[batch.lane].ran(batch, seconds)
+
+    def split(self, lane: AnyLane, out_of_memory: bool) -> None:
+        """Count a batch that failed and was halved."""
+        SPLITS.labels(lane.name, "out_of_memory" if out_of_memory else "error").inc()
+
+    def dropped(self, lane: AnyLane, items: int, reason: str) -> None:
+        """Count items that were not run."""
+        DROPPED.labels(lane.name, reason).inc(items)
+
+    def backlog_seconds(self, workers: int) -> float:
+        """Time to work off what is queued, at the pace of the latest batches."""
+        work = sum(lane.queued_tokens * metrics.seconds_per_token for lane, metrics in self._lanes.items())
+        return work / workers
+
+
+def watch_device(name: str, memory: Callable[[], float]) -> None:
+    """Report the memory of a device at each scrape."""
+    DEVICE_MEMORY.labels(name).set_function(memory)

@@ -1,0 +1,261 @@
+"""What runs next: token-budget batches, fair between tenants and between calls, bounded.
+
+A plain data structure: no thread, no clock, no model. Threads that share one hold a lock around every call.
+Three rules decide the order:
+
+* *Classes.* Interactive goes before batch, but batch work that waits earns ``batch_share`` of the tokens
+  run meanwhile and goes first when it has earned its next item, so that it never starves.
+* *Tenants* of a class share its tokens equally: start-time fair queueing, where each tenant's virtual time
+  grows by what it was served and the one furthest behind is next. Who comes back from idling starts at the
+  present, neither owed nor punished for it.
+* *Jobs* of a tenant, one per call, have virtual deadlines: an item is due when its tenant has been served
+  ``patience`` times the tokens of its own job up to and with it. So a call with thousands of texts does not
+  hold up a short one that comes later, and can itself be overtaken for a bounded time only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+from services.core.call import Priority
+from services.core.inference.jobs import AnyJob, AnyLane, Batch
+
+_SCAN = 64
+"""Jobs looked at to fill one batch; bounds the time of a cut however long the queue is."""
+
+_FULL = 0.8
+"""A batch filled to this part of its budget is not worth looking for more."""
+
+
+class QueueFullError(Exception):
+    """The queue holds its limit; ``excess_tokens`` have to go before it takes another job."""
+
+    def __init__(self, excess_tokens: int) -> None:
+        super().__init__(f"the queue is full, {excess_tokens} tokens have to go first")
+        self.excess_tokens = excess_tokens
+
+
+_Entry = tuple[float, int, AnyJob]
+
+
+@dataclass(slots=True, eq=False)
+class _Tenant:
+    """A tenant with waiting items: its jobs as a heap by virtual deadline, and what it was served."""
+
+    name: str
+    virtual: float
+    served: float = 0.0
+    items: int = 0
+    heap: list[_Entry] = field(default_factory=list[_Entry])
+
+
+@dataclass(slots=True, eq=False)
+class _Class:
+    """The tenants of one priority. ``virtual`` is the present; ``idle`` has absent tenants ahead of it."""
+
+    virtual: float = 0.0
+    active: dict[str, _Tenant] = field(default_factory=dict[str, _Tenant])
+    idle: dict[str, float] = field(default_factory=dict[str, float])
+
+    def enter(self, name: str) -> _Tenant:
+        """Return the tenant, making it active."""
+        tenant = self.active.get(name)
+        if tenant is None:
+            tenant = _Tenant(name, max(self.virtual, self.idle.pop(name, 0.0)))
+            self.active[name] = tenant
+        return tenant
+
+    def leave(self, tenant: _Tenant) -> None:
+        """Take a tenant without items out; remember it while it is ahead of the present."""
+        del self.active[tenant.name]
+        if not self.active:
+            self.virtual = 0.0
+            self.idle.clear()
+            return
+        self.idle[tenant.name] = tenant.virtual
+        if len(self.idle) > 2 * len(self.active) + 64:
+            self.idle = {name: virtual for name, virtual in self.idle.items() if virtual > self.virtual}
+
+
+class Scheduler:
+    """The queue in front of one device.
+
+    ``max_queue_tokens`` bounds what waits: callers ask ``check_room`` before they prepare a job. At the limit
+    every job is refused, large or small; below it every job is taken whole, so the queue can pass its limit
+    by one job. ``queued_tokens`` and ``queued_items`` count what no batch has taken yet.
+    """
+
+    def __init__(self, max_queue_tokens: int, *, batch_share: float = 1 / 16, patience: float = 4.0) -> None:
+        self._limit = max_queue_tokens
+        self._share = batch_share
+        self._patience = patience
+        self._classes = {priority: _Class() for priority in Priority}
+        self._earned = 0.0
+        self._sequence = count()
+        self._dead = 0
+        self._expired: list[AnyJob] = []
+        self.queued_tokens = 0
+        self.queued_items = 0
+
+    def submit(self, job: AnyJob) -> None:
+        """Queue all items of ``job``."""
+        tenant = self._classes[job.priority].enter(job.tenant)
+        job.base = tenant.served
+        job.sequence = next(self._sequence)
+        heapq.heappush(tenant.heap, self._entry(job))
+        self._count(job.lane, tenant, len(job.order), job.waiting_tokens)
+
+    def check_room(self, promised_tokens: int = 0) -> None:
+        """Raise QueueFullError at the limit; ``promised_tokens`` are on their way to the queue already."""
+        excess = self.queued_tokens + promised_tokens - self._limit
+        if excess >= 0:
+            raise QueueFullError(excess + 1)
+
+    def next_batch(self, now: float = 0.0, workers: int = 1) -> Batch | None:
+        """Take the next batch for one of ``workers``, None if nothing waits.
+
+        Jobs found past their deadline at ``now`` leave the queue; ``take_expired`` has them.
+        """
+        while (priority := self._next_class()) is not None:
+            batch = self._cut(priority, now, workers)
+            if batch is not None:
+                return batch
+        return None
+
+    def take_expired(self) -> list[AnyJob]:
+        """Return the jobs that expired since the last call."""
+        expired, self._expired = self._expired, []
+        return expired
+
+    def discard(self, job: AnyJob) -> int:
+        """Drop the items of ``job`` that still wait; returns how many. What runs already is not touched."""
+        dropped = len(job.order)
+        if dropped == 0:
+            return 0
+        tenant = self._classes[job.priority].active[job.tenant]
+        self._withdraw(job, tenant)
+        self._dead += 1
+        if self._dead > 64 and self._dead * 2 > sum(len(t.heap) for t in self._tenants()):
+            self._compact()
+        return dropped
+
+    def drain(self) -> list[AnyJob]:
+        """Empty the queue and return the jobs that had items waiting."""
+        jobs = [entry[2] for tenant in self._tenants() for entry in tenant.heap if entry[2].order]
+        for job in jobs:
+            self.discard(job)
+        return jobs
+
+    def _next_class(self) -> Priority | None:
+        interactive, batch = self._classes[Priority.INTERACTIVE], self._classes[Priority.BATCH]
+        if not interactive.active:
+            return Priority.BATCH if batch.active else None
+        if not batch.active:
+            self._earned = 0.0
+            return Priority.INTERACTIVE
+        return Priority.BATCH if self._earned >= self._next_cost(batch) else Priority.INTERACTIVE
+
+    def _next_cost(self, cls: _Class) -> float:
+        """Return the cost of the item that the class would run next."""
+        tenant = min(cls.active.values(), key=_virtual_time)
+        while not (job := tenant.heap[0][2]).order:
+            heapq.heappop(tenant.heap)
+            self._dead -= 1
+        return job.lengths[job.order[-1]] * job.lane.weight
+
+    def _cut(self, priority: Priority, now: float, workers: int) -> Batch | None:
+        cls = self._classes[priority]
+        batch: Batch | None = None
+        budget = 0
+        looked_at: list[tuple[_Tenant, AnyJob]] = []
+        for tenant, job in self._in_turn(cls):
+            if job.deadline is not None and job.deadline <= now:
+                self._withdraw(job, tenant)
+                self._expired.append(job)
+                continue
+            looked_at.append((tenant, job))
+            if batch is None:
+                batch = Batch(job.lane)
+                budget = self._budget(job.lane, workers)
+                cls.virtual = tenant.virtual
+            if job.lane is batch.lane:
+                self._serve(priority, batch, budget, tenant, job)
+            if batch.tokens >= _FULL * budget or len(looked_at) >= _SCAN:
+                break
+        self._put_back(cls, looked_at)
+        return batch
+
+    def _in_turn(self, cls: _Class) -> Iterator[tuple[_Tenant, AnyJob]]:
+        """Pop the waiting jobs of a class, tenants furthest behind first, each one's jobs as they are due."""
+        if len(cls.active) == 1:
+            tenants: Iterable[_Tenant] = list(cls.active.values())
+        else:
+            tenants = sorted(cls.active.values(), key=_virtual_time)
+        for tenant in tenants:
+            while tenant.heap:
+                job = heapq.heappop(tenant.heap)[2]
+                if job.order:
+                    yield tenant, job
+                else:
+                    self._dead -= 1
+
+    def _serve(self, priority: Priority, batch: Batch, budget: int, tenant: _Tenant, job: AnyJob) -> None:
+        items = len(job.order)
+        tokens = batch.take(job, budget)
+        if not tokens:
+            return
+        cost = tokens * job.lane.weight
+        job.served += cost
+        tenant.served += cost
+        tenant.virtual += cost
+        if priority is Priority.INTERACTIVE:
+            self._earned += cost * self._share
+        else:
+            self._earned = max(0.0, self._earned - cost)
+        self._count(job.lane, tenant, len(job.order) - items, -tokens)
+
+    def _put_back(self, cls: _Class, looked_at: list[tuple[_Tenant, AnyJob]]) -> None:
+        for tenant, job in looked_at:
+            if job.order:
+                heapq.heappush(tenant.heap, self._entry(job))
+            elif tenant.items == 0 and tenant.name in cls.active:
+                cls.leave(tenant)
+
+    def _budget(self, lane: AnyLane, workers: int) -> int:
+        share = -(-lane.queued_tokens // workers)
+        return min(lane.max_tokens, max(lane.min_tokens, share))
+
+    def _entry(self, job: AnyJob) -> _Entry:
+        """Return the job's place in its tenant's heap: when its next item is due."""
+        next_cost = job.lengths[job.order[-1]] * job.lane.weight
+        return job.base + self._patience * (job.served + next_cost), job.sequence, job
+
+    def _withdraw(self, job: AnyJob, tenant: _Tenant) -> None:
+        items, tokens = len(job.order), job.waiting_tokens
+        job.order.clear()
+        self._count(job.lane, tenant, -items, -tokens)
+        if tenant.items == 0:
+            self._classes[job.priority].leave(tenant)
+
+    def _count(self, lane: AnyLane, tenant: _Tenant, items: int, tokens: int) -> None:
+        tenant.items += items
+        lane.queued_items += items
+        lane.queued_tokens += tokens
+        self.queued_items += items
+        self.queued_tokens += tokens
+
+    def _tenants(self) -> list[_Tenant]:
+        return [tenant for cls in self._classes.values() for tenant in cls.active.values()]
+
+    def _compact(self) -> None:
+        for tenant in self._tenants():
+            tenant.heap = [entry for entry in tenant.heap if entry[2].order]
+            heapq.heapify(tenant.heap)
+        self._dead = 0
+
+
+def _virtual_time(tenant: _Tenant) -> float:
+    return tenant.virtual

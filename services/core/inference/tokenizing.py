@@ -1,0 +1,86 @@
+"""The first stage: texts to token ids, in Rust, without holding up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+
+from services.core.errors import ErrorCode, ServiceError
+from services.core.modeling.types import TextTokenizer, Tokens
+
+INLINE_CHARACTERS = 2048
+"""Up to here tokenising (about 0.2 us a character) costs less than handing it to a thread and back."""
+
+_CHUNK_CHARACTERS = 1 << 16
+"""Texts of one Rust call. Its result takes some 100 bytes a token, so 2,048 long texts at once would take
+hundreds of megabytes; and one call's chunks take turns with those of other calls."""
+
+
+class TokenizeStage:
+    """Tokenises for one model, in ``executor``, where up to ``width`` chunks of a call run side by side."""
+
+    def __init__(self, tokenizer: TextTokenizer, max_tokens: int, executor: Executor, width: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._executor = executor
+        self._width = width
+
+    async def encode(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+        """Tokenise ``prompt + text`` for each text, cut to the model's length.
+
+        Raises ServiceError INPUT_INVALID for a text that is not Unicode (a lone surrogate).
+        """
+        if len(prompt) * len(texts) + sum(map(len, texts)) <= INLINE_CHARACTERS:
+            return self._encode(texts, prompt)
+        chunks = list(_chunks(texts))
+        if len(chunks) == 1:
+            return await self._in_thread(texts, prompt)
+        encoded: list[list[Tokens]] = [[] for _ in chunks]
+        pending = iter(range(len(chunks)))
+
+        async def take_turns() -> None:
+            for i in pending:
+                encoded[i] = await self._in_thread(chunks[i], prompt)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._width, len(chunks))):
+                    group.create_task(take_turns())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [tokens for chunk in encoded for tokens in chunk]
+
+    async def _in_thread(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._encode, texts, prompt)
+
+    def _encode(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+        try:
+            return self._tokenizer.encode_batch(texts, prompt, truncate_to=self._max_tokens)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                if not _is_unicode(text):
+                    raise ServiceError(
+                        ErrorCode.INPUT_INVALID, reason="The input text is not valid Unicode."
+                    ) from None
+            raise
+
+
+def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut ``texts`` into neighbouring runs of about the chunk size, at least one text each."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        if size and size + len(text) > _CHUNK_CHARACTERS:
+            yield texts[start:i]
+            start, size = i, 0
+        size += len(text)
+    yield texts[start:]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

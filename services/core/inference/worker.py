@@ -1,0 +1,248 @@
+"""The threads that keep a device busy: they take batches from the scheduler, run them, hand results out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from services.core.inference.jobs import AnyJob, AnyLane, Batch
+from services.core.inference.scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+_Item = tuple[AnyJob, int]
+
+
+class ExpiredError(Exception):
+    """The deadline passed before all items were run."""
+
+
+class DeviceLostError(Exception):
+    """The device answers no more; every later call would fail too."""
+
+
+class ItemTooLargeError(Exception):
+    """The device has no room even for this item alone."""
+
+
+class Device(Protocol):
+    """What the workers need to know of a device."""
+
+    def claim_cores(self, alone: bool) -> None:
+        """Called in a worker's thread before each batch; ``alone`` if no other worker has work."""
+        ...
+
+    def out_of_memory(self, error: Exception) -> bool:
+        """Whether ``error`` means that the batch did not fit. Frees what can be freed."""
+        ...
+
+    def lost(self, error: Exception) -> bool:
+        """Whether ``error`` means that the device is unusable from now on."""
+        ...
+
+
+class Observer(Protocol):
+    """What is told about the work, for metrics. Called in worker threads."""
+
+    def ran(self, batch: Batch, seconds: float) -> None:
+        """A batch is through, retries included."""
+        ...
+
+    def split(self, lane: AnyLane, out_of_memory: bool) -> None:
+        """A batch failed and is tried again in halves."""
+        ...
+
+    def dropped(self, lane: AnyLane, items: int, reason: str) -> None:
+        """Items left without having been run."""
+        ...
+
+
+class Workers:
+    """``count`` threads over one scheduler and one device.
+
+    ``deliver`` gets the jobs that are over, in a worker's thread and outside of any lock. ``on_death`` is
+    called once, in the dying thread, when a worker ends otherwise than by ``stop``; by then all jobs that
+    had work left are failed with that error and delivered, and ``submit`` raises it.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        device: Device,
+        observer: Observer,
+        *,
+        count: int,
+        deliver: Callable[[list[AnyJob]], None],
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self._scheduler = scheduler
+        self._device = device
+        self._observer = observer
+        self._deliver = deliver
+        self._on_death = on_death
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._running: dict[threading.Thread, Batch | None] = {}
+        self._idle = 0
+        self._stopping = False
+        self.count = count
+        self.death: BaseException | None = None
+
+    def start(self) -> None:
+        """Start the threads."""
+        for i in range(self.count):
+            thread = threading.Thread(target=self._main, name=f"device-{i}", daemon=True)
+            self._running[thread] = None
+        for thread in list(self._running):
+            thread.start()
+
+    def stop(self, timeout: float = 10.0) -> list[AnyJob]:
+        """End the threads after the batches they run; returns the jobs that were still queued.
+
+        A thread that is not back after ``timeout`` seconds is left behind; it ends with the process.
+        """
+        with self._lock:
+            self._stopping = True
+            left = self._scheduler.drain()
+            self._work.notify_all()
+        until = time.monotonic() + timeout
+        for thread in list(self._running):
+            thread.join(max(0.0, until - time.monotonic()))
+        return left
+
+    def submit(self, job: AnyJob) -> None:
+        """Queue a job. Raises DeviceLostError when no worker runs any more."""
+        with self._lock:
+            if self._stopping:
+                raise DeviceLostError("the workers have ended") from self.death
+            job.queued_at = time.monotonic()
+            self._scheduler.submit(job)
+            if self._idle:
+                self._work.notify()
+
+    def cancel(self, job: AnyJob, reason: str) -> None:
+        """Drop what no worker has begun of ``job``; results of the rest are thrown away."""
+        with self._lock:
+            job.done = True
+            dropped = self._scheduler.discard(job)
+        if dropped:
+            self._observer.dropped(job.lane, dropped, reason)
+
+    def _main(self) -> None:
+        try:
+            while (batch := self._next()) is not None:
+                self._execute(batch)
+        except BaseException as error:  # noqa: BLE001  (whatever ends this thread has to be told)
+            self._die(error)
+
+    def _next(self) -> Batch | None:
+        """Wait for work; None when it is time to end."""
+        me = threading.current_thread()
+        while True:
+            with self._lock:
+                self._running[me] = None
+                while not self._stopping and not self._scheduler.queued_items:
+                    self._idle += 1
+                    self._work.wait()
+                    self._idle -= 1
+                if self._stopping:
+                    return None
+                batch = self._scheduler.next_batch(time.monotonic(), self.count)
+                expired = self._scheduler.take_expired()
+                self._running[me] = batch
+                more = self._scheduler.queued_items > 0
+                alone = not more and self._idle == self.count - 1
+                if more and self._idle:
+                    self._work.notify()
+            for job in expired:
+                self._observer.dropped(job.lane, job.pending, "expired")
+                self._fail(job, ExpiredError("the deadline passed in the queue"))
+            if batch is not None:
+                self._device.claim_cores(alone)
+                return batch
+
+    def _execute(self, batch: Batch) -> None:
+        started = time.monotonic()
+        for job, _ in batch.items:
+            if not job.started_at:
+                job.started_at = started
+        self._run(batch.lane, batch.items)
+        self._observer.ran(batch, time.monotonic() - started)
+
+    def _run(self, lane: AnyLane, items: Sequence[_Item]) -> None:
+        """Run ``items`` and, where that fails, each half of them, until the guilty ones are alone."""
+        live = [item for item in items if not item[0].done]
+        if not live:
+            return
+        error = self._attempt(lane, live)
+        if error is None:
+            return
+        if self._device.lost(error):
+            raise DeviceLostError("the device failed") from error
+        out_of_memory = self._device.out_of_memory(error)
+        if len(live) == 1:
+            if out_of_memory:
+                error = ItemTooLargeError("out of memory with a single item").with_traceback(None)
+            self._fail(live[0][0], error)
+            return
+        _log.warning("batch of %d items for %s failed, trying halves: %r", len(live), lane.name, error)
+        self._observer.split(lane, out_of_memory)
+        del error
+        middle = (len(live) + 1) // 2
+        self._run(lane, live[:middle])
+        self._run(lane, live[middle:])
+
+    def _attempt(self, lane: AnyLane, items: Sequence[_Item]) -> Exception | None:
+        try:
+            results = lane.run([job.payloads[place] for job, place in items])
+            if len(results) != len(items):
+                raise RuntimeError(f"{lane.name} gave {len(results)} results for {len(items)} items")
+        except Exception as error:  # noqa: BLE001  (a model may raise anything; the caller decides)
+            if len(items) > 1:
+                error.__traceback__ = None  # its frames hold the tensors that may have filled the memory
+            return error
+        self._finish(items, results)
+        return None
+
+    def _finish(self, items: Sequence[_Item], results: Sequence[object]) -> None:
+        finished: list[AnyJob] = []
+        now = time.monotonic()
+        with self._lock:
+            for (job, place), result in zip(items, results, strict=True):
+                job.results[place] = result
+                job.pending -= 1
+                if job.pending == 0 and not job.done:
+                    job.done = True
+                    job.finished_at = now
+                    finished.append(job)
+        if finished:
+            self._deliver(finished)
+
+    def _fail(self, job: AnyJob, error: BaseException) -> None:
+        with self._lock:
+            if job.done:
+                return
+            job.done = True
+            job.error = error
+            job.finished_at = time.monotonic()
+            dropped = self._scheduler.discard(job)
+        if dropped:
+            self._observer.dropped(job.lane, dropped, "failed")
+        self._deliver([job])
+
+    def _die(self, error: BaseException) -> None:
+        _log.critical("device worker died", exc_info=error)
+        with self._lock:
+            first = self.death is None
+            self.death = self.death or error
+            self._stopping = True
+            batch = self._running[threading.current_thread()]
+            jobs = self._scheduler.drain() + [job for job, _ in (batch.items if batch else [])]
+            self._work.notify_all()
+        for job in jobs:
+            self._fail(job, DeviceLostError("the device worker died"))
+        if first:
+            self._on_death(error)
