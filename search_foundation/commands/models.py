@@ -7,13 +7,13 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+from search_foundation.commands.models_check import check
 from search_foundation.commands.models_progress import pull_progress
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
-from services.core.catalog.weights import WeightsNotFound, locate, model_root, place
+from services.core.catalog.weights import model_root, place
 from services.core.settings import Settings, load_settings
 
 Parsers = Any
@@ -45,11 +45,11 @@ def add_parser(subparsers: Parsers) -> None:
     pull.add_argument("--force", action="store_true", help="replace a folder that is there already")
     pull.set_defaults(models_run=_pull)
 
-    check = commands.add_parser("check", help="say what a folder holds and whether it would load")
-    check.add_argument("folder", metavar="DIR|ID")
-    check.add_argument("--model", help="the model it should be; by default known by the folder's name")
-    check.add_argument("--json", action="store_true")
-    check.set_defaults(models_run=_check)
+    checking = commands.add_parser("check", help="say what a folder holds and whether it would load")
+    checking.add_argument("folder", metavar="DIR|ID")
+    checking.add_argument("--model", help="the model it should be; by default known by the folder's name")
+    checking.add_argument("--json", action="store_true")
+    checking.set_defaults(models_run=check)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -156,92 +156,3 @@ def _pull_one(spec: ModelSpec, args: argparse.Namespace, settings: Settings, htt
         fetched = pull(snapshot, target, http, progress, replace=args.force)
     print(f"{target}: fetched and verified." if fetched else f"{target}: already there.")
     return 0
-
-
-def _check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
-    from services.core.catalog.folder import inspect
-
-    try:
-        folder, spec = _folder(args, settings, catalog)
-    except WeightsNotFound as error:
-        print(error, file=sys.stderr)
-        return 1
-    report = inspect(folder)
-    if spec is None:
-        spec = next(
-            (known for known in catalog.models.values() if known.repository == report.repository), None
-        )
-    problems = list(report.problems) or _load_problems(spec, folder)
-    facts = _facts_of(report, spec, problems)
-    if args.json:
-        print(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            _print_fact(name, value)
-    return 1 if problems else 0
-
-
-def _folder(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> tuple[Path, ModelSpec | None]:
-    named = catalog.require(args.model) if args.model else None
-    folder = Path(args.folder)
-    if folder.is_dir():
-        return folder, named or catalog.get(folder.resolve().name)
-    spec = catalog.get(args.folder)
-    if spec is None:
-        raise CatalogError(f"'{args.folder}' is neither a folder nor a model of the catalogue.")
-    return locate(spec, settings), named or spec
-
-
-def _by_repository(repository: str, catalog: Catalog) -> ModelSpec | None:
-    return next(
-        (spec for spec in catalog.models.values() if repository and spec.repository == repository), None
-    )
-
-
-def _load_problems(spec: ModelSpec | None, folder: Path) -> list[str]:
-    """Why the weights do not load, found by loading them on the CPU; empty if they do."""
-    if spec is None:
-        return ["It is not known which model this should be: name it with --model."]
-    import torch
-
-    from services.core.modeling.checkpoint import CheckpointError
-    from services.core.modeling.registry import load_text_encoder
-
-    try:
-        load_text_encoder(spec, folder, device=torch.device("cpu"), dtype=torch.float32)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
-
-
-def _facts_of(report: Any, spec: ModelSpec | None, problems: list[str]) -> dict[str, Any]:
-    return {
-        "folder": str(report.folder),
-        "origin": f"{report.repository} at {report.commit}" if report.commit else "unknown",
-        "model": spec.weights_id if spec else "unknown",
-        "family": spec.family.value if spec else "unknown",
-        "licence": (spec.licence if spec else "") or report.licence or "unknown",
-        "licence of the model card": report.licence or "not stated",
-        "config": dict(report.config),
-        "files": dict(report.files),
-        "bytes": sum(report.files.values()),
-        "tensors": report.tensors,
-        "values": dict(report.values),
-        "published parameters": spec.parameters if spec else None,
-        "loads": not problems,
-        "problems": problems,
-    }
-
-
-def _print_fact(name: str, value: Any) -> None:
-    if isinstance(value, dict):
-        print(f"{name}:")
-        for key, inner in value.items():
-            print(f"  {key}: {inner:,}" if isinstance(inner, int) else f"  {key}: {inner}")
-    elif isinstance(value, list):
-        for inner in value:
-            print(f"{name}: {inner}")
-    elif isinstance(value, bool):
-        print(f"{name}: {'yes' if value else 'no'}")
-    else:
-        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")

@@ -16,8 +16,13 @@ from safetensors.numpy import save
 
 from tests.catalog.fake_hub import FakeHub, running_hub
 
-# What the installed console script runs.
-_ENTRY = "import sys; from search_foundation.cli import main; sys.exit(main())"
+_ENTRY = """
+import argparse, sys
+from search_foundation.commands import models
+parser = argparse.ArgumentParser("search-foundation")
+models.add_parser(parser.add_subparsers(required=True))
+sys.exit(models.run(parser.parse_args()))
+"""
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
-from huggingface_hub import constants
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub import constants, get_token
 
 from services.core.catalog.types import ModelSpec
 
@@ -62,7 +61,10 @@ def client() -> httpx.Client:
         raise PullError(
             "HF_HUB_OFFLINE is set, so nothing can be fetched; unset it or copy the files by hand."
         )
-    return httpx.Client(follow_redirects=True, timeout=_TIMEOUT, headers=build_hf_headers())
+    headers = {"User-Agent": "search-foundation"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.Client(follow_redirects=True, timeout=_TIMEOUT, headers=headers)
 
 
 def describe(spec: ModelSpec, http: httpx.Client) -> Snapshot:

