@@ -52,7 +52,7 @@ class Served(Protocol):
 class Engine(Protocol):
     """What the server wants to know of the inference engine."""
 
-    on_failure: Callable[[], object] | None
+    on_failure: Callable[[], None] | None
 
     @property
     def served(self) -> Sequence[Served]:
@@ -90,18 +90,39 @@ class Admission(Protocol):
         """The remaining limits as headers."""
         ...
 
-    async def release(self) -> None:
-        """Give the concurrency slot back."""
+    async def release(self, *, refund: bool = False) -> None:
+        """Give the concurrency slot back, and with ``refund`` the tokens of a call that failed on our side."""
+        ...
+
+
+class Ping(Protocol):
+    """Whether something answers; ``detail`` says why not."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it does."""
+        ...
+
+    @property
+    def detail(self) -> str:
+        """The reason when it does not."""
         ...
 
 
 class Access(Protocol):
     """Authentication and limits."""
 
-    async def authenticate(self, authorization: str | None) -> Principal:
-        """Resolve the ``authorization`` value of a call; raises ``ServiceError`` (401)."""
+    async def authenticate(self, authorization: str | None, address: str | None = None) -> Principal:
+        """Resolve the ``authorization`` value of a call; raises ``ServiceError`` (401).
+
+        ``address`` is the client's IP address, given where limits per address are set.
+        """
         ...
 
     async def admit(self, principal: Principal) -> Admission:
         """Take a call in; raises ``ServiceError`` (429)."""
+        ...
+
+    async def ping(self) -> Mapping[str, Ping]:
+        """Ask what limits and keys stand on (``database``, ``redis``), for readiness."""
         ...

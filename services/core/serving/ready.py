@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
 from google.api import httpbody_pb2
 from searchfoundation.v1 import ops_pb2, ops_pb2_grpc
 
+from services.core.serving.doors import Access
 from services.core.serving.rest import encode
 
-logger = logging.getLogger(__name__)
-
-Check = Callable[[], Awaitable[bool]]
-"""Says whether something this process needs answers; may raise, which counts as no."""
-
 OK, UNAVAILABLE = "ok", "unavailable"
-CHECK_SECONDS = 1.0
+PING_SECONDS = 1.5
 
 
 class ReadyServicer(ops_pb2_grpc.OpsServiceServicer):
-    """Answers ``OpsService.Ready`` from named checks, which run at once, each bounded in time."""
+    """Answers ``OpsService.Ready``: whether the engine serves, and what access stands on answers."""
 
-    def __init__(self, checks: Mapping[str, Check]) -> None:
-        self._checks = dict(checks)
+    def __init__(self, engine_serves: Callable[[], bool], access: Access) -> None:
+        self._engine_serves = engine_serves
+        self._access = access
 
     async def Ready(  # noqa: N802
         self,
         request: ops_pb2.ReadyRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> httpbody_pb2.HttpBody:
-        """Run the checks; ``status`` comes first, where the gateway looks for it."""
-        results = await asyncio.gather(*(_passes(name, check) for name, check in self._checks.items()))
-        status = OK if all(results) else UNAVAILABLE
-        checks = {
-            name: OK if passed else UNAVAILABLE for name, passed in zip(self._checks, results, strict=True)
-        }
+        """Check everything now; ``status`` comes first, where the gateway looks for it."""
+        checks: dict[str, Any] = {"engine": OK if self._engine_serves() else UNAVAILABLE}
+        try:
+            async with asyncio.timeout(PING_SECONDS):
+                pings = await self._access.ping()
+        except TimeoutError:
+            checks["access"] = f"{UNAVAILABLE}: no answer within {PING_SECONDS:g} s"
+        else:
+            for name, check in pings.items():
+                checks[name] = OK if check.ok else f"{UNAVAILABLE}: {check.detail}"
+        status = OK if all(value == OK for value in checks.values()) else UNAVAILABLE
         return encode({"status": status, "checks": checks})
-
-
-async def _passes(name: str, check: Check) -> bool:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            return await check()
-    except Exception as error:  # noqa: BLE001 - whatever a check raises, the answer is no
-        logger.warning("readiness check '%s' failed: %s", name, error or type(error).__name__)
-        return False

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from services.core.serving.health import Health
 from services.core.serving.logs import AccessLog
 from services.core.serving.pipeline import Pipeline
 from services.core.serving.ports import PortInUseError, join
-from services.core.serving.ready import Check, ReadyServicer
+from services.core.serving.ready import ReadyServicer
 from services.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,9 +42,8 @@ class StopReason(Enum):
 class Server:
     """Serves capabilities until it is told to stop or the engine fails.
 
-    ``engine`` and ``access`` belong to the caller, who started them and stops them afterwards. ``checks``
-    are what readiness depends on besides the engine, by name. With ``share_port`` several processes may
-    listen on one port.
+    ``engine`` and ``access`` belong to the caller, who started them and stops them afterwards. With
+    ``share_port`` several processes may listen on one port.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class Server:
         engine: Engine,
         access: Access,
         *,
-        checks: Mapping[str, Check] | None = None,
         share_port: bool = False,
     ) -> None:
         self._settings = settings
@@ -63,7 +61,7 @@ class Server:
         self._share_port = share_port
         self._names = [name for capability in capabilities for name in capability.service_names]
         self._health = Health(self._names)
-        self._ready = ReadyServicer({"engine": self._engine_serves, **(checks or {})})
+        self._ready = ReadyServicer(self._engine_serves, access)
         self._access_log = AccessLog() if settings.access_log else None
         self._tracing = _tracing(settings)
         self._dispatcher = Dispatcher(
@@ -161,7 +159,7 @@ class Server:
         for number, reason in reasons.items():
             loop.add_signal_handler(number, on_signal, reason)
 
-    async def _engine_serves(self) -> bool:
+    def _engine_serves(self) -> bool:
         return self._health.serving and self._engine.healthy
 
     def _on_engine_failure(self) -> None:
