@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.core.modeling.packed import PackedBatch, pack, split
+from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.packed import Limits, PackedBatch, pack, split
 from services.core.modeling.pooling import Pooling, span_means
 from services.core.modeling.tokenizer import Tokenizer
 from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head
@@ -22,14 +23,26 @@ class Encoder:
     """A model in memory; see ``types.TextEncoder`` for the contract."""
 
     def __init__(
-        self, tokenizer: Tokenizer, backbone: Backbone, head: Head, device: torch.device, width: int
+        self,
+        tokenizer: Tokenizer,
+        backbone: Backbone,
+        head: Head,
+        *,
+        device: torch.device,
+        limits: Limits,
+        width: int,
     ) -> None:
-        """Join the parts; ``width`` is that of one result vector."""
+        """Join the parts; ``width`` is that of one result vector. CheckpointError if they do not fit."""
+        if tokenizer.vocabulary_size > limits.vocabulary:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
+            )
         self.tokenizer = tokenizer
         self.width = width
         self._backbone = backbone
         self._head = head
         self._device = device
+        self._limits = limits
 
     def forward(self, batch: Sequence[EncodeItem]) -> list[Encoding]:
         """Run the network; one fp32 result per item, in the order of ``batch``, not normalised."""
@@ -37,7 +50,7 @@ class Encoder:
         with torch.inference_mode():
             for part in self._passes(batch):
                 items = [batch[i] for i in part]
-                packed = pack(items, self._device)
+                packed = pack(items, self._device, self._limits)
                 ordered = [items[i] for i in packed.order]
                 encodings = self._head(self._backbone(packed), packed, ordered)
                 results |= {part[i]: encoding for i, encoding in zip(packed.order, encodings, strict=True)}
@@ -45,8 +58,9 @@ class Encoder:
 
     def warm_up(self) -> None:
         """Run short and longer texts, which makes the libraries choose and build their kernels."""
+        longest = min(128, self._limits.positions)
         for text in ("warm", "warm up " * 60):
-            ids = self.tokenizer.encode_batch([text], truncate_to=128)[0].ids
+            ids = self.tokenizer.encode_batch([text], truncate_to=longest)[0].ids
             for count in (1, 4):
                 self.forward([EncodeItem(ids)] * count)
 

@@ -12,6 +12,7 @@ from services.core.catalog.types import ModelSpec
 from services.core.modeling.bert import BertConfig, load_bert
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.encoder import DenseHead, Encoder
+from services.core.modeling.packed import Limits
 from services.core.modeling.pooling import POOLINGS, Pooling
 from services.core.modeling.tokenizer import Tokenizer
 from services.core.modeling.types import TextEncoder
@@ -42,18 +43,14 @@ def _load_bert(
     tokenizer = Tokenizer.load(checkpoint.directory)
     config = BertConfig.read(checkpoint.config)
     network = load_bert(checkpoint, config, device, dtype)
-    if tokenizer.vocabulary_size > config.vocabulary:
-        raise CheckpointError(
-            f"{checkpoint.directory}: tokenizer.json has {tokenizer.vocabulary_size} ids, "
-            f"the network {config.vocabulary}"
-        )
     if spec.max_tokens > config.positions:
         raise CheckpointError(
             f"{checkpoint.directory}: {spec.id} is to take {spec.max_tokens} tokens, "
             f"the network has {config.positions} positions"
         )
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
-    return Encoder(tokenizer, network, head, device, config.width)
+    limits = Limits(config.vocabulary, config.positions)
+    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
 
 
 _POOLING_SWITCHES: Mapping[str, str] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -88,18 +88,39 @@ class PackedBatch:
         return places - starts
 
 
-def pack(items: Sequence[Packable], device: torch.device) -> PackedBatch:
-    """Lay ``items`` out behind one another on ``device``. ValueError for no item or an empty one."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a network takes: ids below ``vocabulary``, items up to ``positions`` tokens, known adapters."""
+
+    vocabulary: int
+    positions: int
+    adapters: frozenset[str] = frozenset()
+
+    def check(self, ids: NDArray[np.int32], lengths: Sequence[int], adapters: Iterable[str | None]) -> None:
+        """Check a whole batch at once, for a bad id must never index a table. ValueError names the first."""
+        if min(lengths) == 0:
+            raise ValueError("an item has no tokens")
+        if max(lengths) > self.positions:
+            raise ValueError(f"an item of {max(lengths)} tokens, the network takes {self.positions}")
+        if ids.min() < 0 or ids.max() >= self.vocabulary:
+            raise ValueError(f"a token id lies outside the vocabulary of {self.vocabulary}")
+        for adapter in adapters:
+            if adapter is not None and adapter not in self.adapters:
+                known = ", ".join(sorted(self.adapters)) or "none"
+                raise ValueError(f"no adapter '{adapter}'; there are: {known}")
+
+
+def pack(items: Sequence[Packable], device: torch.device, limits: Limits) -> PackedBatch:
+    """Lay ``items`` out behind one another on ``device``. ValueError for what ``limits`` does not allow."""
     if not items:
         raise ValueError("a batch needs at least one item")
     adapters = [item.adapter or "" for item in items]
     sizes = [len(item.token_ids) for item in items]
     order = sorted(range(len(items)), key=lambda i: (adapters[i], sizes[i]))
     lengths = tuple(sizes[i] for i in order)
-    if min(lengths) == 0:
-        raise ValueError("an item has no tokens")
     ends = np.cumsum(lengths, dtype=np.int32)
     ids = np.concatenate([items[i].token_ids for i in order]).astype(np.int32, copy=False)
+    limits.check(ids, lengths, [item.adapter for item in items])
     cu_lengths = np.concatenate([[0], ends]).astype(np.int32)
     return PackedBatch(
         token_ids=_to_device(ids, device),
@@ -148,7 +169,7 @@ def split(items: Sequence[Packable], tokens: int) -> list[list[int]]:
     room = 0
     for i in order:
         size = len(items[i].token_ids)
-        if size > room:
+        if not passes or size > room:
             passes.append([])
             room = tokens
         passes[-1].append(i)

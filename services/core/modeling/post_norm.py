@@ -101,14 +101,9 @@ class PostNorm:
         self._positions = weights.positions.to(device, dtype)
         self._norm = self._gain(weights.norm, weights.epsilon)
         self._layers = [self._layer(layer, weights) for layer in weights.layers]
-        self.width = self._words.shape[1]
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states, (tokens, width). ValueError for an item beyond the positions."""
-        if batch.max_length > self._positions.shape[0]:
-            raise ValueError(
-                f"{batch.max_length} tokens, the network has {self._positions.shape[0]} positions"
-            )
+        """Return the last hidden states, (tokens, width)."""
         x = functional.embedding(batch.token_ids, self._words)
         x = self._norm(x.add_(functional.embedding(batch.positions(), self._positions)))
         for layer in self._layers:

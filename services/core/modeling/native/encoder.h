@@ -23,7 +23,7 @@ struct layer {
 };
 
 struct encoder {
-    int32_t width, heads, layers, inner, vocabulary;
+    int32_t width, heads, layers, inner;
     float epsilon;
     const bf16 *words, *positions; /* (vocabulary, width), (positions, width) */
     struct norm norm;
@@ -96,12 +96,10 @@ static struct encoder_buffers encoder_buffers(const struct encoder *e, long toke
     return b;
 }
 
-/* Returns 0 if an id lies outside the vocabulary, else 1. */
-static int embed(const struct encoder *e, const int32_t *ids, const int32_t *ends, long items, float *row,
-                 bf16 *out) {
+static void embed(const struct encoder *e, const int32_t *ids, const int32_t *ends, long items, float *row,
+                  bf16 *out) {
     for (long item = 0; item < items; ++item)
         for (long t = ends[item]; t < ends[item + 1]; ++t) {
-            if ((uint32_t)ids[t] >= (uint32_t)e->vocabulary) return 0;
             const bf16 *word = e->words + (long)ids[t] * e->width;
             const bf16 *position = e->positions + (t - ends[item]) * e->width;
             for (long i = 0; i < e->width; i += 16)
@@ -109,7 +107,6 @@ static int embed(const struct encoder *e, const int32_t *ids, const int32_t *end
                                  _mm512_add_ps(load_bf16(word + i, 0xffff), load_bf16(position + i, 0xffff)));
             norm_rows(&e->norm, row, 1, e->width, e->epsilon, out + t * e->width);
         }
-    return 1;
 }
 
 static void run_layer(const struct encoder *e, const struct layer *l, const int32_t *ends, long items,

@@ -28,14 +28,13 @@ EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int64_
     return encoder_scratch(e, tokens, longest);
 }
 
-/* Last hidden states (tokens, width) of a packed batch, texts no longer than the position table. Returns 1,
- * or 0 if an id lies outside the vocabulary. */
-EXPORT int sf_encode(const struct encoder *e, const int32_t *ids, const int32_t *ends, int64_t items,
-                     int64_t longest, bf16 *hidden, void *scratch) {
+/* Last hidden states (tokens, width) of a packed batch, whose ids lie in the vocabulary and whose texts
+ * are no longer than the position table: neither is checked here. */
+EXPORT void sf_encode(const struct encoder *e, const int32_t *ids, const int32_t *ends, int64_t items,
+                      int64_t longest, bf16 *hidden, void *scratch) {
     const struct encoder_buffers b = encoder_buffers(e, ends[items], scratch);
-    if (!embed(e, ids, ends, items, b.sums, hidden)) return 0;
+    embed(e, ids, ends, items, b.sums, hidden);
     for (int i = 0; i < e->layers; ++i) run_layer(e, e->layer + i, ends, items, &b, longest, hidden);
-    return 1;
 }
 
 /* Mean over the tokens of each text, (items, width) fp32. */

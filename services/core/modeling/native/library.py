@@ -44,7 +44,7 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
             (pointer, pointer, pointer, pointer, pointer, pointer, number, pointer, number),
         ),
         "sf_encoder_scratch": (size, (pointer, number, number)),
-        "sf_encode": (ctypes.c_int, (pointer, pointer, pointer, number, number, pointer, pointer)),
+        "sf_encode": (None, (pointer, pointer, pointer, number, number, pointer, pointer)),
         "sf_mean": (None, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

@@ -1,0 +1,27 @@
+"""Shared pieces: the CPU, and the choice between the compiled kernels and torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.core.modeling.native import encoder, ops
+from services.core.modeling.native.library import library
+
+
+@pytest.fixture(scope="session")
+def cpu() -> torch.device:
+    return torch.device("cpu")
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test on the compiled kernels, where this CPU can, and again on torch alone."""
+    if request.param == "torch":
+        monkeypatch.setattr(ops, "library", lambda: None)
+        monkeypatch.setattr(encoder, "library", lambda: None)
+    elif not torch.cpu.get_capabilities().get("avx512_bf16"):
+        pytest.skip("this CPU has no AVX-512 BF16")
+    else:
+        assert library() is not None, "the kernels are not compiled: reinstall the project"
+    return request.param
