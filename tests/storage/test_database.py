@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from services.core.settings import Settings
+from services.core.settings import ConfigurationError, Settings
 from services.core.storage import Database
 from tests.storage.notes import ADD, NOTES, add, count
 
@@ -59,5 +59,5 @@ async def test_ping_and_a_name_without_the_password(database: Database) -> None:
     ],
 )
 async def test_an_unusable_url_stops_the_start(url: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ConfigurationError, match=says):
         await Database.open(Settings(database_url=url))

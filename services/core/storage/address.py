@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from services.core.settings import Settings
+from services.core.settings import ConfigurationError, Settings
 
 SQLITE_FILE = "search-foundation.sqlite3"
 
@@ -23,20 +23,21 @@ _DRIVERS = {
 def database_url(settings: Settings) -> URL:
     """Give the URL with its async driver.
 
-    Raises ``ValueError`` with one sentence (never holding the password) for a URL that cannot be used.
+    Raises ``ConfigurationError`` for a URL that cannot be used; the sentence never holds the password.
     """
     if settings.database_url is None:
         return URL.create("sqlite+aiosqlite", database=str(settings.data_dir / SQLITE_FILE))
     try:
         url = make_url(settings.database_url.get_secret_value())
     except ArgumentError:
-        raise ValueError("SF_DATABASE_URL is not a URL like postgresql://user:password@host/name.") from None
+        message = "SF_DATABASE_URL is not a URL like postgresql://user:password@host/name."
+        raise ConfigurationError(message) from None
     if url.drivername not in _DRIVERS:
-        raise ValueError(
+        raise ConfigurationError(
             f"SF_DATABASE_URL begins with '{url.drivername}'; it must be postgresql:// or sqlite:///."
         )
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ValueError("SF_DATABASE_URL must name a file: sqlite:///folder/file.sqlite3.")
+        raise ConfigurationError("SF_DATABASE_URL must name a file: sqlite:///folder/file.sqlite3.")
     return url.set(drivername=_DRIVERS[url.drivername])
 
 

@@ -20,7 +20,7 @@ from services.core.storage import sqlite
 from services.core.storage.address import database_url, sqlite_path
 from services.core.storage.migrations import Schema, apply
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = 1.0
 _REST_SECONDS = 0.5
@@ -56,7 +56,7 @@ class Database:
         """Connect and migrate.
 
         A database that cannot be reached now is logged and tried again at the next use. Raises
-        ``ValueError`` with one sentence for an unusable ``SF_DATABASE_URL``.
+        ``ConfigurationError`` with one sentence for an unusable ``SF_DATABASE_URL``.
         """
         database = cls(database_url(settings), timeout=settings.database_timeout_seconds)
         try:
@@ -73,7 +73,7 @@ class Database:
         try:
             await self._migrate()
         except ServiceError:
-            _log.warning("starting without the database; it is tried again at its next use")
+            logger.warning("starting without the database; it is tried again at its next use")
 
     @property
     def name(self) -> str:
@@ -190,7 +190,7 @@ class Database:
             self._migrated = True
             if self._away:
                 self._away = False
-                _log.info("database %s is back", self.name)
+                logger.info("database %s is back", self.name)
 
     def _prepare_file(self) -> None:
         path = sqlite_path(self._url)
@@ -213,12 +213,12 @@ class Database:
         if sqlite.is_mistake(error):
             raise error
         if sqlite.is_busy(error):
-            _log.warning("database %s is locked", self.name)
+            logger.warning("database %s is locked", self.name)
             raise _unavailable() from error
         self._migrated = False
         if not self._away:
             self._away = True
-            _log.error("database %s is away: %s", self.name, error)
+            logger.error("database %s is away: %s", self.name, error)
         raise _unavailable() from error
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Executable, column, insert, select, table, text
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _APPLIED = table(
     "schema_migrations", column("component"), column("version"), column("name"), column("applied_at")
@@ -69,7 +69,7 @@ def apply(connection: Connection, schemas: Iterable[Schema]) -> None:
         )
         if unknown := done - {m.version for m in schema.migrations}:
             # A newer release ran here and this one was rolled back to: its tables may still fit.
-            _log.warning("database has newer migrations of '%s': %s", schema.component, sorted(unknown))
+            logger.warning("database has newer migrations of '%s': %s", schema.component, sorted(unknown))
         for migration in schema.migrations:
             if migration.version not in done:
                 _apply_one(connection, schema.component, migration)
@@ -83,4 +83,4 @@ def _apply_one(connection: Connection, component: str, migration: Migration) -> 
             component=component, version=migration.version, name=migration.name, applied_at=time.time()
         )
     )
-    _log.info("migrated '%s' to version %d (%s)", component, migration.version, migration.name)
+    logger.info("migrated '%s' to version %d (%s)", component, migration.version, migration.name)
