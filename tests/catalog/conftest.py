@@ -16,14 +16,6 @@ from safetensors.numpy import save
 
 from tests.catalog.fake_hub import FakeHub, running_hub
 
-_ENTRY = """
-import argparse, sys
-from search_foundation.commands import models
-parser = argparse.ArgumentParser("search-foundation")
-models.add_parser(parser.add_subparsers(required=True))
-sys.exit(models.run(parser.parse_args()))
-"""
-
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
@@ -59,7 +51,7 @@ class Command:
     def start(self, *words: str) -> subprocess.Popen[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SF_", "HF_"))}
         return subprocess.Popen(
-            [sys.executable, "-c", _ENTRY, "models", *words],
+            [sys.executable, "-m", "search_foundation.cli", "models", *words],
             env=kept | self.variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
