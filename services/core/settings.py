@@ -81,6 +81,13 @@ class Settings(BaseSettings):
     grpc_port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the gateway's REST listener.")
     metrics_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics; 0 takes a free one.")
+    admin_port: int = Field(
+        9901, ge=0, le=65535, description="Loopback port of Envoy's admin pages and statistics."
+    )
+    gateway_file: Path | None = Field(
+        None,
+        description="YAML file of the gateway's own settings (pools, TLS, CORS, limits); see docs/gateway.md.",
+    )
 
     # Models
     models: tuple[str, ...] = Field(("all-MiniLM-L6-v2",), description="Model ids this process serves.")
