@@ -24,7 +24,7 @@ Manifest = dict[str, Any]
 _APIS = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1", "cert-manager.io/v1")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Helm refused the values; the text is what the operator reads."""
 
 
@@ -86,7 +86,7 @@ def container(pod: Manifest, name: str) -> Manifest:
 
 
 def render(values: Values | None = None, *, release: str = "sf", files: tuple[Path, ...] = ()) -> Release:
-    """Render with these values over the defaults (and over ``files``); raises Refused."""
+    """Render with these values over the defaults (and over ``files``); raises RefusedError."""
     text = _render(json.dumps(values or {}, sort_keys=True), release, files)
     return Release(
         copy.deepcopy(_load(text)),
@@ -98,7 +98,7 @@ def refusal(values: Values, *, files: tuple[Path, ...] = ()) -> str:
     """The message helm refuses these values with."""
     try:
         render(values, files=files)
-    except Refused as error:
+    except RefusedError as error:
         return str(error)
     raise AssertionError(f"accepted: {json.dumps(values)}")
 
@@ -112,7 +112,7 @@ def _render(values: str, release: str, files: tuple[Path, ...]) -> str:
         command += ["--api-versions", api]
     done = subprocess.run(command, input=values, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
-        raise Refused(done.stderr)
+        raise RefusedError(done.stderr)
     return done.stdout
 
 

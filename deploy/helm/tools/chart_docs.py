@@ -3,9 +3,9 @@
     python deploy/helm/tools/chart_docs.py          # write both
     python deploy/helm/tools/chart_docs.py --check  # exit 1 if either is not what values.yaml says
 
-The comment above a key describes it: ``# -- `` begins the text, ``# @schema {...}`` adds JSON Schema keywords as a
-YAML flow mapping. Types come from the default values. The settings of the services and the keys of the
-gateway's topology come from their classes, so a value the program does not know is refused at install time.
+The comment above a key describes it: ``# -- `` begins the text, ``# @schema {...}`` adds JSON Schema
+keywords as a YAML flow mapping. Types come from the default values. The settings of the services and the
+keys of the gateway's topology come from their classes, so that unknown ones are refused at install time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,30 @@ Schema = dict[str, Any]
 
 # Set by the chart itself, from pools, Secrets and ports.
 CHART_SETTINGS = frozenset(
-    "auth batch_dir data_dir database_url device grace_seconds grpc_port health_port host http_port keys_file "
-    "metrics_port catalog_file model_dir models object_store ports_file redis_url tls_cert tls_client_ca tls_key "
-    "worker_id".split()
+    {
+        "auth",
+        "catalog_file",
+        "data_dir",
+        "database_url",
+        "device",
+        "grace_seconds",
+        "grpc_port",
+        "host",
+        "http_port",
+        "keys_file",
+        "metrics_port",
+        "model_dir",
+        "models",
+        "object_store",
+        "ports_file",
+        "redis_url",
+        "tls_cert",
+        "tls_client_ca",
+        "tls_key",
+        "worker_id",
+    }
 )
-CHART_TOPOLOGY = frozenset(
-    "admin grpc_listener listener metrics metrics_listener pools redis services_tls workers".split()
-)
+CHART_TOPOLOGY = frozenset(("admin", "grpc_listener", "listener", "pools", "services_tls", "workers"))
 
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
 _QUANTITY = r"^([0-9]+(\.[0-9]+)?)([EPTGMk]i?|Ki|m)?$"
@@ -126,10 +143,9 @@ def schema(values: list[Value]) -> Schema:
     """The JSON Schema (draft 7, which Helm reads) of a values file."""
     root: Schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "search-foundation values"}
     root |= _object([v for v in values if len(v.path) == 1], values)
-    capabilities = [c for c in _capabilities()]
     definitions = copy.deepcopy(DEFINITIONS)
     definitions |= _settings_definitions() | _topology_definitions()
-    definitions["pool"] = _pool(root["properties"]["poolDefaults"], capabilities)
+    definitions["pool"] = _pool(root["properties"]["poolDefaults"], _capabilities())
     root["properties"]["gateway"]["properties"]["topology"] |= {"$ref": "#/definitions/topology"}
     return root | {"definitions": definitions}
 

@@ -30,13 +30,11 @@ while True:
         detail = error.read().decode() if isinstance(error, urllib.error.HTTPError) else str(error)
         status = getattr(error, "code", 0)
         if (status and status not in (502, 503, 504)) or time.monotonic() > deadline:
-            sys.exit("FAILED: %s answered %s: %s" % (url, status or "nothing", detail))
+            sys.exit(f"FAILED: {url} answered {status or 'nothing'}: {detail}")
         time.sleep(2)
 
 vector = answer["data"][0]["embedding"]
 length = math.sqrt(sum(x * x for x in vector))
 if not vector or not 0.98 < length < 1.02:
-    sys.exit("FAILED: a vector of %d numbers and length %.3f" % (len(vector), length))
-print(
-    "OK: %s gave %d numbers for %d tokens" % (answer["model"], len(vector), answer["usage"]["total_tokens"])
-)
+    sys.exit(f"FAILED: a vector of {len(vector)} numbers and length {length:.3f}")
+print(f"OK: {answer['model']} gave {len(vector)} numbers for {answer['usage']['total_tokens']} tokens")

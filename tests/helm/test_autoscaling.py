@@ -1,0 +1,110 @@
+"""Scaling on queued work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.helm.chart import render
+from tests.helm.value_sets import SETS, one_pool, pool
+
+
+def _scaled(**over: Any) -> dict[str, Any]:
+    return one_pool(autoscaling={"enabled": True, "minReplicas": 2, "maxReplicas": 6} | over)
+
+
+@pytest.mark.parametrize("values", [SETS["keda"], SETS["hpa"]], ids=["keda", "hpa"])
+def test_the_autoscaler_owns_the_number_of_pods(values: dict[str, Any]) -> None:
+    assert "replicas" not in render(values).workload("embed")["spec"]
+
+
+def test_keda_scales_on_the_queue_of_this_pool() -> None:
+    scaled = render(_scaled(queueDepth=64, activationQueueDepth=8)).one("ScaledObject", "embed")["spec"]
+    assert scaled["scaleTargetRef"] == {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": "sf-search-foundation-embed",
+    }
+    assert (scaled["minReplicaCount"], scaled["maxReplicaCount"]) == (2, 6)
+    (trigger,) = scaled["triggers"]
+    assert trigger["type"] == "prometheus"
+    assert trigger["metricType"] == "AverageValue"
+    assert trigger["metadata"]["threshold"] == "64"
+    assert trigger["metadata"]["activationThreshold"] == "8"
+    assert trigger["metadata"]["query"] == (
+        'sum(searchfoundation_queue_items{namespace="search",service="sf-search-foundation-embed"})'
+    )
+    assert trigger["metadata"]["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
+
+
+def test_the_queue_can_be_counted_in_tokens() -> None:
+    release = render(_scaled(signal="tokens", queueDepth=65536))
+    metadata = release.one("ScaledObject", "embed")["spec"]["triggers"][0]["metadata"]
+    assert "searchfoundation_queue_tokens{" in metadata["query"]
+    assert metadata["threshold"] == "65536"
+
+
+def test_keda_holds_a_number_of_pods_when_it_is_blind() -> None:
+    scaled = render(_scaled(fallback={"replicas": 3, "failureThreshold": 5})).one("ScaledObject", "embed")
+    assert scaled["spec"]["fallback"] == {"failureThreshold": 5, "replicas": 3}
+
+
+def test_it_grows_at_once_and_shrinks_slowly() -> None:
+    keda = render(SETS["keda"]).one("ScaledObject", "embed")["spec"]
+    hpa = render(SETS["hpa"]).one("HorizontalPodAutoscaler", "embed")["spec"]
+    behavior = keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behavior == hpa["behavior"]
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 0
+    assert behavior["scaleUp"]["policies"] == [{"type": "Pods", "value": 4, "periodSeconds": 60}]
+    assert behavior["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert behavior["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 300}]
+
+
+def test_the_plain_autoscaler_uses_the_pods_own_gauge() -> None:
+    release = render(SETS["hpa"])
+    assert not release.all("ScaledObject")
+    hpa = release.one("HorizontalPodAutoscaler", "embed")["spec"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (1, 5)
+    (metric,) = hpa["metrics"]
+    assert metric["pods"]["metric"]["name"] == "searchfoundation_queue_items"
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "32"}
+
+
+def test_further_triggers_are_passed_on() -> None:
+    cron = {"type": "cron", "metadata": {"timezone": "UTC", "start": "0 8 * * *", "end": "0 18 * * *"}}
+    scaled = render(_scaled(extraTriggers=[cron])).one("ScaledObject", "embed")
+    assert [trigger["type"] for trigger in scaled["spec"]["triggers"]] == ["prometheus", "cron"]
+
+
+def test_a_stateful_pool_is_scaled_as_what_it_is() -> None:
+    scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 4}
+    values = SETS["batch-workers"] | {"pools": [pool("batch", capability="batch", autoscaling=scaling)]}
+    scaled = render(values).one("ScaledObject", "batch")
+    assert scaled["spec"]["scaleTargetRef"]["kind"] == "StatefulSet"
+
+
+def test_pools_of_one_release_scale_each_for_itself() -> None:
+    release = render(
+        {
+            "poolDefaults": {"autoscaling": {"enabled": True, "minReplicas": 2}},
+            "pools": [
+                pool("a"),
+                pool("b", models=["jina-embeddings-v3"], autoscaling={"maxReplicas": 9}),
+                pool("c", models=["jina-embeddings-v4"], autoscaling={"enabled": False}, replicas=5),
+            ],
+        }
+    )
+    assert release.names("ScaledObject") == {"a", "b"}
+    assert release.one("ScaledObject", "a")["spec"]["maxReplicaCount"] == 4
+    assert release.one("ScaledObject", "b")["spec"]["maxReplicaCount"] == 9
+    assert release.one("ScaledObject", "b")["spec"]["minReplicaCount"] == 2
+    assert release.workload("c")["spec"]["replicas"] == 5
+
+
+def test_the_gateway_scales_on_cpu() -> None:
+    release = render(SETS["gateway-scaled"])
+    hpa = release.one("HorizontalPodAutoscaler", "gateway")["spec"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (2, 8)
+    assert hpa["metrics"][0]["resource"]["target"]["averageUtilization"] == 70
+    assert "replicas" not in release.workload("gateway")["spec"]
