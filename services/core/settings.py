@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     )
     gateway_file: Path | None = Field(
         None,
-        description="YAML file of the gateway's own settings (pools, TLS, CORS, limits); see docs/gateway.md.",
+        description="YAML file of the gateway's own settings (pools, TLS, CORS); see docs/gateway.md.",
     )
 
     # Models
