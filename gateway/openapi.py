@@ -273,9 +273,11 @@ def _header(description: str, kind: str) -> Document:
 _LIMIT_HEADERS = {
     "X-Request-Id": _header("Names this request in the server's logs.", "string"),
     "X-RateLimit-Remaining-Requests": _header(
-        "Requests left in this minute; absent without a limit.", "integer"
+        "Requests left in this minute; 2147483647 without a limit.", "integer"
     ),
-    "X-RateLimit-Remaining-Tokens": _header("Tokens left in this minute; absent without a limit.", "integer"),
+    "X-RateLimit-Remaining-Tokens": _header(
+        "Tokens left in this minute; 2147483647 without a limit.", "integer"
+    ),
 }
 _TIME_HEADER = {"Server-Timing": _header("Milliseconds of tokenize, queue and inference.", "string")}
 _RETRY_HEADER = {"Retry-After": _header("Seconds to wait before trying again.", "integer")}
