@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc.aio
+import orjson
 from google.api import httpbody_pb2
 from searchfoundation.v1 import embed_rest_pb2_grpc
 
@@ -16,6 +18,9 @@ from services.embed.parsing import RequestParser
 from services.embed.types import EmbedResult
 
 Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
+
+_NUMBERS_AT_ONCE = 65_536
+"""Takes about 1.5 ms to write as JSON."""
 
 
 class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
@@ -30,29 +35,43 @@ class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/embeddings``."""
         parsed = self._parser.parse(decode(request))
-        return encode(response_body(await self._embedder.embed(parsed, current_call.get())))
+        result = await self._embedder.embed(parsed, current_call.get())
+        return encode(response_body(result, await _data(result)))
 
 
-def response_body(result: EmbedResult) -> dict[str, Any]:
+def response_body(result: EmbedResult, data: Any) -> dict[str, Any]:
     """Lay out the answer; keys stand in the order of the wire."""
     return {
         "model": result.model,
         "object": "list",
         "usage": {"total_tokens": result.total_tokens, "prompt_tokens": result.total_tokens},
-        "data": _items(result),
+        "data": data,
     }
 
 
-def _items(result: EmbedResult) -> list[dict[str, Any]]:
-    first = result.encodings[0]
-    columns = {encoding: json_rows(result.vectors, encoding) for encoding in result.encodings}
+def response_items(result: EmbedResult, first: int, last: int) -> list[dict[str, Any]]:
+    """Lay out the vectors from ``first`` to before ``last``, in JSON values and numpy rows."""
+    vectors = result.vectors[first:last]
+    columns = {encoding: json_rows(vectors, encoding) for encoding in result.encodings}
     items: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, "embedding": value}
-        for index, value in enumerate(columns[first])
+        for index, value in enumerate(columns[result.encodings[0]], first)
     ]
     if len(columns) > 1:
-        for index, item in enumerate(items):
-            item["embeddings_by_type"] = {
-                encoding.value: column[index] for encoding, column in columns.items()
-            }
+        for row, item in enumerate(items):
+            item["embeddings_by_type"] = {encoding.value: column[row] for encoding, column in columns.items()}
     return items
+
+
+async def _data(result: EmbedResult) -> list[dict[str, Any]] | orjson.Fragment:
+    """Write many vectors in slices, since others wait for the event loop meanwhile."""
+    count, width = result.vectors.shape
+    step = max(1, _NUMBERS_AT_ONCE // (width * len(result.encodings)))
+    if count <= step:
+        return response_items(result, 0, count)
+    written: list[bytes] = []
+    for first in range(0, count, step):
+        items = response_items(result, first, min(first + step, count))
+        written.append(orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        await asyncio.sleep(0)
+    return orjson.Fragment(b"[" + b",".join(written) + b"]")

@@ -116,21 +116,28 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
             Field(
                 None,
                 validation_alias=AliasChoices("dimensions", "output_dimensionality", "output_dimension"),
+                json_schema_extra=_without_default,
                 description=f"Keep only the first components. The full width is {spec.dimensions}.",
             ),
         )
     if spec.tasks:
-        default = f" Default: `{spec.default_task}`." if spec.default_task else ""
+        shown: Any = {"default": spec.default_task} if spec.default_task else _without_default
         tasks: Any = Literal[spec.tasks]
         fields["task"] = (
             tasks | None,
             Field(
                 None,
                 validation_alias=AliasChoices("task", "task_type"),
-                description=f"What the vectors are for.{default}",
+                json_schema_extra=shown,
+                description="What the vectors are for.",
             ),
         )
     return fields
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Say nothing rather than ``null`` where the default is the model's own."""
+    del schema["default"]
 
 
 def _dimensions(spec: ModelSpec) -> Any:

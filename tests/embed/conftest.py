@@ -27,7 +27,7 @@ SETTINGS = Settings(
     grpc_port=0,
     drain_seconds=0,
     access_log=False,
-    max_items=64,
+    max_items=400,
 )
 
 

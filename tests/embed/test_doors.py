@@ -148,6 +148,18 @@ async def test_encodings_agree_between_the_doors(rig: Rig, encoding: str, dimens
         assert np.array_equal(bits[:dimensions], plain > 0)
 
 
+@pytest.mark.parametrize("encoding", ["float", ["base64", "float"]])
+async def test_large_answers_are_written_in_slices(rig: Rig, encoding: Any) -> None:
+    """At 384 numbers a vector a slice has 170 of them, or 85."""
+    body = await post_json(rig, input=[f"text {n}" for n in range(400)], embedding_type=encoding)
+    assert [item["index"] for item in body["data"]] == list(range(400))
+    assert {item["object"] for item in body["data"]} == {"embedding"}
+    first = "embedding" if encoding == "float" else "embeddings_by_type"
+    vectors = [item[first] if encoding == "float" else item[first]["float"] for item in body["data"]]
+    for n in (0, 84, 85, 169, 170, 399):
+        assert vectors[n] == pytest.approx((await vector(rig, input=f"text {n}")).tolist(), abs=1e-5)
+
+
 async def test_usage_counts_what_the_model_saw(rig: Rig) -> None:
     assert (await post_json(rig, input="word " * 5000, truncate=True))["usage"]["total_tokens"] == 512
     assert rig.access.charged == [512]

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from services.embed.encoding import byte_rows, json_rows, pack_bits
-from services.embed.rest import response_body
+from services.embed.rest import response_body, response_items
 from services.embed.types import EmbedResult, Encoding
 
 RANDOM = np.random.default_rng(7).standard_normal((3, 384)).astype(np.float32)
@@ -20,8 +20,8 @@ MATRICES = [RANDOM, EDGES, RANDOM[:, :1], RANDOM[:, :13], np.asfortranarray(RAND
 
 
 def on_the_wire(vectors: np.ndarray, *encodings: Encoding) -> list[dict[str, object]]:
-    body = response_body(EmbedResult("m", vectors, encodings, 5))
-    return orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))["data"]
+    items = response_items(EmbedResult("m", vectors, encodings, 5), 0, len(vectors))
+    return orjson.loads(orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def bits_by_hand(row: np.ndarray) -> list[int]:
@@ -99,10 +99,9 @@ def test_several_encodings_stand_side_by_side() -> None:
 
 
 def test_order_of_keys() -> None:
-    text = orjson.dumps(
-        response_body(EmbedResult("m", RANDOM[:2, :1], (Encoding.UBINARY,), 5)),
-        option=orjson.OPT_SERIALIZE_NUMPY,
-    )
+    result = EmbedResult("m", RANDOM[:2, :1], (Encoding.UBINARY,), 5)
+    body = response_body(result, response_items(result, 0, 2))
+    text = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     assert text == (
         b'{"model":"m","object":"list","usage":{"total_tokens":5,"prompt_tokens":5},"data":['
         b'{"object":"embedding","index":0,"embedding":[%d]},{"object":"embedding","index":1,"embedding":[%d]}]}'

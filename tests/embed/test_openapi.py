@@ -15,7 +15,7 @@ from services.core.catalog.types import Capability
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.failure import http_body
 from services.embed.parsing import RequestParser
-from services.embed.rest import response_body
+from services.embed.rest import response_body, response_items
 from services.embed.types import EmbedResult, Encoding
 
 CATALOG = Catalog.load()
@@ -139,7 +139,8 @@ def test_what_the_document_allows_is_what_is_taken(body: dict[str, Any]) -> None
     "encodings", [(encoding,) for encoding in Encoding] + [(Encoding.FLOAT, Encoding.BASE64, Encoding.BINARY)]
 )
 def test_answers_are_as_described(encodings: tuple[Encoding, ...]) -> None:
-    body = response_body(EmbedResult("all-MiniLM-L6-v2", VECTORS, encodings, 9))
+    result = EmbedResult("all-MiniLM-L6-v2", VECTORS, encodings, 9)
+    body = response_body(result, response_items(result, 0, 2))
     component("EmbeddingResponse").validate(
         orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
     )
