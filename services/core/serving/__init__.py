@@ -2,7 +2,8 @@
 
 from services.core.serving.doors import Access, Admission, Capability, Engine, Principal
 from services.core.serving.failure import rpc_status
-from services.core.serving.server import PortInUseError, Server, StopReason
+from services.core.serving.ports import PortInUseError
+from services.core.serving.server import Server, StopReason
 
 __all__ = [
     "Access",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc.aio
 
@@ -52,7 +52,13 @@ class Served(Protocol):
 class Engine(Protocol):
     """What the server wants to know of the inference engine."""
 
-    on_failure: Callable[[], None] | None
+    @property
+    def on_failure(self) -> Callable[[], None] | None:
+        """What to call, in whatever thread, when a worker has died."""
+        ...
+
+    @on_failure.setter
+    def on_failure(self, callback: Callable[[], None] | None) -> None: ...
 
     @property
     def served(self) -> Sequence[Served]:
@@ -91,7 +97,7 @@ class Admission(Protocol):
         ...
 
     async def release(self, *, refund: bool = False) -> None:
-        """Give the concurrency slot back, and with ``refund`` the tokens of a call that failed on our side."""
+        """Give the concurrency slot back; ``refund`` the tokens too when the call failed on our side."""
         ...
 
 
@@ -119,8 +125,8 @@ class Access(Protocol):
         """
         ...
 
-    async def admit(self, principal: Principal) -> Admission:
-        """Take a call in; raises ``ServiceError`` (429)."""
+    async def admit(self, principal: Any) -> Admission:
+        """Take a call of someone ``authenticate`` returned in; raises ``ServiceError`` (429, 403)."""
         ...
 
     async def ping(self) -> Mapping[str, Ping]:

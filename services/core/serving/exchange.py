@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import grpc.aio
 from google.api import httpbody_pb2
@@ -21,6 +22,7 @@ from services.core.serving.failure import grpc_message, trailing_metadata
 from services.core.serving.metrics import OK
 
 Context = grpc.aio.ServicerContext[Any, Any]
+ArrivalMetadata = Sequence[tuple[str, str | bytes]]
 Headers = tuple[tuple[str, str], ...]
 
 _sane_request_id = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
@@ -92,6 +94,20 @@ class Exchange:
             metadata += tuple(item for item in _lower(self.admission.headers()) if item[0] not in present)
         await self.context.abort(error.spec.grpc_status, grpc_message(error), metadata)
 
+    def client_address(self, metadata: ArrivalMetadata) -> str:
+        """The caller's IP address: as the gateway saw it, or the peer's own.
+
+        The last entry of ``x-forwarded-for`` is the gateway's; those before it are what a caller claims.
+        """
+        for key, value in metadata:
+            if key == "x-envoy-external-address" and isinstance(value, str):
+                return value
+        for key, value in metadata:
+            if key == "x-forwarded-for" and isinstance(value, str):
+                return value.rpartition(",")[2].strip()
+        # ipv4:10.0.0.1:4242, ipv6:%5B::1%5D:4242, unix:...
+        return unquote(self.context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
+
     def _parse(self, raw: bytes) -> Any:
         if self.route.parse is None:
             return raw
@@ -118,12 +134,12 @@ class Exchange:
         )
 
 
-arrived_with: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("arrived_with")
+arrived_with: ContextVar[ArrivalMetadata] = ContextVar("arrived_with")
 """The metadata of the call, kept from the look-up of its handler, since each call of
 ``context.invocation_metadata()`` makes all of it anew."""
 
 
-def begin(route: Route, context: Context, metadata: Sequence[tuple[str, str | bytes]]) -> Exchange:
+def begin(route: Route, context: Context, metadata: ArrivalMetadata) -> Exchange:
     """Start the exchange of an arriving call: take its request id, or make one."""
     request_id = ""
     authorization: str | None = None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from services.core.serving.ports import PortInUseError
+
 Render = Callable[[], Awaitable[bytes]]
 
 _HEAD_BYTES = 16 << 10
@@ -34,8 +36,11 @@ class Exposition:
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen on TCP; returns the port. Raises ``OSError`` when it is taken."""
-        self._server = await asyncio.start_server(self._answer, host, port, limit=_HEAD_BYTES)
+        """Listen on TCP; returns the port. Raises ``PortInUseError``."""
+        try:
+            self._server = await asyncio.start_server(self._answer, host, port, limit=_HEAD_BYTES)
+        except OSError as error:
+            raise PortInUseError(host, port) from error
         return int(self._server.sockets[0].getsockname()[1])
 
     async def start_unix(self, path: Path) -> None:

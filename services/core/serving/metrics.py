@@ -59,10 +59,11 @@ class _Histogram:
 class _Series:
     """Figures of one capability, method and model."""
 
-    __slots__ = ("codes", "duration", "inference", "queue", "tokenize")
+    __slots__ = ("codes", "duration", "inference", "queue", "tokenize", "tokens")
 
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
+        self.tokens = 0
         self.duration = _Histogram()
         self.tokenize = _Histogram()
         self.queue = _Histogram()
@@ -75,7 +76,6 @@ class CallMetrics(Collector):
     def __init__(self) -> None:
         self.in_flight = 0
         self._series: dict[_Labels, _Series] = {}
-        self._tokens: dict[_Labels, int] = {}
 
     def record(
         self, call: Call, seconds: float, *, capability: str, method: str, model: str, code: str
@@ -91,8 +91,7 @@ class CallMetrics(Collector):
             series.tokenize.observe(timings.tokenize)
             series.queue.observe(timings.queue)
             series.inference.observe(timings.inference)
-            owner = (capability, model, call.tenant)
-            self._tokens[owner] = self._tokens.get(owner, 0) + call.usage_tokens
+            series.tokens += call.usage_tokens
 
     def collect(self) -> Iterator[Metric]:
         """Render for a scrape; may run in another thread than the counting."""
@@ -113,18 +112,17 @@ class CallMetrics(Collector):
         )
         tokens = CounterMetricFamily(
             "searchfoundation_tokens",
-            "Tokens of successful calls, by key id.",
-            labels=("capability", "model", "key"),
+            "Tokens of successful calls.",
+            labels=("capability", "method", "model"),
         )
         for labels, series in list(self._series.items()):
             for code, count in list(series.codes.items()):
                 requests.add_metric((*labels, code), count)
+            tokens.add_metric(labels, series.tokens)
             duration.add_metric(labels, series.duration.cumulated(), series.duration.total)
             for stage in ("tokenize", "queue", "inference"):
                 histogram: _Histogram = getattr(series, stage)
                 stages.add_metric((*labels, stage), histogram.cumulated(), histogram.total)
-        for owner, count in list(self._tokens.items()):
-            tokens.add_metric(owner, count)
         yield from (requests, duration, stages, tokens)
         yield GaugeMetricFamily(
             "searchfoundation_requests_in_flight", "Calls being answered now.", value=self.in_flight

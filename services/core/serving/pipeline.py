@@ -15,12 +15,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc
 import grpc.aio
 
-from services.core.call import current_call
+from services.core.call import Call, current_call
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.doors import Access
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
@@ -57,6 +58,7 @@ class Pipeline:
         self._tracing = tracing
         self._timeout = settings.request_timeout_seconds
         self._limit = settings.max_concurrent_calls
+        self._limits_addresses = settings.ip_requests_per_minute is not None
         self._calls = 0
 
     def wrap(self, capability: str, path: str, handler: Handler) -> Handler:
@@ -138,16 +140,22 @@ class Pipeline:
 
     async def _admitted(self, exchange: Exchange, work: Work) -> bytes | None:
         call = exchange.call
-        principal = await self._access.authenticate(exchange.authorization)
+        address = exchange.client_address(arrived_with.get()) if self._limits_addresses else None
+        principal = await self._access.authenticate(exchange.authorization, address)
         call.tenant = principal.key_id
         call.tier = principal.tier
         admission = await self._access.admit(principal)
         exchange.admission = admission
         call.charge = admission.charge
+        refund = False
         try:
             return await work(exchange)
+        except BaseException as error:
+            # What a stream has answered before it failed was worth its tokens.
+            refund = not exchange.route.streaming and _is_ours(error, call)
+            raise
         finally:
-            await admission.release()
+            await admission.release(refund=refund)
 
     def _record(self, exchange: Exchange) -> None:
         call, route = exchange.call, exchange.route
@@ -206,6 +214,15 @@ def _streaming_work(path: str, handler: Handler) -> Work:
             await exchange.answer_all(responses)
 
     return stream
+
+
+def _is_ours(error: BaseException, call: Call) -> bool:
+    """Whether a call failed through no doing of its caller."""
+    if isinstance(error, ServiceError):
+        return error.spec.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(error, asyncio.CancelledError):
+        return call.expired
+    return not isinstance(error, grpc.aio.BaseError)
 
 
 def _fields(exchange: Exchange) -> dict[str, Any]:

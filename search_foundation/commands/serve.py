@@ -1,0 +1,185 @@
+"""``search-foundation serve``: one gRPC server with the named capabilities."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import uvloop
+
+from services.core.serving import PortInUseError, Server, StopReason
+from services.core.serving.doors import Capability
+from services.core.serving.exposition import Exposition
+from services.core.serving.logs import configure
+from services.core.serving.ports import check_free, join, write_ports_file
+from services.core.serving.workers import Supervisor, WorkerLink
+from services.core.settings import ConfigurationError, Settings, load_settings
+
+logger = logging.getLogger(__name__)
+
+CAPABILITIES: Mapping[str, str] = {"embed": "services.embed.capability"}
+"""Capabilities by name, each a module with ``build(engine, catalog, settings)``; imported when named."""
+
+_ENGINE_SECONDS = 1.0
+"""For the engine to stop in: no call is in flight any more."""
+
+_GC_THRESHOLDS = (10_000, 20, 50)
+"""Calls make many short-lived objects; the defaults look for cycles among them every few calls."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser("serve", help="run a gRPC server")
+    parser.add_argument("capabilities", nargs="+", choices=tuple(CAPABILITIES), metavar="CAPABILITY")
+    parser.add_argument("--workers", type=_positive, help="processes sharing the port (SF_WORKERS)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop; 0 after that, 1 when serving failed."""
+    settings = load_settings()
+    if args.workers is not None:
+        settings = settings.model_copy(update={"workers": args.workers})
+    names = tuple(dict.fromkeys(args.capabilities))
+    configure(settings.log_level)
+    try:
+        if settings.workers > 1:
+            return asyncio.run(_supervise(settings, names))
+        return uvloop.run(_serve(settings, names, None))
+    except (PortInUseError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except _engine_errors() as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+async def _supervise(settings: Settings, names: Sequence[str]) -> int:
+    def announce(grpc_port: int, metrics_port: int) -> None:
+        _announce(settings, names, grpc_port, metrics_port)
+
+    try:
+        return await Supervisor(settings, _work, names, announce).run()
+    finally:
+        _retract(settings)
+
+
+def _work(settings: Settings, names: Sequence[str], link: WorkerLink) -> None:
+    """Be one worker process."""
+    configure(settings.log_level)
+    try:
+        status = uvloop.run(_serve(settings, names, link))
+    except (ConfigurationError, PortInUseError, OSError, *_engine_errors()) as error:
+        print(error, file=sys.stderr)
+        status = 1
+    sys.exit(status)
+
+
+async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | None) -> int:
+    """Load the models, serve, stop in order. The exit status is 1 when the engine failed."""
+    from services.core.access import AccessControl
+    from services.core.catalog import Catalog
+    from services.core.inference import Engine
+
+    server: Server | None = None
+    exposition = Exposition(ready=lambda: server is not None and server.ready)
+    async with AsyncExitStack() as stack:
+        metrics_port = await _expose(exposition, settings, link)
+        stack.push_async_callback(exposition.stop)
+        catalog = Catalog.load(settings.catalog_file, settings.model_aliases)
+        access = await AccessControl.open(settings)
+        stack.push_async_callback(access.close)
+        engine = await Engine.start(settings, catalog)
+        stack.push_async_callback(engine.stop, _ENGINE_SECONDS)
+        capabilities = [_build(name)(engine, catalog, settings) for name in names]
+        server = Server(settings, capabilities, engine, access, share_port=link is not None)
+        if link is not None:
+            await link.warm()
+        await server.start()
+        _settle_garbage_collector()
+        if link is not None:
+            link.serving(server)
+            return await _until_stopped(settings, server)
+        server.stop_on_signals()
+        _announce(settings, names, server.port, metrics_port)
+        stack.callback(_retract, settings)
+        return await _until_stopped(settings, server)
+
+
+async def _expose(exposition: Exposition, settings: Settings, link: WorkerLink | None) -> int:
+    """Open the metrics before the models load, and find out early whether the gRPC port is taken."""
+    if link is not None:
+        link.attach()
+        await exposition.start_unix(link.metrics_path)
+        return 0
+    check_free(settings.host, settings.grpc_port)
+    return await exposition.start(settings.host, settings.metrics_port)
+
+
+async def _until_stopped(settings: Settings, server: Server) -> int:
+    reason = await server.wait()
+    _exit_after(settings.grace_seconds)
+    await server.stop(drain=reason is StopReason.TERMINATED)
+    return 1 if reason is StopReason.ENGINE_FAILED else 0
+
+
+def _build(name: str) -> Callable[..., Capability]:
+    return importlib.import_module(CAPABILITIES[name]).build
+
+
+def _announce(settings: Settings, names: Sequence[str], grpc_port: int, metrics_port: int) -> None:
+    if settings.ports_file is not None:
+        write_ports_file(settings.ports_file, grpc_port, metrics_port)
+    print(
+        f"search-foundation: serving {', '.join(names)} with {', '.join(settings.models)} on "
+        f"{join(settings.host, grpc_port)}, metrics on {join(settings.host, metrics_port)}",
+        flush=True,
+    )
+
+
+def _retract(settings: Settings) -> None:
+    if settings.ports_file is not None:
+        settings.ports_file.unlink(missing_ok=True)
+
+
+def _settle_garbage_collector() -> None:
+    """Take what was made while starting out of the collector's sight: a pass over it takes 0.1 s and more."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def _exit_after(seconds: float) -> None:
+    """Keep the promise of the grace period even if something hangs while stopping."""
+
+    def end() -> None:
+        logger.error("stopping took longer than the grace period; exiting")
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(seconds + 1.0, end)
+    timer.daemon = True
+    timer.start()
+
+
+def _engine_errors() -> tuple[type[Exception], ...]:
+    """Further failures to start that are told in one sentence; naming them imports the engine."""
+    from services.core.catalog import CatalogError
+    from services.core.inference import EngineStartError
+
+    return (EngineStartError, CatalogError)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of processes")
+    return value
