@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
-from gateway.topology import Address, ClientTls, Pool, Topology
+from gateway.topology import Address, ClientTls, Listener, Pool, Topology
 
 Config = dict[str, Any]
+
+ADMIN_CLUSTER = "envoy_admin"
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
@@ -49,6 +51,16 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
     if topology.services_tls is not None:
         cluster["transport_socket"] = _tls(topology.services_tls, pool)
     return cluster
+
+
+def admin_cluster(admin: Listener) -> Config:
+    """Cluster of Envoy's own admin page."""
+    endpoint = _endpoint(Address(admin.host, admin.port))
+    return {
+        "name": ADMIN_CLUSTER,
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": ADMIN_CLUSTER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }
 
 
 def seconds(value: float) -> str:

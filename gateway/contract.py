@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ class RestCall:
     path: str
     service: str
     rpc: str
+
+
+def implemented() -> tuple[Capability, ...]:
+    """The capabilities whose services the protos define."""
+    return tuple(c for c in Capability if importlib.util.find_spec(f"{_PACKAGE}.{c}_rest_pb2"))
 
 
 def typed_services(capability: Capability) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ from typing import Any
 
 import yaml
 
-from gateway.clusters import pool_cluster
+from gateway.clusters import admin_cluster, pool_cluster
 from gateway.documents import documents
-from gateway.listeners import grpc_listener, rest_listener
+from gateway.listeners import grpc_listener, metrics_listener, rest_listener
 from gateway.topology import Topology
 
 Config = dict[str, Any]
+
+_LOG = {"time": "%Y-%m-%dT%T.%eZ", "level": "%l", "logger": "%n", "message": "%j"}
 
 
 def render(
@@ -28,14 +30,15 @@ def render(
     listeners = [rest_listener(topology, documents(topology, model_infos, openapi))]
     if topology.grpc_listener is not None:
         listeners.append(grpc_listener(topology.grpc_listener, topology))
+    clusters = [pool_cluster(pool, topology) for pool in topology.pools]
+    if topology.metrics is not None and topology.admin is not None:
+        listeners.append(metrics_listener(topology.metrics))
+        clusters.append(admin_cluster(topology.admin))
     config: Config = {
         "node": {"id": "gateway", "cluster": "search-foundation"},
-        "static_resources": {
-            "listeners": listeners,
-            "clusters": [pool_cluster(pool, topology) for pool in topology.pools],
-        },
+        "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload_manager(topology),
-        "stats_config": {"stats_tags": [], "use_all_default_tags": True},
+        "application_log_config": {"log_format": {"json_format": _LOG}},
     }
     if topology.admin is not None:
         address = {"address": topology.admin.host, "port_value": topology.admin.port}

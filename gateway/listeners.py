@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterable
 from typing import Any
 
-from gateway.clusters import seconds
+from gateway.clusters import ADMIN_CLUSTER, seconds
 from gateway.contract import descriptor_set, rest_services
 from gateway.cors import cors_filter
 from gateway.documents import Document
@@ -16,6 +16,8 @@ from gateway.scripts import lua_filter
 from gateway.topology import Listener, ServerTls, Topology
 
 Config = dict[str, Any]
+
+METRICS_PATH = "/stats/prometheus"
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
@@ -55,6 +57,24 @@ def grpc_listener(listener: Listener, topology: Topology) -> Config:
     manager = _manager("grpc", topology, grpc_host(topology), filters)
     manager["local_reply_config"] = grpc_replies()
     return _listener("grpc", listener, manager)
+
+
+def metrics_listener(listener: Listener) -> Config:
+    """The port for Prometheus: Envoy's statistics and nothing else of its admin pages."""
+    route = {
+        "match": {"path": METRICS_PATH, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
+        "route": {"cluster": ADMIN_CLUSTER},
+    }
+    manager: Config = {
+        "@type": f"{_FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "metrics",
+        "route_config": {
+            "name": "metrics",
+            "virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": [route]}],
+        },
+        "http_filters": [_router()],
+    }
+    return _listener("metrics", listener, manager)
 
 
 def _listener(name: str, listener: Listener, manager: Config) -> Config:

@@ -123,7 +123,7 @@ class Timeouts(_Part):
     headers: float = Field(default=10.0, gt=0, description="For a caller to send the headers.")
     idle: float = Field(default=300.0, gt=0, description="Connection without a request.")
     connect: float = Field(default=1.0, gt=0, description="Connecting to an endpoint.")
-    drain: float = Field(default=5.0, ge=0, description="Finishing connections when a listener closes.")
+    drain: float = Field(default=5.0, ge=0, description="New connections are still taken when stopping.")
 
 
 class HealthCheck(_Part):
@@ -145,14 +145,16 @@ class Cors(_Part):
 class Topology(_Part):
     """Everything the gateway's configuration is made from.
 
-    ``grpc_listener`` opens a port for gRPC alone; the main listener takes gRPC calls too. ``workers`` are
-    Envoy's threads. ``trusted_proxies`` counts the proxies in front whose X-Forwarded-For is believed.
-    ``redis`` says that the services are configured with Redis, which makes it part of readiness.
+    ``grpc_listener`` opens a port for gRPC alone; the main listener takes gRPC calls too. ``admin`` is for
+    this machine only; ``metrics`` opens a port with Envoy's statistics for Prometheus and nothing else.
+    ``workers`` are Envoy's threads. ``trusted_proxies`` counts the proxies in front whose X-Forwarded-For is
+    believed.
     """
 
     listener: Listener
     grpc_listener: Listener | None = None
     admin: Listener | None = None
+    metrics: Listener | None = None
     pools: tuple[Pool, ...] = Field(min_length=1)
     services_tls: ClientTls | None = None
     limits: Limits = Limits()
@@ -178,6 +180,12 @@ class Topology(_Part):
                         raise ValueError(
                             f"pools '{other}' and '{pool.name}' both serve {model} for {capability}"
                         )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_come_from_admin(self) -> Self:
+        if self.metrics is not None and self.admin is None:
+            raise ValueError("metrics needs admin, where the statistics come from")
         return self
 
     def pools_of(self, capability: Capability) -> tuple[Pool, ...]:

@@ -1,0 +1,27 @@
+"""From a topology and the catalogue to the file Envoy reads."""
+
+from __future__ import annotations
+
+from gateway import envoy
+from gateway.openapi import build_openapi
+from gateway.topology import Topology
+from services.core.catalog import Catalog, model_info
+
+
+def envoy_yaml(topology: Topology, catalog: Catalog, *, max_items: int = 2048) -> str:
+    """Render the configuration; raises CatalogError for a model nobody knows.
+
+    ``max_items`` is the services' limit on items of one request, which the OpenAPI document tells.
+    """
+    specs = {model: catalog.require(model) for model in topology.models}
+    served = {
+        capability: [
+            specs[model]
+            for pool in topology.pools_of(capability)
+            for model in pool.models
+            if specs[model].supports(capability)
+        ]
+        for capability in topology.capabilities
+    }
+    infos = {model: model_info(spec) for model, spec in specs.items()}
+    return envoy.to_yaml(envoy.render(topology, infos, build_openapi(served, max_items=max_items)))
