@@ -1,0 +1,255 @@
+"""The gateway: its topology, its Services, TLS, and the ways in from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.helm.chart import container, render
+from tests.helm.value_sets import ISSUER, SETS, one_pool, pool
+
+FULL = "sf-search-foundation"
+HOST = "search.svc.cluster.local"
+
+
+def test_the_topology_is_the_list_of_pools() -> None:
+    topology = render(SETS["two-models"]).topology()
+    assert topology["pools"] == [
+        {
+            "name": "small",
+            "capabilities": ["embed"],
+            "models": ["all-MiniLM-L6-v2"],
+            "addresses": [f"{FULL}-small.{HOST}:50051"],
+        },
+        {
+            "name": "large",
+            "capabilities": ["embed"],
+            "models": ["jina-embeddings-v3", "jina-embeddings-v2-base-en"],
+            "addresses": [f"{FULL}-large.{HOST}:50051"],
+        },
+    ]
+
+
+def test_it_listens_for_rest_and_for_grpc() -> None:
+    topology = render().topology()
+    assert topology["listener"] == {"host": "0.0.0.0", "port": 8080}
+    assert topology["grpc_listener"] == {"host": "0.0.0.0", "port": 50051}
+    assert topology["admin"] == {"host": "127.0.0.1", "port": 9901}
+    assert "grpc_listener" not in render(SETS["no-grpc"]).topology()
+    assert render(SETS["ipv6"]).topology()["listener"]["host"] == "::"
+    assert render(SETS["ipv6"]).environment("text")["SF_HOST"] == "::"
+
+
+def test_limits_of_the_services_are_those_of_the_gateway() -> None:
+    topology = render({"settings": {"max_body_bytes": 1 << 20, "request_timeout_seconds": 5}}).topology()
+    assert topology["limits"]["max_body_bytes"] == 1 << 20
+    assert topology["timeouts"] == {"request": 5}
+
+
+def test_envoy_sheds_load_before_its_memory_limit() -> None:
+    def heap(limit: Any) -> int:
+        values = {"gateway": {"resources": {"limits": {"memory": limit}}}}
+        return render(values).topology()["limits"]["max_heap_bytes"]
+
+    assert heap("1Gi") == int(0.85 * (1 << 30))
+    assert heap("512Mi") == int(0.85 * (512 << 20))
+    assert heap("2G") == 1_700_000_000
+    assert heap(1_000_000_000) == 850_000_000
+
+
+def test_further_topology_is_laid_over_what_the_pools_give() -> None:
+    values = {"gateway": {"topology": {"trusted_proxies": 1, "cors": {"origins": ["https://a.example"]}}}}
+    topology = render(values).topology()
+    assert topology["trusted_proxies"] == 1
+    assert topology["cors"] == {"origins": ["https://a.example"]}
+    assert len(topology["pools"]) == 3
+
+
+def test_an_init_container_renders_and_envoy_runs_what_it_wrote() -> None:
+    pod = render().pod("gateway")
+    init, envoy = container(pod, "render"), container(pod, "envoy")
+    assert init["image"] == envoy["image"] == "search-foundation:0.1.0"
+    (written,) = [m for m in init["volumeMounts"] if m["name"] == "run"]
+    (read,) = [m for m in envoy["volumeMounts"] if m["name"] == "run"]
+    assert written["mountPath"] == read["mountPath"]
+    assert read["readOnly"] is True
+    assert "readOnly" not in written
+
+
+def test_two_gateways_that_are_replaced_one_by_one() -> None:
+    spec = render().workload("gateway")["spec"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_the_gateways_health_depends_on_no_pool() -> None:
+    envoy = container(render().pod("gateway"), "envoy")
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert envoy[probe]["httpGet"] == {"path": "/live", "port": "http", "scheme": "HTTP"}
+
+
+def test_rest_and_grpc_have_services_of_their_own() -> None:
+    release = render()
+    rest, grpc = release.one("Service", "gateway")["spec"], release.one("Service", "grpc")["spec"]
+    assert [(p["name"], p["port"], p["targetPort"]) for p in rest["ports"]] == [("http", 80, "http")]
+    assert [(p["name"], p["port"], p["targetPort"]) for p in grpc["ports"]] == [("grpc", 50051, "grpc")]
+    assert grpc["ports"][0]["appProtocol"] == "kubernetes.io/h2c"
+    assert rest["type"] == grpc["type"] == "ClusterIP"
+    assert rest["selector"] == grpc["selector"]
+
+
+def test_without_grpc_there_is_no_port_for_it() -> None:
+    release = render(SETS["no-grpc"])
+    assert "grpc" not in release.names("Service")
+    assert [p["name"] for p in container(release.pod("gateway"), "envoy")["ports"]] == ["http", "metrics"]
+
+
+def test_service_types() -> None:
+    balancer = render(SETS["load-balancer"])
+    spec = balancer.one("Service", "gateway")["spec"]
+    assert spec["type"] == "LoadBalancer"
+    assert spec["loadBalancerSourceRanges"] == ["192.0.2.0/24"]
+    assert spec["externalTrafficPolicy"] == "Cluster"
+    assert spec["ports"][0]["port"] == 8443
+    assert balancer.one("Service", "grpc")["spec"]["type"] == "LoadBalancer"
+    node = render(SETS["node-port"]).one("Service", "gateway")["spec"]
+    assert (node["type"], node["ports"][0]["nodePort"]) == ("NodePort", 30080)
+    assert "externalTrafficPolicy" not in render().one("Service", "gateway")["spec"]
+
+
+def test_metrics_never_leave_the_cluster() -> None:
+    release = render(SETS["load-balancer"])
+    metrics = release.one("Service", "gateway-metrics")["spec"]
+    assert metrics["clusterIP"] == "None"
+    assert "metrics" not in [p["name"] for p in release.one("Service", "gateway")["spec"]["ports"]]
+
+
+def test_tls_from_a_secret() -> None:
+    release = render(SETS["tls-secret"])
+    topology = release.topology()
+    files = {
+        "certificate": "/etc/search-foundation/tls/tls.crt",
+        "private_key": "/etc/search-foundation/tls/tls.key",
+    }
+    assert topology["listener"]["tls"] == files
+    assert topology["grpc_listener"]["tls"] == files
+    (volume,) = [v for v in release.pod("gateway")["volumes"] if v["name"] == "tls"]
+    assert volume["secret"] == {"secretName": "site-tls"}
+    (port,) = release.one("Service", "gateway")["spec"]["ports"]
+    assert (port["name"], port["port"], port["appProtocol"]) == ("https", 443, "https")
+    assert container(release.pod("gateway"), "envoy")["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+    assert not release.all("Certificate")
+
+
+def test_tls_from_cert_manager() -> None:
+    release = render(SETS["tls-cert-manager"])
+    certificate = release.one("Certificate", "gateway")["spec"]
+    assert certificate["issuerRef"] == ISSUER
+    assert certificate["usages"] == ["server auth"]
+    assert {"search.example.com", f"{FULL}-gateway.{HOST}", f"{FULL}-grpc.search.svc"} <= set(
+        certificate["dnsNames"]
+    )
+    (volume,) = [v for v in release.pod("gateway")["volumes"] if v["name"] == "tls"]
+    assert volume["secret"]["secretName"] == certificate["secretName"]
+
+
+def test_mtls_between_gateway_and_pools() -> None:
+    release = render(SETS["mtls-secrets"])
+    assert release.topology()["services_tls"] == {
+        "ca": "/etc/search-foundation/mtls/ca.crt",
+        "certificate": "/etc/search-foundation/mtls/tls.crt",
+        "private_key": "/etc/search-foundation/mtls/tls.key",
+    }
+    environment = release.environment("text")
+    assert environment["SF_TLS_CERT"] == "/etc/search-foundation/tls/tls.crt"
+    assert environment["SF_TLS_KEY"] == "/etc/search-foundation/tls/tls.key"
+    assert environment["SF_TLS_CLIENT_CA"] == "/etc/search-foundation/tls/ca.crt"
+    secrets = {
+        workload: [v["secret"]["secretName"] for v in release.pod(workload)["volumes"] if "tls" in v["name"]]
+        for workload in ("gateway", "text")
+    }
+    assert secrets == {"gateway": ["gw"], "text": ["pools"]}
+    assert "SF_TLS_CERT" not in render().environment("text")
+    assert "services_tls" not in render().topology()
+
+
+def test_mtls_by_an_authority_of_the_releases_own() -> None:
+    release = render(SETS["mtls-own-authority"])
+    assert release.names("Issuer") == {"self-signed", "ca"}
+    assert release.names("Certificate") == {"ca", "gateway-mtls", "pool-mtls"}
+    assert release.one("Certificate", "ca")["spec"]["isCA"] is True
+    pools = release.one("Certificate", "pool-mtls")["spec"]
+    assert pools["dnsNames"] == [f"{FULL}-{name}.{HOST}" for name in ("text", "classify", "batch")]
+    assert pools["usages"] == ["server auth"]
+    assert pools["issuerRef"] == {"name": f"{FULL}-ca", "kind": "Issuer"}
+    assert release.one("Certificate", "gateway-mtls")["spec"]["usages"] == ["client auth"]
+
+
+def test_mtls_by_the_sites_issuer() -> None:
+    release = render(SETS["mtls-issuer"])
+    assert not release.all("Issuer")
+    assert release.names("Certificate") == {"gateway-mtls", "pool-mtls"}
+    assert release.one("Certificate", "pool-mtls")["spec"]["issuerRef"] == ISSUER
+
+
+def test_an_ingress_to_the_gateway() -> None:
+    ingress = render(SETS["ingress"]).one("Ingress", "gateway")["spec"]
+    assert ingress["ingressClassName"] == "nginx"
+    (rule,) = ingress["rules"]
+    assert rule["host"] == "search.example.com"
+    (path,) = rule["http"]["paths"]
+    assert path["pathType"] == "Prefix"
+    assert path["backend"] == {"service": {"name": f"{FULL}-gateway", "port": {"number": 80}}}
+    anywhere = render({"gateway": {"ingress": {"enabled": True}}}).one("Ingress", "gateway")["spec"]
+    assert "host" not in anywhere["rules"][0]
+
+
+def test_routes_of_the_gateway_api() -> None:
+    release = render(SETS["gateway-api"])
+    http, grpc = release.one("HTTPRoute", "gateway")["spec"], release.one("GRPCRoute", "gateway")["spec"]
+    assert http["parentRefs"] == [{"name": "edge"}]
+    assert http["hostnames"] == ["search.example.com"]
+    assert http["rules"][0]["backendRefs"] == [{"name": f"{FULL}-gateway", "port": 80}]
+    assert grpc["parentRefs"] == [{"name": "edge", "sectionName": "grpc"}]
+    assert grpc["rules"][0]["backendRefs"] == [{"name": f"{FULL}-grpc", "port": 50051}]
+
+
+def test_nothing_outside_is_touched_by_default() -> None:
+    release = render()
+    for kind in ("Ingress", "HTTPRoute", "GRPCRoute", "Certificate", "Issuer"):
+        assert not release.all(kind)
+
+
+def test_the_test_pod_calls_the_gateway_with_a_key() -> None:
+    release = render()
+    pod = release.one("Pod", "test")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    entries = {entry["name"]: entry for entry in pod["spec"]["containers"][0]["env"]}
+    assert entries["GATEWAY_URL"]["value"] == f"http://{FULL}-gateway.{HOST}:80"
+    assert entries["MODEL"]["value"] == "all-MiniLM-L6-v2"
+    assert entries["API_KEY"]["valueFrom"]["secretKeyRef"] == {
+        "name": f"{FULL}-bootstrap-key",
+        "key": "api-key",
+    }
+
+
+def test_the_test_pod_takes_the_operators_key_or_none() -> None:
+    given = render(SETS["keys-secret"]).one("Pod", "test")["spec"]["containers"][0]["env"]
+    assert {"name": "test-key", "key": "api-key"} in [
+        e.get("valueFrom", {}).get("secretKeyRef") for e in given
+    ]
+    open_to_all = render(SETS["no-auth"]).one("Pod", "test")["spec"]["containers"][0]["env"]
+    assert [e["name"] for e in open_to_all] == ["GATEWAY_URL", "MODEL"]
+    assert not render(SETS["keys"]).all("Pod")
+
+
+def test_the_test_pod_trusts_the_certificates_authority() -> None:
+    pod = render(SETS["tls-cert-manager"]).one("Pod", "test")["spec"]
+    entries = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert entries["GATEWAY_URL"] == f"https://{FULL}-gateway.{HOST}:443"
+    assert entries["CA_FILE"] == "/etc/search-foundation/tls/ca.crt"
+    assert pod["volumes"][0]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+
+
+def test_without_an_embedding_pool_there_is_nothing_to_try() -> None:
+    assert not render(one_pool(capability="rerank")).all("Pod")
+    assert not render({"pools": [pool("b", capability="batch")]}).all("Pod")
