@@ -88,6 +88,7 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
     from services.core.access import AccessControl
     from services.core.catalog import Catalog
     from services.core.inference import Engine
+    from services.core.serving.models import ModelsCapability
 
     server: Server | None = None
     exposition = Exposition(ready=lambda: server is not None and server.ready)
@@ -100,6 +101,7 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
         engine = await Engine.start(settings, catalog)
         stack.push_async_callback(engine.stop, _ENGINE_SECONDS)
         capabilities = [_build(name)(engine, catalog, settings) for name in names]
+        capabilities.append(ModelsCapability(engine.served))
         server = Server(settings, capabilities, engine, access, share_port=link is not None)
         if link is not None:
             await link.warm()

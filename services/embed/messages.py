@@ -10,31 +10,11 @@ from google.protobuf.duration_pb2 import Duration
 from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.call import Timings
+from services.core.serving.vocabulary import task_name
 from services.embed.encoding import FloatMatrix, byte_rows
 from services.embed.inputs import Location
 from services.embed.schemas import INPUT_NAMES
 from services.embed.types import EmbedResult, Encoding
-
-TASKS = {
-    common_pb2.TASK_RETRIEVAL_QUERY: "retrieval.query",
-    common_pb2.TASK_RETRIEVAL_PASSAGE: "retrieval.passage",
-    common_pb2.TASK_TEXT_MATCHING: "text-matching",
-    common_pb2.TASK_CLASSIFICATION: "classification",
-    common_pb2.TASK_CLUSTERING: "clustering",
-    common_pb2.TASK_SEPARATION: "separation",
-    common_pb2.TASK_CODE_QUERY: "code.query",
-    common_pb2.TASK_CODE_PASSAGE: "code.passage",
-    common_pb2.TASK_NL2CODE_QUERY: "nl2code.query",
-    common_pb2.TASK_NL2CODE_PASSAGE: "nl2code.passage",
-    common_pb2.TASK_QA_QUERY: "qa.query",
-    common_pb2.TASK_QA_PASSAGE: "qa.passage",
-    common_pb2.TASK_CODE2CODE_QUERY: "code2code.query",
-    common_pb2.TASK_CODE2CODE_PASSAGE: "code2code.passage",
-    common_pb2.TASK_CODE2NL_QUERY: "code2nl.query",
-    common_pb2.TASK_CODE2NL_PASSAGE: "code2nl.passage",
-    common_pb2.TASK_CODE2COMPLETION_QUERY: "code2completion.query",
-    common_pb2.TASK_CODE2COMPLETION_PASSAGE: "code2completion.passage",
-}
 
 ENCODINGS = {
     common_pb2.VECTOR_ENCODING_UNSPECIFIED: Encoding.FLOAT,
@@ -57,7 +37,7 @@ def request_fields(
     if model:
         fields["model"] = model
     if options.task:
-        fields["task"] = TASKS.get(options.task, str(options.task))
+        fields["task"] = task_name(options.task)
     if options.HasField("dimensions"):
         fields["dimensions"] = options.dimensions
     if options.HasField("normalized"):

@@ -34,14 +34,6 @@ def paths(model: str, *inputs: common_pb2.Content, **options: object) -> list[st
     return [error.field for error in caught.value.field_errors]
 
 
-def test_every_task_of_the_catalogue_has_a_number() -> None:
-    named = {task for spec in CATALOG.models.values() for task in spec.tasks}
-    assert named == set(messages.TASKS.values())
-    assert set(messages.TASKS) | {common_pb2.TASK_UNSPECIFIED} == set(common_pb2.Task.values())
-    for number, task in messages.TASKS.items():
-        assert common_pb2.Task.Name(number) == "TASK_" + task.replace(".", "_").replace("-", "_").upper()
-
-
 def test_every_encoding_has_a_number() -> None:
     assert set(messages.ENCODINGS) == set(common_pb2.VectorEncoding.values())
     assert set(messages.ENCODINGS.values()) == set(Encoding)
