@@ -71,8 +71,7 @@ class EmbeddingModel:
         """
         if not texts:
             return Embeddings(np.empty((0, self.spec.dimensions), np.float32), [])
-        expected = len(texts) + sum(map(len, texts)) // _CHARACTERS_PER_TOKEN
-        with self._runtime.admitted(self._lane, len(texts), expected) as ticket:
+        with self._runtime.admitted(self._lane, len(texts), self._guess(texts)) as ticket:
             tokens = await self._tokenize(texts, options, call)
             counts = [len(each.ids) for each in tokens]
             await call.charge(sum(counts))
@@ -81,6 +80,10 @@ class EmbeddingModel:
             ticket.counted()
             results = await self._runtime.run(Job(self._lane, items, counts), call)
         return Embeddings(_stack(results), counts)
+
+    def _guess(self, texts: Sequence[str]) -> int:
+        limit = self.spec.max_tokens
+        return sum(min(1 + len(text) // _CHARACTERS_PER_TOKEN, limit) for text in texts)
 
     async def _tokenize(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> list[Tokens]:
         began = time.monotonic()

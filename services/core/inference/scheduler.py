@@ -154,7 +154,7 @@ class Scheduler:
         if not interactive.active:
             return Priority.BATCH if batch.active else None
         if not batch.active:
-            self._earned = 0.0
+            self._earned = min(self._earned, 0.0)
             return Priority.INTERACTIVE
         return Priority.BATCH if self._earned >= self._next_cost(batch) else Priority.INTERACTIVE
 
@@ -213,8 +213,8 @@ class Scheduler:
         tenant.virtual += cost
         if priority is Priority.INTERACTIVE:
             self._earned += cost * self._share
-        else:
-            self._earned = max(0.0, self._earned - cost)
+        elif self._classes[Priority.INTERACTIVE].active:
+            self._earned -= cost
         self._count(job.lane, tenant, len(job.order) - items, -tokens)
 
     def _put_back(self, cls: _Class, looked_at: list[tuple[_Tenant, AnyJob]]) -> None:

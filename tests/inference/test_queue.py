@@ -1,0 +1,189 @@
+"""Work nobody waits for is not done; who asks for little is not kept waiting by who asks for much."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.core.call import Priority
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference import EmbedOptions
+from tests.inference.support import MINILM, Gate, call, embed, ids, running, text
+
+
+def dropped(reason: str) -> float:
+    labels = {"model": MINILM, "reason": reason}
+    return REGISTRY.get_sample_value("searchfoundation_dropped_items_total", labels) or 0.0
+
+
+def queued(unit: str) -> float | None:
+    return REGISTRY.get_sample_value(f"searchfoundation_queue_{unit}", {"model": MINILM})
+
+
+async def test_cancelled_calls_cost_nothing() -> None:
+    gate = Gate()
+    before = dropped("cancelled")
+    async with running(gate) as engine:
+        model = engine.embedder(MINILM)
+        texts = [f"{text(6, seed)} {seed}" for seed in range(1000)]
+        calls = [asyncio.ensure_future(embed(model, each)) for each in texts]
+        await gate.reached()
+        in_flight = set(gate.items)
+        for each in calls[::2]:
+            each.cancel()
+        await asyncio.wait(calls[::2])
+        gate.open()
+        await asyncio.gather(*calls[1::2])
+    wanted = {ids(each) for each in texts[1::2]}
+    assert wanted <= set(gate.items) <= wanted | in_flight
+    assert len(gate.items) == len(set(gate.items))
+    cancelled_in_time = 500 - len(in_flight - wanted)
+    assert dropped("cancelled") - before == cancelled_in_time
+
+
+async def test_a_cancelled_call_of_many_texts_leaves_the_queue_whole() -> None:
+    gate = Gate()
+    async with running(gate) as engine:
+        model = engine.embedder(MINILM)
+        large = asyncio.ensure_future(embed(model, *(text(20, seed) for seed in range(2048))))
+        await gate.reached()
+        assert queued("items") == 2048 - len(gate.items)
+        large.cancel()
+        await asyncio.wait([large])
+        assert queued("items") == queued("tokens") == 0
+        in_flight = len(gate.items)
+        gate.open()
+        await embed(model, "next")
+    assert len(gate.items) == in_flight + 1
+
+
+async def test_expired_calls_never_reach_the_model() -> None:
+    gate = Gate()
+    before = dropped("expired")
+    async with running(gate) as engine:
+        model = engine.embedder(MINILM)
+        holding = [asyncio.ensure_future(embed(model, text(300, seed))) for seed in range(2)]
+        await gate.reached()
+        late = [
+            asyncio.ensure_future(embed(model, f"late {i}", deadline=time.monotonic() + 0.05 * (i - 1)))
+            for i in range(4)
+        ]
+        results = await asyncio.gather(*late, return_exceptions=True)
+        gate.open()
+        await asyncio.gather(*holding)
+        await embed(model, "in time", deadline=time.monotonic() + 60)
+    assert [each.code for each in results if isinstance(each, ServiceError)] == [
+        ErrorCode.SERVICE_TIMEOUT
+    ] * 4
+    assert set(gate.items) == {ids(text(300, 0)), ids(text(300, 1)), ids("in time")}
+    assert dropped("expired") - before == 4
+
+
+async def test_a_call_that_expires_while_it_runs_is_told_so() -> None:
+    gate = Gate()
+    async with running(gate) as engine:
+        with pytest.raises(ServiceError) as expired:
+            await embed(engine.embedder(MINILM), "x", deadline=time.monotonic() + 0.05)
+        gate.open()
+    assert expired.value.code is ErrorCode.SERVICE_TIMEOUT
+
+
+async def test_a_quiet_tenant_waits_for_one_batch_of_a_loud_one_at_most() -> None:
+    gate = Gate()
+    async with running(gate) as engine:
+        model = engine.embedder(MINILM)
+        loud = [
+            asyncio.ensure_future(embed(model, *(text(20, 50 * i + j) for j in range(50)), tenant="loud"))
+            for i in range(6)
+        ]
+        await gate.reached()
+        quiet = asyncio.ensure_future(embed(model, "a quiet word", tenant="quiet"))
+        await asyncio.sleep(0)
+        running_already = len(gate.seen)
+        gate.open()
+        await asyncio.gather(quiet, *loud)
+    served_in = next(i for i, batch in enumerate(gate.seen) if ids("a quiet word") in batch)
+    assert served_in == running_already
+
+
+async def test_batch_work_gives_way_and_still_gets_on() -> None:
+    gate = Gate()
+    async with running(gate) as engine:
+        model = engine.embedder(MINILM)
+        jobs = [
+            asyncio.ensure_future(embed(model, *(f"job {i} {j}" for j in range(40)), priority=Priority.BATCH))
+            for i in range(10)
+        ]
+        await gate.reached()
+        already = len(gate.seen)
+        people = [asyncio.ensure_future(embed(model, text(100, seed))) for seed in range(80)]
+        await asyncio.sleep(0)
+        gate.open()
+        await asyncio.gather(*jobs, *people)
+    kinds = ["job" if len(batch[0]) < 20 else "person" for batch in gate.seen[already:]]
+    last_person = len(kinds) - 1 - kinds[::-1].index("person")
+    assert kinds[0] == "person"
+    assert 1 <= kinds[:last_person].count("job") <= 5
+    assert kinds[last_person + 1 :].count("job") > 5
+
+
+async def test_overload_is_refused_at_once_by_the_same_rule_for_one_text_and_for_many() -> None:
+    gate = Gate()
+    before = dropped("refused")
+    async with running(gate, max_queue_tokens=1000) as engine:
+        model = engine.embedder(MINILM)
+        accepted = [asyncio.ensure_future(embed(model, *(text(18, seed) for seed in range(5))))]
+        await gate.reached()
+        while not accepted[-1].done():
+            accepted.append(asyncio.ensure_future(embed(model, *(text(18, seed) for seed in range(5)))))
+            await asyncio.sleep(0.005)
+        assert accepted.pop().exception()
+        refused = await asyncio.gather(
+            embed(model, "one"), embed(model, *(["many"] * 200)), return_exceptions=True
+        )
+        assert 1000 <= (queued("tokens") or 0) < 1200
+        gate.open()
+        results = await asyncio.gather(*accepted)
+        await embed(model, "and after")
+    assert all(len(each) == 5 for each in results)
+    for each in refused:
+        assert isinstance(each, ServiceError)
+        assert each.code is ErrorCode.SERVICE_UNAVAILABLE
+        assert each.retry_after is not None
+        assert 1 <= each.retry_after <= 60
+    assert dropped("refused") - before == 5 + 1 + 200
+
+
+async def test_texts_being_tokenised_count_as_queued() -> None:
+    async with running(max_queue_tokens=1000) as engine:
+        model = engine.embedder(MINILM)
+        calls = [embed(model, text(300, seed), truncate=True) for seed in range(40)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    answers = [each for each in results if not isinstance(each, BaseException)]
+    refusals = [each for each in results if isinstance(each, ServiceError)]
+    assert answers
+    assert refusals
+    assert len(answers) + len(refusals) == 40
+
+
+async def test_charges_before_the_model_runs_and_only_what_is_taken() -> None:
+    gate = Gate()
+    charged: list[tuple[int, int]] = []
+
+    async def charge(tokens: int) -> None:
+        charged.append((tokens, len(gate.items)))
+        if tokens > 10:
+            raise ServiceError(ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED, current=tokens, limit=10)
+
+    async with running(gate) as engine:
+        gate.open()
+        model = engine.embedder(MINILM)
+        await model.embed(["hello world", "hello"], EmbedOptions(), call(charge=charge))
+        with pytest.raises(ServiceError) as too_much:
+            await model.embed([text(30)], EmbedOptions(), call(charge=charge))
+    assert charged == [(7, 0), (32, 2)]
+    assert too_much.value.code is ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED
+    assert len(gate.items) == 2
