@@ -76,9 +76,7 @@ async def test_list(models: model_pb2_grpc.ModelServiceAsyncStub) -> None:
     assert v3.created.ToDatetime().date() == SERVED[1].released
 
 
-@pytest.mark.parametrize(
-    "name", ["jina-embeddings-v3", "jina-ai/jina-embeddings-v3", "jinaai/jina-embeddings-v3"]
-)
+@pytest.mark.parametrize("prefix", ["", "jina-ai/", "jinaai/"])
 async def test_get(models: model_pb2_grpc.ModelServiceAsyncStub, prefix: str) -> None:
     answer = await models.GetModel(model_pb2.GetModelRequest(id=f"{prefix}jina-embeddings-v3"))
     assert answer.model.id == "jina-embeddings-v3"
