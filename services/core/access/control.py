@@ -90,13 +90,18 @@ class AccessControl:
         *,
         limiter: LocalLimiter | SharedLimiter,
         directory: KeyDirectory | None = None,
+        keys: KeyTable | None = None,
         ledger: Ledger | None = None,
         database: Database | None = None,
     ) -> None:
-        """Put the parts together; ``open`` is what makes them."""
+        """Put the parts together; ``open`` is what makes them.
+
+        ``keys`` are those in the database, to create and revoke; ``None`` where none are.
+        """
         self._limiter: Limiter = limiter
         self._shared = None if isinstance(limiter, LocalLimiter) else limiter
         self._directory = directory
+        self.keys = keys
         self._ledger = ledger
         self._database = database
         self._closes_database = False
@@ -140,7 +145,9 @@ class AccessControl:
             max_age=settings.key_cache_seconds,
             clock=clock,
         )
-        access = cls(settings, limiter=limiter, directory=directory, ledger=ledger, database=database)
+        access = cls(
+            settings, limiter=limiter, directory=directory, keys=table, ledger=ledger, database=database
+        )
         access._closes_database = not shared
         return access
 

@@ -84,6 +84,11 @@ class LocalLimiter:
         self._addresses: dict[str, SlidingWindow] = {}
         self._swept_ms = self._now_ms()
 
+    @property
+    def known(self) -> int:
+        """How many keys and addresses are remembered."""
+        return len(self._keys) + len(self._addresses)
+
     async def admit(self, key_id: str, limits: Limits) -> Lease:
         """See ``Limiter``."""
         now_ms = self._now_ms()

@@ -60,17 +60,24 @@ def connect(url: str, timeout: float) -> Redis:
 class SharedLimiter:
     """The limiter over Redis: one round trip to admit, one to charge, one to release.
 
-    A concurrency slot is a lease of ``LEASE_SECONDS`` that a live process renews, so a killed one's slots
+    A concurrency slot is a lease of ``lease_seconds`` that a live process renews, so a killed one's slots
     come free. While Redis is away each process keeps the limits by itself (so a key gets its limit once
     per process), counts the errors in a metric and says so once; a probe every ``PROBE_SECONDS`` finds
     out when Redis is back. ``now_ms`` replaces the clock of the Redis server, for tests.
     """
 
     def __init__(
-        self, client: Redis, local: LocalLimiter, *, timeout: float, now_ms: Callable[[], int] | None = None
+        self,
+        client: Redis,
+        local: LocalLimiter,
+        *,
+        timeout: float,
+        lease_seconds: float = LEASE_SECONDS,
+        now_ms: Callable[[], int] | None = None,
     ) -> None:
         self._pump = RedisPump(client, (_ADMIT, _CHARGE, _RENEW), timeout)
         self._local = local
+        self._lease_ms = int(lease_seconds * 1000)
         self._now_ms = now_ms
         self._up = True
         self._process = secrets.token_hex(8)
@@ -149,7 +156,7 @@ class SharedLimiter:
         future = self._pump.submit(
             "EVALSHA", _ADMIT_SHA, 3, requests, tokens, running, self._now(),
             _or_none(limits.requests), _or_none(limits.tokens), _or_none(limits.concurrency),
-            lease_id, int(LEASE_SECONDS * 1000),
+            lease_id, self._lease_ms,
         )  # fmt: skip
         try:
             kind, current, wait_ms, requests_used, tokens_used = await future
@@ -192,7 +199,7 @@ class SharedLimiter:
         """Renew the leases of calls in flight; while Redis is away, wait for it to take writes again."""
         while True:
             try:
-                async with asyncio.timeout(LEASE_SECONDS / 3):
+                async with asyncio.timeout(self._lease_ms / 3000):
                     await self._failed.wait()
             except TimeoutError:
                 try:
@@ -207,7 +214,7 @@ class SharedLimiter:
         for lease_id, key in self._leases.items():
             leases[key].append(lease_id)
         renewals: list[asyncio.Future[Any]] = [
-            self._pump.submit("EVALSHA", _RENEW_SHA, 1, key, self._now(), int(LEASE_SECONDS * 1000), *ids)
+            self._pump.submit("EVALSHA", _RENEW_SHA, 1, key, self._now(), self._lease_ms, *ids)
             for key, ids in leases.items()
         ]
         await asyncio.gather(*renewals)

@@ -73,7 +73,7 @@ class Database:
         try:
             await self._migrate()
         except ServiceError:
-            logger.warning("starting without the database; it is tried again at its next use")
+            logger.warning("the database is tried again at its next use")
 
     @property
     def name(self) -> str:
@@ -82,7 +82,10 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
-        """Give a connection inside a transaction that sees one state of the database."""
+        """Give a connection inside a transaction that sees one state of the database.
+
+        Keep other I/O out of the block: its time-outs would be taken for the database's.
+        """
         async with self._transaction(write=False) as connection:
             yield connection
 
@@ -90,7 +93,7 @@ class Database:
     async def write(self) -> AsyncGenerator[AsyncConnection]:
         """Give a connection inside a transaction, committed on leaving and rolled back on an exception.
 
-        On SQLite it holds the only write lock: keep it short.
+        On SQLite it holds the only write lock: keep it short, and keep other I/O out as in ``read``.
         """
         async with self._transaction(write=True) as connection:
             yield connection
@@ -209,11 +212,11 @@ class Database:
             return True
 
     def _raise_unavailable(self, error: Exception) -> NoReturn:
-        """Log the first failure; unless it was a mere lock, connect and check the tables anew."""
+        """Log the first failure; unless it was a mere wait, connect and check the tables anew."""
         if sqlite.is_mistake(error):
             raise error
-        if sqlite.is_busy(error):
-            logger.warning("database %s is locked", self.name)
+        if sqlite.is_busy(error) or isinstance(error, exc.TimeoutError | TimeoutError):
+            logger.warning("database %s is locked or too slow: %s", self.name, str(error) or "timed out")
             raise _unavailable() from error
         self._migrated = False
         if not self._away:

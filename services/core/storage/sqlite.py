@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 from contextlib import closing
@@ -11,6 +12,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
+
+# At DEBUG the driver logs every statement with its parameters, and those hold key digests.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 WRITE = "sf_write"
 """Execution option of a connection whose transaction takes the write lock at its start."""
