@@ -1,0 +1,74 @@
+"""Whatever JSON comes in: a request, or an error that can be told. And the document says which."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.core.errors import ServiceError
+from services.core.serving.failure import http_body, rpc_status
+from services.embed.types import EmbedRequest
+from tests.embed.test_openapi import PARSER, REQUEST, SERVED
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+TEXTS = st.text(max_size=10) | st.fixed_dictionaries({"text": st.text(max_size=10) | JSON})
+INPUT = TEXTS | st.lists(TEXTS | JSON, max_size=6) | JSON
+ENCODING = st.sampled_from(["float", "base64", "binary", "ubinary", "int8"])
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "dimensions": st.integers(-1, 1100) | JSON,
+    "normalized": st.booleans() | JSON,
+    "truncate": st.booleans() | JSON,
+    "task": st.sampled_from(["retrieval.query", "clustering"]) | JSON,
+    "embedding_type": ENCODING | st.lists(ENCODING, max_size=3) | JSON,
+    "user": JSON,
+}
+ALIASES: tuple[str, ...] = (
+    "texts", "content", "encoding_format", "encoding_type", "embedding_types", "task_type",
+    "output_dimensionality", "output_dimension", "truncation",
+)  # fmt: skip
+OTHER_NAMES: dict[str, st.SearchStrategy[Any]] = {name: JSON for name in ALIASES}  # noqa: C420 - typed
+MODEL = st.sampled_from([spec.id for spec in SERVED]) | JSON
+
+
+def outcome(body: dict[str, Any]) -> EmbedRequest | ServiceError:
+    try:
+        return PARSER.parse(body)
+    except ServiceError as error:
+        return error
+
+
+@given(st.fixed_dictionaries({"model": MODEL}, optional={"input": INPUT} | OPTIONS | OTHER_NAMES) | JSON)
+@settings(max_examples=200, deadline=None)
+def test_every_refusal_can_be_told(body: Any) -> None:
+    if not isinstance(body, dict):
+        return  # the REST codec lets objects in only
+    told = outcome(orjson.loads(orjson.dumps(body)))
+    if isinstance(told, ServiceError):
+        assert told.spec.http_status in (400, 422)
+        text = http_body(told, "0" * 32)
+        assert text.isascii()
+        assert len(text) <= 3584
+        assert orjson.loads(text)["detail"]
+        rpc_status(told, "0" * 32).SerializeToString()
+    else:
+        assert all(type(text) is str for text in told.texts)
+        assert told.encodings
+
+
+@given(st.fixed_dictionaries({"model": MODEL}, optional={"input": INPUT} | OPTIONS))
+@settings(max_examples=200, deadline=None)
+def test_the_document_tells_what_is_taken(body: dict[str, Any]) -> None:
+    assert REQUEST.is_valid(body) is isinstance(outcome(body), EmbedRequest)
