@@ -17,13 +17,18 @@ LOOPBACK = "127.0.0.1"
 _EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]"}
 
 
-def local_topology(settings: Settings, capabilities: Iterable[Capability] | None = None) -> Topology:
-    """One pool: the service process of this machine.
+def local_topology(
+    settings: Settings,
+    capabilities: Iterable[Capability] | None = None,
+    *,
+    services: str | None = None,
+) -> Topology:
+    """One pool: the service process of this machine, on the address ``services`` or the settings' host.
 
     ``SF_GATEWAY_FILE`` may say anything else; its keys are merged over what the settings give, lists
     replaced. Raises ConfigurationError.
     """
-    services = _EVERYWHERE.get(settings.host, settings.host)
+    services = services or _EVERYWHERE.get(settings.host, settings.host)
     document: dict[str, Any] = {
         "listener": {"host": settings.host, "port": settings.http_port},
         "admin": {"host": LOOPBACK, "port": settings.admin_port},
@@ -41,10 +46,16 @@ def local_topology(settings: Settings, capabilities: Iterable[Capability] | None
     }
     own = _read(settings)
     try:
-        return parse(_merged(document, own))
+        topology = parse(_merged(document, own))
     except ValidationError as error:
         where = f" of {settings.gateway_file}" if own else ""
         raise ConfigurationError(f"Wrong gateway settings{where}: {_sentence(error)}.") from error
+    if settings.tls_cert is not None and topology.services_tls is None:
+        raise ConfigurationError(
+            "SF_TLS_CERT makes the services speak TLS: SF_GATEWAY_FILE must say under services_tls whom the "
+            "gateway trusts."
+        )
+    return topology
 
 
 def _read(settings: Settings) -> dict[str, Any]:

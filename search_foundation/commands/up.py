@@ -1,0 +1,179 @@
+"""``search-foundation up``: the services and the gateway on this machine, until stopped."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from gateway.contract import implemented
+from gateway.local import LOOPBACK, local_topology
+from gateway.process import Envoy, EnvoyError
+from gateway.topology import Address, Topology
+from search_foundation.commands.gateway import configuration
+from search_foundation.first_key import first_key
+from search_foundation.local_ports import settle_ports
+from search_foundation.services_process import ServicesProcess
+from services.core.catalog import CatalogError
+from services.core.catalog.types import Capability
+from services.core.errors import ServiceError
+from services.core.settings import ConfigurationError, Settings, load_settings
+
+_POLL_SECONDS = 0.1
+
+
+class UpError(Exception):
+    """What runs has ended, or cannot start; the text is a sentence for the operator."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "up", help="run the services and the gateway on this machine"
+    )
+    names = ", ".join(implemented())
+    parser.add_argument(
+        "capabilities", nargs="*", type=_capability, metavar="CAPABILITY", help=f"all by default: {names}"
+    )
+    parser.add_argument("--host", help="address the gateway listens on (SF_HOST); loopback by default")
+    parser.add_argument("--port", type=int, help="port of the gateway (SF_HTTP_PORT)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run both until told to stop; 0 after that, 1 when one of them failed, 2 for wrong settings."""
+    asked = {"host": args.host, "http_port": args.port}
+    settings = load_settings().model_copy(update={k: v for k, v in asked.items() if v is not None})
+    settings = settle_ports(settings)
+    capabilities = tuple(dict.fromkeys(args.capabilities)) or implemented()
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        return asyncio.run(_up(settings, capabilities))
+    except CatalogError as error:
+        raise ConfigurationError(str(error)) from error
+    except (EnvoyError, UpError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+async def _up(settings: Settings, capabilities: Sequence[Capability]) -> int:
+    started = time.monotonic()
+    stop = _stop_signal()
+    # The services load torch and the models, which takes longest: they start before everything else.
+    services = await ServicesProcess.start(settings, capabilities)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(services.stop, settings.grace_seconds)
+        topology = _topology(settings, capabilities)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="search-foundation-")))
+        (folder / "envoy.yaml").write_text(configuration(topology, settings), encoding="utf-8")
+        envoy = await Envoy.start(folder / "envoy.yaml", topology)
+        stack.push_async_callback(envoy.stop, settings.grace_seconds)
+        watching = asyncio.create_task(_watch(services, envoy))
+        stack.callback(watching.cancel)
+        key = await _first_key(settings)
+        if await _first_of(watching, stop, asyncio.create_task(_until_ready(envoy))):
+            _welcome(settings, topology, key, time.monotonic() - started)
+            await _first_of(watching, stop)
+        print("search-foundation: stopping, once the calls in flight are answered", file=sys.stderr)
+    return 0
+
+
+def _topology(settings: Settings, capabilities: Sequence[Capability]) -> Topology:
+    # No balancer stands before a laptop's gateway that would need time to look elsewhere.
+    return local_topology(settings.model_copy(update={"drain_seconds": 0.0}), capabilities, services=LOOPBACK)
+
+
+async def _first_key(settings: Settings) -> str | None:
+    try:
+        return await first_key(settings)
+    except ServiceError as error:
+        raise UpError(f"The database of keys cannot be used: {error}") from error
+
+
+def _stop_signal() -> asyncio.Task[Any]:
+    """Make SIGTERM and SIGINT end a task; a second one ends the process at once, and its children with it."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def on_signal() -> None:
+        if asked.is_set():
+            os._exit(1)
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return loop.create_task(asked.wait())
+
+
+async def _watch(services: ServicesProcess, envoy: Envoy) -> None:
+    """Raise UpError once one of the two has ended, which none should."""
+    tasks = {
+        asyncio.create_task(services.wait()): "The services",
+        asyncio.create_task(envoy.wait()): "Envoy",
+    }
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    task = done.pop()
+    raise UpError(f"{tasks[task]} ended with status {task.result()}; what they wrote above says why.")
+
+
+async def _first_of(watching: asyncio.Task[None], stop: asyncio.Task[Any], *aims: asyncio.Task[None]) -> bool:
+    """Wait for a stop or an aim, and say whether it was the aim; raises what the watch raises."""
+    await asyncio.wait((watching, stop, *aims), return_when=asyncio.FIRST_COMPLETED)
+    if watching.done():
+        watching.result()
+    return any(aim.done() for aim in aims) and not stop.done()
+
+
+async def _until_ready(envoy: Envoy) -> None:
+    while True:
+        if await envoy.ready():
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def _welcome(settings: Settings, topology: Topology, key: str | None, seconds: float) -> None:
+    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(topology.listener.host, topology.listener.host)
+    scheme = "http" if topology.listener.tls is None else "https"
+    url = f"{scheme}://{Address(host, topology.listener.port)}"
+    lines = [f"search-foundation is ready after {seconds:.1f} s. Ctrl-C stops it.", "", f"  URL   {url}/v1"]
+    lines.append(f"  gRPC  {Address(LOOPBACK, settings.grpc_port)}")
+    lines.append(f"  Key   {_about_key(settings, key)}")
+    lines += ["", _curl(url, settings, key), ""]
+    print("\n".join(lines), flush=True)
+
+
+def _about_key(settings: Settings, key: str | None) -> str:
+    if not settings.auth:
+        return "none needed (SF_AUTH is false)"
+    if key is None:
+        return "one of those made before; 'search-foundation keys create' makes another"
+    return f"{key}\n        (shown this once: only its hash is kept, in {settings.data_dir})"
+
+
+def _curl(url: str, settings: Settings, key: str | None) -> str:
+    body = json.dumps({"model": settings.models[0], "input": "hello world"})
+    words = ["curl", f"{url}/v1/embeddings", "-H", "Content-Type: application/json", "-d", body]
+    line = shlex.join(words)
+    if settings.auth:
+        line += f' -H "Authorization: Bearer {key or "$KEY"}"'
+    return line
+
+
+def _capability(text: str) -> Capability:
+    known = implemented()
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of: {', '.join(known)}")
+    return Capability(text)
