@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoint import Checkpoint, Config, Shape
+from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
 from services.core.modeling.native import encoder as native
 from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNorm, PostNormWeights
 from services.core.modeling.types import Backbone
@@ -15,50 +14,15 @@ UNUSED = ("pooler.*", "cls.*", "embeddings.position_ids")
 """Tensors of BERT checkpoints that sentence vectors do not need."""
 
 
-@dataclass(frozen=True, slots=True)
-class BertConfig:
-    """The numbers of config.json that fix the network."""
-
-    width: int
-    layers: int
-    heads: int
-    inner: int
-    vocabulary: int
-    positions: int
-    token_types: int
-    epsilon: float
-
-    @classmethod
-    def read(cls, config: Config) -> BertConfig:
-        """Parse config.json. CheckpointError for anything that stock BERT does not do."""
-        refuse_unless(config, "position_embedding_type", "absolute", default="absolute")
-        refuse_unless(config, "hidden_act", "gelu", default="gelu")
-        refuse_unless(config, "is_decoder", False, default=False)
-        parsed = cls(
-            width=require(config, "hidden_size", int),
-            layers=require(config, "num_hidden_layers", int),
-            heads=require(config, "num_attention_heads", int),
-            inner=require(config, "intermediate_size", int),
-            vocabulary=require(config, "vocab_size", int),
-            positions=require(config, "max_position_embeddings", int),
-            token_types=require(config, "type_vocab_size", int),
-            epsilon=require(config, "layer_norm_eps", float),
-        )
-        if parsed.width % parsed.heads:
-            raise CheckpointError(
-                f"config.json: {parsed.heads} heads do not divide a width of {parsed.width}"
-            )
-        return parsed
+def read_config(config: Config) -> EncoderConfig:
+    """Parse config.json. CheckpointError for anything that stock BERT does not do."""
+    refuse_unless(config, "position_embedding_type", "absolute", default="absolute")
+    refuse_unless(config, "hidden_act", "gelu", default="gelu")
+    refuse_unless(config, "is_decoder", False, default=False)
+    return EncoderConfig.read(config)
 
 
-def refuse_unless(config: Config, name: str, wanted: object, *, default: object) -> None:
-    """CheckpointError unless ``config[name]``, or ``default`` where it is not given, is ``wanted``."""
-    found = config.get(name, default)
-    if found != wanted:
-        raise CheckpointError(f"config.json: '{name}' is {found!r}, this network has {wanted!r}")
-
-
-def shapes(config: BertConfig) -> dict[str, Shape]:
+def shapes(config: EncoderConfig) -> dict[str, Shape]:
     """Names and shapes of all tensors of the network, without a prefix."""
     width, inner = config.width, config.inner
     result: dict[str, Shape] = {
@@ -85,7 +49,7 @@ def _linear_shapes(name: str, out: int, into: int) -> dict[str, Shape]:
 
 
 def load_bert(
-    checkpoint: Checkpoint, config: BertConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, config: EncoderConfig, device: torch.device, dtype: torch.dtype
 ) -> Backbone:
     """Read the encoder, without its pooler, from ``checkpoint``, with or without the ``bert.`` prefix.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.bert import BertConfig, load_bert
+from services.core.modeling.bert import load_bert, read_config
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.encoder import DenseHead, Encoder
 from services.core.modeling.packed import Limits
@@ -41,7 +41,7 @@ def _load_bert(
     spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> TextEncoder:
     tokenizer = Tokenizer.load(checkpoint.directory)
-    config = BertConfig.read(checkpoint.config)
+    config = read_config(checkpoint.config)
     network = load_bert(checkpoint, config, device, dtype)
     if spec.max_tokens > config.positions:
         raise CheckpointError(

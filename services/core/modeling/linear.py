@@ -28,6 +28,10 @@ class Linear(Protocol):
         """Return the product plus ``residual``, (rows, out); ``residual`` itself is left alone."""
         ...
 
+    def mul(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Return the product times ``factor`` (rows, out), number by number."""
+        ...
+
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device) -> Linear:
     """Make a layer on ``device`` of ``weight`` (out, in) and ``bias`` (out,), in their dtype."""
@@ -50,13 +54,16 @@ class _TorchLinear:
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self(x).add_(residual)
 
+    def mul(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return self(x).mul_(factor)
+
 
 class _OneDnnLinear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._bias = bias
         self._product = torch.ops.mkldnn._linear_pointwise.default
-        self._product_and_sum = torch.ops.mkldnn._linear_pointwise.binary
+        self._joined_product = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x, self._weight, self._bias, "none", [], "")
@@ -65,4 +72,7 @@ class _OneDnnLinear:
         return self._product(x, self._weight, self._bias, "gelu", [], "none")
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self._product_and_sum(x, residual, self._weight, self._bias, "add")
+        return self._joined_product(x, residual, self._weight, self._bias, "add")
+
+    def mul(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return self._joined_product(x, factor, self._weight, self._bias, "mul")

@@ -75,7 +75,8 @@ class Tokenizer:
         heads = [_head(text, truncate_to) for text in whole]
         encodings = self._rust.encode_batch_fast(heads)
         for i, encoding in enumerate(encodings):
-            if heads[i] is not whole[i] and len(encoding) <= truncate_to:
+            # Twice the limit: what the end of a head does to its last tokens does not reach the kept ones.
+            if heads[i] is not whole[i] and len(encoding) < 2 * truncate_to:
                 encodings[i] = self._rust.encode_batch_fast([whole[i]])[0]
         return [self._cut(encoding, truncate_to) for encoding in encodings]
 
@@ -97,9 +98,9 @@ def _uncut(encoding: RustEncoding) -> Tokens:
 
 
 def _head(text: str, limit: int) -> str:
-    """Return the beginning of a very long ``text``, ended before a space so that no word is split."""
+    """Return the beginning of a very long ``text``, ended before a space where there is one."""
     size = limit * _HEAD_CHARACTERS_PER_TOKEN
     if len(text) <= 2 * size:
         return text
     end = text.rfind(" ", size, 2 * size)
-    return text if end < 0 else text[:end]
+    return text[: end if end > 0 else 2 * size]

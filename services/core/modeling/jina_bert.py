@@ -1,0 +1,215 @@
+"""JinaBERT: BERT with ALiBi for positions and a gated feed-forward, in its two published block forms.
+
+Sources: Günther et al., arXiv 2310.19923; the released checkpoints of jina-embeddings-v2-base-* and
+jina-bert-v2-qk-post-norm (the form of jina-embeddings-v2-base-code).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from services.core.modeling.attention import alibi_slopes, attention
+from services.core.modeling.checkpoint import Checkpoint, Config, Shape
+from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers import Layers, linear_shapes, norm_shapes
+from services.core.modeling.linear import Linear
+from services.core.modeling.packed import PackedBatch
+from services.core.modeling.post_norm import Norm
+
+POOLER = ("pooler.*", "cls.*")
+"""Tensors that vectors do not need."""
+
+
+def is_jina_bert(config: Config) -> bool:
+    """Whether config.json is that of a JinaBERT; ``model_type`` says bert and means nothing."""
+    return config.get("position_embedding_type") == "alibi"
+
+
+def read_config(config: Config) -> EncoderConfig:
+    """Parse config.json. CheckpointError for anything that JinaBERT does not do."""
+    refuse_unless(config, "position_embedding_type", "alibi", default=None)
+    refuse_unless(config, "feed_forward_type", "geglu", default=None)
+    refuse_unless(config, "hidden_act", "gelu", default="gelu")
+    return EncoderConfig.read(config)
+
+
+def load_jina_bert(
+    checkpoint: Checkpoint,
+    config: EncoderConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    extra: Mapping[str, Shape] | None = None,
+    unused: Sequence[str] = POOLER,
+) -> JinaBert:
+    """Read the encoder from ``checkpoint``, with or without the ``bert.`` prefix.
+
+    The names of the feed-forward tell the block form. ``extra`` are tensors that the caller will read,
+    ``unused`` those that nobody reads. CheckpointError if a tensor is missing, left over or of the wrong
+    shape.
+    """
+    checkpoint.strip_prefix("bert.")
+    query_norm = "encoder.layer.0.mlp.up_gated_layer.weight" in checkpoint.names
+    names = _query_norm_shapes if query_norm else _standard_shapes
+    expected = _embedding_shapes(config)
+    for i in range(config.layers):
+        expected |= names(config, f"encoder.layer.{i}")
+    checkpoint.verify(expected | dict(extra or {}), unused=unused)
+    layers = Layers(checkpoint, device, dtype, config.epsilon)
+    make = _query_norm_block if query_norm else _standard_block
+    blocks = [make(layers, config, f"encoder.layer.{i}") for i in range(config.layers)]
+    return JinaBert(layers, blocks, alibi_slopes(config.heads).to(device))
+
+
+class _Block(Protocol):
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, slopes: torch.Tensor) -> torch.Tensor: ...
+
+
+class JinaBert:
+    """The network; no bias table is ever held, attention makes what it needs from the slopes."""
+
+    def __init__(self, layers: Layers, blocks: Sequence[_Block], slopes: torch.Tensor) -> None:
+        """Read the embeddings; ``slopes`` (heads,) fp32 are those of ALiBi."""
+        self._words = layers.tensor("embeddings.word_embeddings.weight")
+        self._type = layers.tensor("embeddings.token_type_embeddings.weight")[0].clone()
+        self._norm = layers.norm("embeddings.LayerNorm")
+        self._blocks = blocks
+        self._slopes = slopes
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the last hidden states, (tokens, width)."""
+        x = self._norm(functional.embedding(batch.token_ids, self._words).add_(self._type))
+        for block in self._blocks:
+            x = block(x, batch, self._slopes)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class _Gated:
+    """``down(gelu(gate x) * (up x))``; two products, so that the activation and the gating join them."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.down.add(self.up.mul(x, self.gate.gelu(x)), residual)
+
+
+@dataclass(frozen=True, slots=True)
+class _StandardBlock:
+    heads: int
+    query_key_value: Linear
+    attended: Linear
+    attended_norm: Norm
+    gated: _Gated
+    gated_norm: Norm
+
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, slopes: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
+        attended = attention(query, key, value, batch, alibi_slopes=slopes).view(x.shape)
+        x = self.attended_norm(self.attended.add(attended, x))
+        return self.gated_norm(self.gated.add(x, x))
+
+
+@dataclass(frozen=True, slots=True)
+class _QueryNormBlock:
+    """Query and key are normed over their full width, and the block's input is added a second time."""
+
+    heads: int
+    query: Linear
+    query_norm: Norm
+    key: Linear
+    key_norm: Norm
+    value: Linear
+    attended: Linear
+    attended_norm: Norm
+    input_norm: Norm
+    gated: _Gated
+    gated_norm: Norm
+
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, slopes: torch.Tensor) -> torch.Tensor:
+        form = (x.shape[0], self.heads, -1)
+        query = self.query_norm(self.query(x)).view(form)
+        key = self.key_norm(self.key(x)).view(form)
+        value = self.value(x).view(form)
+        attended = attention(query, key, value, batch, alibi_slopes=slopes).view(x.shape)
+        x = self.input_norm(self.attended_norm(self.attended.add(attended, x)).add_(x))
+        return self.gated_norm(self.gated.add(x, x))
+
+
+def _embedding_shapes(config: EncoderConfig) -> dict[str, Shape]:
+    return {
+        "embeddings.word_embeddings.weight": (config.vocabulary, config.width),
+        "embeddings.token_type_embeddings.weight": (config.token_types, config.width),
+        **norm_shapes("embeddings.LayerNorm", config.width),
+    }
+
+
+def _attention_shapes(config: EncoderConfig, name: str) -> dict[str, Shape]:
+    width = config.width
+    shapes: dict[str, Shape] = {}
+    for part in ("self.query", "self.key", "self.value", "output.dense"):
+        shapes |= linear_shapes(f"{name}.attention.{part}", width, width)
+    return shapes | norm_shapes(f"{name}.attention.output.LayerNorm", width)
+
+
+def _standard_shapes(config: EncoderConfig, name: str) -> dict[str, Shape]:
+    width, inner = config.width, config.inner
+    return {
+        **_attention_shapes(config, name),
+        **linear_shapes(f"{name}.mlp.gated_layers", 2 * inner, width, bias=False),
+        **linear_shapes(f"{name}.mlp.wo", width, inner),
+        **norm_shapes(f"{name}.mlp.layernorm", width),
+    }
+
+
+def _query_norm_shapes(config: EncoderConfig, name: str) -> dict[str, Shape]:
+    width, inner = config.width, config.inner
+    return {
+        **_attention_shapes(config, name),
+        **norm_shapes(f"{name}.attention.self.layer_norm_q", width),
+        **norm_shapes(f"{name}.attention.self.layer_norm_k", width),
+        **norm_shapes(f"{name}.layer_norm_1", width),
+        **norm_shapes(f"{name}.layer_norm_2", width),
+        **linear_shapes(f"{name}.mlp.up_gated_layer", 2 * inner, width, bias=False),
+        **linear_shapes(f"{name}.mlp.down_layer", width, inner),
+    }
+
+
+def _standard_block(layers: Layers, config: EncoderConfig, name: str) -> _StandardBlock:
+    gate, up = layers.checkpoint.tensor(f"{name}.mlp.gated_layers.weight").split(config.inner)
+    return _StandardBlock(
+        heads=config.heads,
+        query_key_value=layers.linear(*(f"{name}.attention.self.{p}" for p in ("query", "key", "value"))),
+        attended=layers.linear(f"{name}.attention.output.dense"),
+        attended_norm=layers.norm(f"{name}.attention.output.LayerNorm"),
+        gated=_Gated(layers.joined(gate, None), layers.joined(up, None), layers.linear(f"{name}.mlp.wo")),
+        gated_norm=layers.norm(f"{name}.mlp.layernorm"),
+    )
+
+
+def _query_norm_block(layers: Layers, config: EncoderConfig, name: str) -> _QueryNormBlock:
+    # The halves stand the other way round than in the standard block.
+    up, gate = layers.checkpoint.tensor(f"{name}.mlp.up_gated_layer.weight").split(config.inner)
+    own = f"{name}.attention.self"
+    return _QueryNormBlock(
+        heads=config.heads,
+        query=layers.linear(f"{own}.query"),
+        query_norm=layers.norm(f"{own}.layer_norm_q"),
+        key=layers.linear(f"{own}.key"),
+        key_norm=layers.norm(f"{own}.layer_norm_k"),
+        value=layers.linear(f"{own}.value"),
+        attended=layers.linear(f"{name}.attention.output.dense"),
+        attended_norm=layers.norm(f"{name}.attention.output.LayerNorm"),
+        input_norm=layers.norm(f"{name}.layer_norm_1"),
+        gated=_Gated(
+            layers.joined(gate, None), layers.joined(up, None), layers.linear(f"{name}.mlp.down_layer")
+        ),
+        gated_norm=layers.norm(f"{name}.layer_norm_2"),
+    )
