@@ -211,6 +211,7 @@ def validation_error(field_errors: Sequence[FieldError]) -> ServiceError:
     if len(field_errors) == 1:
         reason = f"Validation error: '{field_errors[0].field}' {field_errors[0].message}"
     else:
-        fields = "; ".join(f"{e.field}: {e.message}" for e in field_errors)
+        # The detail is cut anyway where it is rendered; thousands of fields are not worth joining first.
+        fields = "; ".join(f"{e.field[:200]}: {e.message[:200]}" for e in field_errors[:20])
         reason = f"Validation errors in {len(field_errors)} fields: {fields}"
     return ServiceError(ErrorCode.VALIDATION_ERROR, field_errors=field_errors, reason=reason)

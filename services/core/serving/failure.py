@@ -76,7 +76,7 @@ def retry_after(error: ServiceError) -> float | None:
 
 def grpc_message(error: ServiceError) -> str:
     """The status message: the detail, bounded and free of characters that UTF-8 cannot carry."""
-    return clip(_utf8(error.detail), _MESSAGE_BYTES, percent_width)
+    return clip(error.detail, _MESSAGE_BYTES, percent_width)
 
 
 def trailing_metadata(error: ServiceError, request_id: str) -> Metadata:
@@ -116,8 +116,8 @@ def _bad_request(error: ServiceError, room: int) -> error_details_pb2.BadRequest
     violations: list[error_details_pb2.BadRequest.FieldViolation] = []
     for field_error in error.field_errors:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=_utf8(clip(field_error.field, _ENTRY_BYTES["field"])),
-            description=_utf8(clip(field_error.message, _ENTRY_BYTES["message"])),
+            field=clip(field_error.field, _ENTRY_BYTES["field"]),
+            description=clip(field_error.message, _ENTRY_BYTES["message"]),
         )
         room -= violation.ByteSize() + 4
         if room < 0 and violations:
@@ -130,10 +130,6 @@ def _add(status: status_pb2.Status, detail: message.Message) -> None:
     packed = any_pb2.Any()
     packed.Pack(detail)
     status.details.append(packed)
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 def _dump(value: Any) -> str:

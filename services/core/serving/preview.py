@@ -20,14 +20,18 @@ def json_width(char: str) -> int:
 
 def percent_width(char: str) -> int:
     """Bytes of one character in a percent-encoded gRPC message."""
-    return 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode("utf-8", "replace"))
+    return 1 if " " <= char <= "~" and char != "%" else 3 * len(char.encode())
 
 
 def clip(text: str, limit: int, width: Callable[[str], int] = json_width) -> str:
-    """Cut ``text`` so that its encoded form has at most ``limit`` bytes; a cut ends in ``...``."""
+    """Cut ``text`` so that its encoded form has at most ``limit`` bytes; a cut ends in ``...``.
+
+    Lone surrogates, which strict parsers of JSON and UTF-8 refuse, become question marks.
+    """
+    text = text[: limit + 1].encode("utf-8", "replace").decode()
     used = 0
     cut = 0
-    for position, char in enumerate(text[: limit + 1]):
+    for position, char in enumerate(text):
         used += width(char)
         if used <= limit - 3:
             cut = position + 1
