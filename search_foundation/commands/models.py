@@ -13,7 +13,7 @@ from search_foundation.commands.models_check import check
 from search_foundation.commands.models_progress import pull_progress
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
-from services.core.catalog.weights import model_root, place
+from services.core.catalog.weights import WeightsNotFound, locate, model_root, place
 from services.core.settings import Settings, load_settings
 
 Parsers = Any
@@ -42,7 +42,13 @@ def add_parser(subparsers: Parsers) -> None:
     pull.add_argument(
         "--accept-license", action="store_true", help="accept a licence that does not allow commercial use"
     )
-    pull.add_argument("--force", action="store_true", help="replace a folder that is there already")
+    kept = pull.add_mutually_exclusive_group()
+    kept.add_argument("--force", action="store_true", help="replace a folder that is there already")
+    kept.add_argument(
+        "--missing",
+        action="store_true",
+        help="leave out models whose weights are here, without asking the hub",
+    )
     pull.set_defaults(models_run=_pull)
 
     checking = commands.add_parser("check", help="say what a folder holds and whether it would load")
@@ -127,12 +133,25 @@ def _pull(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
     from services.core.catalog.hub import PullError, client
 
     specs = [catalog.require(name) for name in args.id]
+    if args.missing:
+        specs = [spec for spec in specs if not _is_here(spec, settings)]
+        if not specs:
+            return 0
     try:
         with client() as http:
             return max(_pull_one(spec, args, settings, http) for spec in specs)
     except PullError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _is_here(spec: ModelSpec, settings: Settings) -> bool:
+    try:
+        folder = locate(spec, settings)
+    except WeightsNotFound:
+        return False
+    print(f"{folder}: already there.")
+    return True
 
 
 def _pull_one(spec: ModelSpec, args: argparse.Namespace, settings: Settings, http: Any) -> int:

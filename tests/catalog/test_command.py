@@ -98,6 +98,21 @@ def test_pull_fetches_and_the_model_is_found_then(command: Command, hub: FakeHub
     assert json.loads(command("show", V2, "--json").stdout)["weights"] == "model folder"
 
 
+def test_pull_of_what_is_missing_asks_the_hub_for_nothing_else(
+    command: Command, hub: FakeHub, tmp_path: Path
+) -> None:
+    command.variables["HF_HUB_OFFLINE"] = "1"
+    kept = command("pull", "--missing", "all-MiniLM-L6-v2")
+    assert kept.returncode == 0, kept.stderr
+    assert kept.stdout.endswith(": already there.\n")
+    assert command("pull", "--missing", "all-MiniLM-L6-v2", V2).returncode == 1
+    del command.variables["HF_HUB_OFFLINE"]
+    hub.repositories[f"jinaai/{V2}"] = tiny_files()
+    assert command("pull", "--missing", "all-MiniLM-L6-v2", V2).returncode == 0
+    assert (tmp_path / "models" / V2).is_dir()
+    assert not (tmp_path / "models" / "all-MiniLM-L6-v2").exists()
+
+
 def test_pull_asks_for_a_licence_that_is_not_commercial(
     command: Command, hub: FakeHub, tmp_path: Path
 ) -> None:
