@@ -58,7 +58,7 @@ def connect(url: str, timeout: float) -> Redis:
 
 
 class SharedLimiter:
-    """The limiter over Redis: one round trip to admit, one to charge, one to release.
+    """The limiter over Redis: one round trip to admit, one to charge, none to wait for on release.
 
     A concurrency slot is a lease of ``lease_seconds`` that a live process renews, so a killed one's slots
     come free. While Redis is away each process keeps the limits by itself (so a key gets its limit once
@@ -116,10 +116,8 @@ class SharedLimiter:
             return
         key = self._leases.pop(lease.id, None)
         if key is not None and self._up:
-            try:
-                await self._pump.submit("ZREM", key, lease.id)
-            except FAILURES as error:
-                self._lost(error)
+            # Not waited for: commands keep their order, so the next admission here finds the slot free.
+            self._pump.submit("ZREM", key, lease.id).add_done_callback(self._released)
 
     async def count_address(self, address: str, limit: int) -> None:
         """See ``Limiter``."""
@@ -139,7 +137,8 @@ class SharedLimiter:
         try:
             await self._pump.submit("PING")
         except FAILURES as error:
-            raise ConnectionError(str(error) or "Redis does not answer in time") from error
+            # Readiness is open to anyone: where Redis is and what it said is for the log.
+            raise ConnectionError("Redis does not answer") from error
 
     async def close(self) -> None:
         """Stop renewing and close the connection."""
@@ -162,7 +161,7 @@ class SharedLimiter:
             kind, current, wait_ms, requests_used, tokens_used = await future
         except asyncio.CancelledError:
             # The command is on its way all the same, and nobody is left to give the slot back.
-            self._pump.submit("ZREM", running, lease_id).add_done_callback(_ignore)
+            self._pump.submit("ZREM", running, lease_id).add_done_callback(self._released)
             raise
         left = remaining(limits.requests, requests_used), remaining(limits.tokens, tokens_used)
         if kind:
@@ -186,6 +185,11 @@ class SharedLimiter:
 
     def _now(self) -> str | int:
         return "" if self._now_ms is None else self._now_ms()
+
+    def _released(self, future: asyncio.Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, FAILURES):
+            self._lost(error)
 
     def _lost(self, error: Exception) -> None:
         REDIS_ERRORS.inc()
@@ -235,9 +239,3 @@ class SharedLimiter:
 
 def _or_none(limit: int | None) -> int:
     return -1 if limit is None else limit
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    """Take note of a result nobody waits for; a lost release runs out by itself."""
-    if not future.cancelled():
-        future.exception()
