@@ -39,7 +39,7 @@ ALIASES: tuple[str, ...] = (
     "texts", "content", "encoding_format", "encoding_type", "embedding_types", "task_type",
     "output_dimensionality", "output_dimension", "truncation",
 )  # fmt: skip
-OTHER_NAMES: dict[str, st.SearchStrategy[Any]] = {name: JSON for name in ALIASES}
+OTHER_NAMES: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(ALIASES, JSON)
 MODEL = st.sampled_from([spec.id for spec in SERVED]) | JSON
 
 
