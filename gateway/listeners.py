@@ -128,6 +128,7 @@ def _manager(name: str, topology: Topology, host: Config, filters: list[Config])
         },
         "max_request_headers_kb": limits.max_header_kib,
         "request_headers_timeout": seconds(timeouts.headers),
+        "request_timeout": seconds(timeouts.receive),
         "stream_idle_timeout": seconds(max(timeouts.idle, timeouts.request)),
         "drain_timeout": seconds(timeouts.drain),
     }
