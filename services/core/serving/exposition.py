@@ -57,7 +57,10 @@ class Exposition:
         try:
             async with asyncio.timeout(_READ_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(await self._respond(head.split(b"\r\n", 1)[0]))
+                answer = await self._respond(head.split(b"\r\n", 1)[0])
+                if head.startswith(b"HEAD "):
+                    answer = answer[: answer.index(b"\r\n\r\n") + 4]
+                writer.write(answer)
                 await writer.drain()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             return  # a peer that does not finish its request gets no answer

@@ -10,11 +10,11 @@ access log.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -60,6 +60,16 @@ class Pipeline:
         self._limit = settings.max_concurrent_calls
         self._limits_addresses = settings.ip_requests_per_minute is not None
         self._calls = 0
+        self._idle: asyncio.Event | None = None
+
+    async def drain(self, seconds: float) -> None:
+        """Refuse new calls as UNAVAILABLE and wait until those inside are answered, or ``seconds``."""
+        self._limit = 0
+        if self._calls == 0:
+            return
+        self._idle = asyncio.Event()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
 
     def wrap(self, capability: str, path: str, handler: Handler) -> Handler:
         """Put the pipeline around an async handler of any of the four kinds."""
@@ -114,6 +124,8 @@ class Pipeline:
             logger.exception("call failed unexpectedly", extra=_fields(exchange))
         finally:
             self._calls -= 1
+            if self._calls == 0 and self._idle is not None:
+                self._idle.set()
             CALLS.in_flight -= 1
             self._record(exchange)
         await exchange.fail(failure)
@@ -210,7 +222,7 @@ def _streaming_work(path: str, handler: Handler) -> Work:
 
     async def stream(exchange: Exchange) -> None:
         request = exchange.receive_all() if handler.request_streaming else await exchange.receive()
-        async with aclosing(behaviour(request, exchange.context)) as responses:
+        async with contextlib.aclosing(behaviour(request, exchange.context)) as responses:
             await exchange.answer_all(responses)
 
     return stream

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 # A body as large as allowed still travels inside a protobuf message.
 _MESSAGE_OVERHEAD = 64 << 10
 
+_REFUSE_SECONDS = 0.1
+
 
 class StopReason(Enum):
     """Why the server stops."""
@@ -64,15 +66,9 @@ class Server:
         self._ready = ReadyServicer(self._engine_serves, access)
         self._access_log = AccessLog() if settings.access_log else None
         self._tracing = _tracing(settings)
-        self._dispatcher = Dispatcher(
-            Pipeline(
-                settings,
-                access,
-                frozenset(spec.id for spec in engine.served),
-                self._access_log,
-                self._tracing,
-            )
-        )
+        known_models = frozenset(spec.id for spec in engine.served)
+        self._pipeline = Pipeline(settings, access, known_models, self._access_log, self._tracing)
+        self._dispatcher = Dispatcher(self._pipeline)
         self._reason: asyncio.Future[StopReason] | None = None
         self._grpc: grpc.aio.Server | None = None
         self.port = 0
@@ -127,7 +123,7 @@ class Server:
             self._reason.set_result(reason)
 
     async def stop(self, *, drain: bool = True) -> None:
-        """Say NOT_SERVING, let balancers notice, finish the calls in flight, and let go.
+        """Say NOT_SERVING, let balancers notice, refuse new calls, finish those in flight, and let go.
 
         Takes ``grace_seconds`` at most; calls unfinished by then are cancelled. ``drain=False`` skips the
         time for balancers.
@@ -137,6 +133,10 @@ class Server:
         await self._health.down()
         if drain:
             await asyncio.sleep(min(self._settings.drain_seconds, self._settings.grace_seconds / 2))
+        # gRPC itself answers calls that arrive while it shuts down with CANCELLED, which no client retries.
+        # So callers who heed no health get some time of being told UNAVAILABLE first.
+        refusing = asyncio.sleep(min(_REFUSE_SECONDS, self._settings.grace_seconds / 10) if drain else 0)
+        await asyncio.gather(refusing, self._pipeline.drain(deadline - time.monotonic()))
         self._dispatcher.close_public_streams()
         await self._grpc.stop(max(0.0, deadline - time.monotonic()))
         for capability in self._capabilities:
