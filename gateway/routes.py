@@ -68,7 +68,9 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
     host["request_headers_to_remove"] = _NOT_FORWARDED
     # The Lua filter needs it for the body of an error that a service did not describe.
     host["response_headers_to_add"] = [_set_header("x-request-id", "%REQ(X-REQUEST-ID)%")]
-    host["request_body_buffer_limit"] = topology.limits.max_body_bytes
+    if routes_by_model(topology):
+        # The whole body is read for the model's name before the transcoder takes it.
+        host["request_body_buffer_limit"] = topology.limits.max_body_bytes
     return host
 
 

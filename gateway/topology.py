@@ -105,7 +105,10 @@ class Pool(_Part):
 
 
 class Limits(_Part):
-    """What callers and pools may take. Sizes in bytes."""
+    """What callers and pools may take.
+
+    Envoy buffers both directions alike, so answers may be as large as the greater of the first two.
+    """
 
     max_body_bytes: int = Field(default=64 << 20, ge=1)
     max_response_bytes: int = Field(default=256 << 20, ge=1)

@@ -24,7 +24,7 @@ class Answer:
     def error(self) -> tuple[int, str]:
         """Status and code, after checking the documented shape."""
         body = self.json
-        assert list(body) and set(body) >= {"detail", "code", "request_id"}, body
+        assert set(body) >= {"detail", "code", "request_id"}, body
         assert isinstance(body["detail"], str)
         assert body["request_id"] == self.headers.get("x-request-id")
         return self.status, body["code"]
@@ -55,7 +55,9 @@ def call(
         connection.close()
 
 
-def post(port: int, body: Any, headers: Mapping[str, str] | None = None, path: str = "/v1/embeddings") -> Answer:
+def post(
+    port: int, body: Any, headers: Mapping[str, str] | None = None, path: str = "/v1/embeddings"
+) -> Answer:
     """POST bytes as they are, anything else as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return call(port, "POST", path, data, {"content-type": "application/json", **(headers or {})})

@@ -49,9 +49,7 @@ class ScriptedService:
         ):
             handler = grpc.unary_unary_rpc_method_handler(getattr(self, f"_{method.lower()}"))
             name = f"searchfoundation.v1.{service}"
-            server.add_generic_rpc_handlers(
-                (grpc.method_handlers_generic_handler(name, {method: handler}),)
-            )
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {method: handler}),))
         address = f"127.0.0.1:{self.port}"
         if self.credentials is None:
             self.port = server.add_insecure_port(address)
@@ -79,7 +77,7 @@ class ScriptedService:
         ).encode()
         try:
             script = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             script = None
         if isinstance(script, dict) and "do" in script:
             answer = self._do(cast("dict[str, Any]", script), context) or answer
