@@ -24,8 +24,12 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
         "type": "STATIC" if all(_is_literal(address) for address in pool.endpoints) else "STRICT_DNS",
         "connect_timeout": seconds(topology.timeouts.connect),
         "lb_policy": "LEAST_REQUEST",
-        # Without this Envoy would send to endpoints it knows to be down once most of them are.
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "common_lb_config": {
+            # Without this Envoy would send to endpoints it knows to be down once most of them are.
+            "healthy_panic_threshold": {"value": 0},
+            # The workers learn of a dead endpoint at once, not after a second of collecting changes.
+            "update_merge_window": "0s",
+        },
         # Restarted pods appear under new addresses: let go of the old ones as soon as they fail.
         "ignore_health_on_host_removal": True,
         "load_assignment": {
@@ -41,7 +45,8 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
                     "max_connections": limits.max_connections,
                     "max_pending_requests": limits.max_requests_per_pool,
                     "max_requests": limits.max_requests_per_pool,
-                    "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 3},
+                    # A dead endpoint looks least busy, so every call tries it first until it is ejected.
+                    "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 64},
                 }
             ]
         },

@@ -156,7 +156,7 @@ def _to(pool: Pool, topology: Topology, timeout: float) -> Config:
                     },
                 }
             ],
-            "host_selection_retry_max_attempts": 3,
+            "host_selection_retry_max_attempts": 20,
         },
     }
 
