@@ -140,7 +140,9 @@ def _rest_filters(topology: Topology) -> list[Config]:
         filters.append(_filter("compressor", _compressor()))
     if topology.cors.origins:
         filters.append({"name": "cors_headers", "typed_config": cors_filter(topology.cors)})
-    filters.append(_filter("header_mutation", _without_grpc_headers()))
+    filters.append(
+        _filter("header_mutation", {"@type": f"{_FILTERS}.http.header_mutation.v3.HeaderMutation"})
+    )
     filters.append(_filter("lua", lua_filter(topology)))
     if routes_by_model(topology):
         filters.append(_filter("json_to_metadata", _model_to_metadata()))
@@ -186,27 +188,11 @@ def _model_to_metadata() -> Config:
     }
 
 
-def _without_grpc_headers() -> Config:
-    names = (
-        "grpc-status",
-        "grpc-message",
-        "grpc-status-details-bin",
-        "grpc-accept-encoding",
-        "accept-encoding",
-    )
-    return {
-        "@type": f"{_FILTERS}.http.header_mutation.v3.HeaderMutation",
-        "mutations": {"response_mutations": [{"remove": name} for name in names]},
-    }
-
-
 def _compressor() -> Config:
     gzip = "type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip"
     return {
         "@type": f"{_FILTERS}.http.compressor.v3.Compressor",
-        "response_direction_config": {
-            "common_config": {"min_content_length": 1024, "content_type": ["application/json"]}
-        },
+        "response_direction_config": {"common_config": {"min_content_length": 1024}},
         "compressor_library": {
             "name": "gzip",
             "typed_config": {"@type": gzip, "compression_level": "BEST_SPEED", "chunk_size": 65536},

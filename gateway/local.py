@@ -50,6 +50,9 @@ def local_topology(
     except ValidationError as error:
         where = f" of {settings.gateway_file}" if own else ""
         raise ConfigurationError(f"Wrong gateway settings{where}: {_sentence(error)}.") from error
+    missing = [str(c) for c in topology.capabilities if c not in implemented()]
+    if missing:
+        raise ConfigurationError(f"This version has no service for {', '.join(missing)}.")
     if settings.tls_cert is not None and topology.services_tls is None:
         raise ConfigurationError(
             "SF_TLS_CERT makes the services speak TLS: SF_GATEWAY_FILE must say under services_tls whom the "

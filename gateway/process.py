@@ -48,6 +48,8 @@ class Envoy:
 
     async def ready(self) -> bool:
         """Whether it listens and every pool has a healthy endpoint."""
+        if not await _listens(self._topology.listener):
+            return False
         if self._topology.admin is None:
             return True
         try:
@@ -120,6 +122,16 @@ async def drain(admin: Listener, settle: float, limit: float) -> None:
                 if not await _calls_in_flight(admin):
                     return
                 await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _listens(listener: Listener) -> bool:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)
+    try:
+        _, writer = await asyncio.open_connection(host, listener.port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 async def _calls_in_flight(admin: Listener) -> int:

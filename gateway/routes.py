@@ -23,10 +23,18 @@ GRPC_MODEL_HEADER = "x-model"
 READY_PATH = "/ready"
 MODELS_PREFIX = "/v1/models/"
 
+_FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 _LUA = "envoy.filters.http.lua"
 _READ_METHODS = ("GET", "HEAD")
 _VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
 _MODEL_PREFIX = "((jina-ai|jinaai)/)?"
+_GRPC_HEADERS = (
+    "grpc-status",
+    "grpc-message",
+    "grpc-status-details-bin",
+    "grpc-accept-encoding",
+    "accept-encoding",
+)
 # What the services never read; each header costs time in every process it passes.
 _NOT_FORWARDED = [
     "accept",
@@ -101,11 +109,24 @@ def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterato
     match = _path_match(call.path) | {"headers": [_method(call.method)]}
     default, *others = topology.pools_of(capability)
     for pool in others:
-        yield {
-            "match": match | {"dynamic_metadata": [_model_in_body(pool)]},
-            "route": _to(pool, topology, topology.timeouts.request),
-        }
-    yield {"match": match, "route": _to(default, topology, topology.timeouts.request)}
+        yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology)
+    yield _rest_route(match, default, topology)
+
+
+def _rest_route(match: Config, pool: Pool, topology: Topology) -> Config:
+    return {
+        "match": match,
+        "route": _to(pool, topology, topology.timeouts.request),
+        "typed_per_filter_config": {"envoy.filters.http.header_mutation": _without_grpc_headers()},
+    }
+
+
+def _without_grpc_headers() -> Config:
+    mutations = [{"remove": name} for name in _GRPC_HEADERS]
+    return {
+        "@type": f"{_FILTERS}.header_mutation.v3.HeaderMutationPerRoute",
+        "mutations": {"response_mutations": mutations},
+    }
 
 
 def grpc_routes(topology: Topology) -> Iterator[Config]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -180,9 +181,12 @@ class Stack:
         services.wait_until_serving()
         return services
 
-    def gateway(self, topology: Mapping[str, Any] | None = None, *, ready: bool = True) -> Command:
+    def gateway(
+        self, topology: Mapping[str, Any] | None = None, *, http_port: int = 0, ready: bool = True
+    ) -> Command:
         """Start Envoy in front of the services; ``topology`` is put over what they make."""
-        self.http_port, self.grpc_port, self.admin_port = free_port(), free_port(), free_port()
+        self.http_port = http_port or free_port()
+        self.grpc_port, self.admin_port = free_port(), free_port()
         document: dict[str, Any] = {
             "listener": {"host": self.host, "port": self.http_port},
             "grpc_listener": {"host": self.host, "port": self.grpc_port},
@@ -208,6 +212,12 @@ class Stack:
             "models": list(services.models),
             "addresses": [services.address],
         }
+
+    def await_listening(self) -> int:
+        """Wait until the gateway takes connections; returns its port."""
+        assert self.envoy is not None
+        wait_for(lambda: _accepts(self.host, self.http_port), self.envoy)
+        return self.http_port
 
     def wait_until_ready(self) -> None:
         """Wait until every pool has a healthy endpoint, as Envoy sees it."""
@@ -235,6 +245,8 @@ class Stack:
         return [entry for entry in map(json.loads, lines) if "request_id" in entry]
 
     def _all_healthy(self) -> bool:
+        if not _accepts(self.host, self.http_port):
+            return False
         try:
             status, body = http_get(self.admin_port, "/clusters?format=json")
         except (OSError, HTTPException):
@@ -269,6 +281,14 @@ def wait_for(condition: Any, command: Command | None = None, seconds: float = ST
             text = "did not get ready"
             raise command.failure(text) if command else StackError(text)
         time.sleep(0.05)
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _inherited() -> dict[str, str]:

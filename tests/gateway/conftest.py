@@ -25,9 +25,15 @@ def pool(service: ScriptedService, model: str = MODEL, **fields: Any) -> dict[st
 
 
 def _gateways(factory: pytest.TempPathFactory, stack: ExitStack) -> StartGateway:
-    def start(*pools: dict[str, Any], ready: bool = True, **topology: Any) -> Stack:
-        running = stack.enter_context(Stack(factory.mktemp("gateway")))
-        running.gateway({"pools": list(pools), **topology}, ready=ready)
+    def start(
+        *pools: dict[str, Any],
+        http_port: int = 0,
+        ready: bool = True,
+        settings: dict[str, str] | None = None,
+        **topology: Any,
+    ) -> Stack:
+        running = stack.enter_context(Stack(factory.mktemp("gateway"), settings or {}))
+        running.gateway({"pools": list(pools), **topology}, http_port=http_port, ready=ready)
         return running
 
     return start
