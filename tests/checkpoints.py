@@ -107,17 +107,23 @@ def word_pieces(words: Sequence[str] = WORDS) -> Tokenizer:
 
 
 class Random:
-    """Random tensors of a fixed seed, scaled so that no layer's output fades or saturates."""
+    """Random tensors of a fixed seed, scaled so that no layer's output fades or saturates.
 
-    def __init__(self, seed: int = 0) -> None:
+    ``gain`` is how much a linear layer enlarges its input: 1.5 is harsher on rounding than trained weights.
+    """
+
+    def __init__(self, seed: int = 0, gain: float = 1.5) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self._gain = gain
 
     def normal(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
         return torch.randn(*shape, generator=self._generator) * scale
 
     def linear(self, name: str, out: int, into: int) -> Tensors:
-        weight = self.normal(out, into, scale=1.5 * into**-0.5)
-        return {f"{name}.weight": weight, f"{name}.bias": self.normal(out, scale=0.2)}
+        return {f"{name}.weight": self.matrix(out, into), f"{name}.bias": self.normal(out, scale=0.2)}
+
+    def matrix(self, out: int, into: int) -> torch.Tensor:
+        return self.normal(out, into, scale=self._gain * into**-0.5)
 
     def norm(self, name: str, width: int) -> Tensors:
         return {

@@ -9,6 +9,12 @@ from services.core.modeling.native import encoder, ops
 from services.core.modeling.native.library import library
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Networks of the tests are too small to share, and cores that others use make them wait."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def cpu() -> torch.device:
     return torch.device("cpu")

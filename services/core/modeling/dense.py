@@ -1,0 +1,84 @@
+"""Families whose encoders give one vector per text: BERT, JinaBERT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from services.core.catalog.types import ModelSpec
+from services.core.modeling import bert, jina_bert
+from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
+from services.core.modeling.encoder import DenseHead, Encoder
+from services.core.modeling.encoder_config import EncoderConfig
+from services.core.modeling.packed import Limits
+from services.core.modeling.pooling import POOLINGS, Pooling
+from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.types import TextEncoder
+
+_POOLING_SWITCHES: Mapping[str, str] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+}
+
+
+def is_bert(config: Config) -> bool:
+    """Whether config.json is that of a stock BERT; JinaBERT calls itself bert too."""
+    return (
+        config.get("model_type") == "bert"
+        and config.get("position_embedding_type", "absolute") == "absolute"
+        and config.get("feed_forward_type") in (None, "original")
+        and "auto_map" not in config
+    )
+
+
+def load_bert(
+    spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> TextEncoder:
+    """Load a stock BERT sentence encoder."""
+    config = bert.read_config(checkpoint.config)
+    refuse_short(spec, config, checkpoint)
+    network = bert.load_bert(checkpoint, config, device, dtype)
+    head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
+    limits = Limits(config.vocabulary, config.positions)
+    tokenizer = Tokenizer.load(checkpoint.directory)
+    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
+
+
+def load_jina_bert(
+    spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> TextEncoder:
+    """Load jina-embeddings-v2-base-*, in either block form."""
+    config = jina_bert.read_config(checkpoint.config)
+    refuse_short(spec, config, checkpoint)
+    network = jina_bert.load_jina_bert(checkpoint, config, device, dtype)
+    head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
+    limits = Limits(config.vocabulary, config.positions)
+    tokenizer = Tokenizer.load(checkpoint.directory)
+    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
+
+
+def refuse_short(spec: ModelSpec, config: EncoderConfig, checkpoint: Checkpoint) -> None:
+    """CheckpointError if the network takes fewer tokens than the catalogue promises."""
+    if spec.max_tokens > config.positions:
+        raise CheckpointError(
+            f"{checkpoint.directory}: {spec.id} is to take {spec.max_tokens} tokens, "
+            f"the network has {config.positions} positions"
+        )
+
+
+def sentence_transformers_pooling(directory: Path) -> Pooling:
+    """Read the pooling from ``1_Pooling/config.json``; mean where the file is not there.
+
+    CheckpointError for a pooling that is not served, or several at once.
+    """
+    path = directory / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return POOLINGS["mean"]
+    config = read_json(path)
+    switched = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    if len(switched) != 1 or switched[0] not in _POOLING_SWITCHES:
+        raise CheckpointError(f"{path}: poolings served are {list(_POOLING_SWITCHES)}, found {switched}")
+    return POOLINGS[_POOLING_SWITCHES[switched[0]]]

@@ -1,0 +1,101 @@
+"""The networks written down slowly, in float64 and one text at a time, from their papers and checkpoints.
+
+Nothing here is shared with the code under test but the names of the tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def tensors_of(directory: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in float64, ``prefix`` taken off."""
+    loaded = load_file(directory / "model.safetensors")
+    return {name.removeprefix(prefix): tensor.double() for name, tensor in loaded.items()}
+
+
+def alibi_bias(heads: int, length: int) -> torch.Tensor:
+    """(heads, length, length): each head's slope times the distance, negative."""
+    power = 2 ** math.floor(math.log2(heads))
+    first = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    twice = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(2 * power)]
+    slopes = torch.tensor(first + twice[0::2][: heads - power], dtype=torch.float64)
+    distance = torch.zeros(length, length, dtype=torch.float64)
+    for i in range(length):
+        distance[i] = (torch.arange(length) - i).abs()
+    return -slopes[:, None, None] * distance
+
+
+def jina_bert(
+    w: Tensors, config: Mapping[str, Any], ids: np.ndarray, *, attended: int | None = None
+) -> torch.Tensor:
+    """Hidden states (tokens, width). Only the first ``attended`` tokens are attended to, None is all."""
+    heads, eps = config["num_attention_heads"], config["layer_norm_eps"]
+    bias = alibi_bias(heads, len(ids))
+    bias[:, :, attended if attended is not None else len(ids) :] = -torch.inf
+    words = w["embeddings.word_embeddings.weight"][torch.from_numpy(ids).long()]
+    x = norm(w, "embeddings.LayerNorm", words + w["embeddings.token_type_embeddings.weight"][0], eps)
+    for i in range(config["num_hidden_layers"]):
+        name = f"encoder.layer.{i}"
+        own = f"{name}.attention.self"
+        query, key, value = (linear(w, f"{own}.{part}", x) for part in ("query", "key", "value"))
+        query_norm = f"{own}.layer_norm_q.weight" in w
+        if query_norm:
+            query, key = norm(w, f"{own}.layer_norm_q", query, eps), norm(w, f"{own}.layer_norm_k", key, eps)
+        mixed = linear(w, f"{name}.attention.output.dense", attend(query, key, value, heads, bias))
+        attention = norm(w, f"{name}.attention.output.LayerNorm", mixed + x, eps)
+        x = (_query_norm_end if query_norm else _standard_end)(w, name, x, attention, eps)
+    return x
+
+
+def _standard_end(
+    w: Tensors, name: str, x: torch.Tensor, attention: torch.Tensor, eps: float
+) -> torch.Tensor:
+    gate, straight = (attention @ w[f"{name}.mlp.gated_layers.weight"].T).chunk(2, dim=-1)
+    down = linear(w, f"{name}.mlp.wo", gelu(gate) * straight)
+    return norm(w, f"{name}.mlp.layernorm", down + attention, eps)
+
+
+def _query_norm_end(
+    w: Tensors, name: str, x: torch.Tensor, attention: torch.Tensor, eps: float
+) -> torch.Tensor:
+    h = norm(w, f"{name}.layer_norm_1", x + attention, eps)
+    straight, gate = (h @ w[f"{name}.mlp.up_gated_layer.weight"].T).chunk(2, dim=-1)
+    down = linear(w, f"{name}.mlp.down_layer", straight * gelu(gate))
+    return norm(w, f"{name}.layer_norm_2", h + down, eps)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, bias: torch.Tensor
+) -> torch.Tensor:
+    """Multi-head attention over (tokens, width) with ``bias`` (heads, tokens, tokens) on the scores."""
+    size = query.shape[1] // heads
+    parts = []
+    for h in range(heads):
+        columns = slice(h * size, (h + 1) * size)
+        scores = query[:, columns] @ key[:, columns].T / math.sqrt(size) + bias[h]
+        parts.append(scores.softmax(-1) @ value[:, columns])
+    return torch.cat(parts, dim=1)
+
+
+def linear(w: Tensors, name: str, x: torch.Tensor) -> torch.Tensor:
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def norm(w: Tensors, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    variance = (centred**2).mean(-1, keepdim=True)
+    return centred / (variance + eps).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))

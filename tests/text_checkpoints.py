@@ -1,0 +1,144 @@
+"""Tiny checkpoints of the BERT-like families, in the on-disk form of the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from tests.checkpoints import Random, Tensors, write
+
+BYTE_PAIR_MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o"), ("r", "l"))
+
+PIECES = (
+    "▁",
+    "▁hello",
+    "▁world",
+    "▁the",
+    "▁quick",
+    "▁brown",
+    "▁fox",
+    "▁dog",
+    "s",
+    "ed",
+    ",",
+    ".",
+    "▁a",
+    "▁b",
+)
+
+
+def byte_pairs() -> Tokenizer:
+    """Make a byte-level BPE tokenizer as those of v2-base-de, -es, -zh, -code and reranker-v1."""
+    vocabulary = {token: i for i, token in enumerate(("<s>", "<pad>", "</s>", "<unk>", "<mask>"))}
+    for token in (*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in BYTE_PAIR_MERGES)):
+        vocabulary[token] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(BYTE_PAIR_MERGES), unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)])
+    tokenizer.enable_padding(pad_id=1, pad_token="<pad>")
+    return tokenizer
+
+
+def sentence_pieces(*added: str) -> Tokenizer:
+    """Make a unigram tokenizer as XLM-R's, ``<mask>`` last; ``added`` are further special tokens."""
+    scores = {"<s>": 0.0, "<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0}
+    scores |= {piece: -float(len(PIECES) - i) for i, piece in enumerate(PIECES)}
+    scores |= dict.fromkeys("abcdefghijklmnopqrstuvwxyz!?;:'()-", -20.0)
+    scores["<mask>"] = 0.0
+    tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=3))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True)])
+    tokenizer.add_special_tokens(list(added))
+    return tokenizer
+
+
+def stored_as(dtype: torch.dtype, tensors: Tensors) -> Tensors:
+    """Round ``tensors`` to what bf16 holds, so that no test measures that, and to the published dtype."""
+    return {name: tensor.bfloat16().to(dtype) for name, tensor in tensors.items()}
+
+
+def jina_bert_config(**changes: Any) -> dict[str, Any]:
+    """Make the config.json of jina-embeddings-v2-base-*, tiny unless ``changes`` say otherwise."""
+    return {
+        "_name_or_path": "jinaai/jina-bert-base-en-v1",
+        "architectures": ["JinaBertForMaskedLM"],
+        "auto_map": {"AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"},
+        "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": None,
+        "emb_pooler": "mean",
+        "feed_forward_type": "geglu",
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 32,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 2048,
+        "model_max_length": 2048,
+        "model_type": "bert",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "pad_token_id": 0,
+        "position_embedding_type": "alibi",
+        "torch_dtype": "float16",
+        "type_vocab_size": 2,
+        "vocab_size": byte_pairs().get_vocab_size(),
+    } | changes
+
+
+def jina_bert_tensors(
+    config: Mapping[str, Any], *, query_norm: bool = False, random: Random | None = None
+) -> Tensors:
+    """Make the tensors of a JinaBERT, its unused pooler included, in one of the two block forms."""
+    random = random or Random()
+    width = config["hidden_size"]
+    tensors = {
+        "embeddings.word_embeddings.weight": random.normal(config["vocab_size"], width),
+        "embeddings.token_type_embeddings.weight": random.normal(config["type_vocab_size"], width, scale=0.3),
+        **random.norm("embeddings.LayerNorm", width),
+        **random.linear("pooler.dense", width, width),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"encoder.layer.{i}"
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            tensors |= random.linear(f"{layer}.attention.{part}", width, width)
+        tensors |= random.norm(f"{layer}.attention.output.LayerNorm", width)
+        tensors |= _gated(random, layer, config, query_norm)
+    return tensors
+
+
+def _gated(random: Random, layer: str, config: Mapping[str, Any], query_norm: bool) -> Tensors:
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    into, out = ("up_gated_layer", "down_layer") if query_norm else ("gated_layers", "wo")
+    tensors = {f"{layer}.mlp.{into}.weight": random.matrix(2 * inner, width)}
+    tensors |= random.linear(f"{layer}.mlp.{out}", width, inner)
+    if not query_norm:
+        return tensors | random.norm(f"{layer}.mlp.layernorm", width)
+    for name in (
+        "attention.self.layer_norm_q",
+        "attention.self.layer_norm_k",
+        "layer_norm_1",
+        "layer_norm_2",
+    ):
+        tensors |= random.norm(f"{layer}.{name}", width)
+    return tensors
+
+
+def write_jina_bert(
+    directory: Path, *, query_norm: bool = False, random: Random | None = None, **changes: Any
+) -> Path:
+    """Write a tiny jina-embeddings-v2-base-*; ``changes`` go into its config.json."""
+    config = jina_bert_config(**changes)
+    tensors = jina_bert_tensors(config, query_norm=query_norm, random=random)
+    return write(directory, config, stored_as(torch.float16, tensors), byte_pairs())
