@@ -8,8 +8,9 @@ import grpc.aio
 from searchfoundation.v1 import embed_pb2, embed_pb2_grpc
 
 from services.core.call import current_call
+from services.core.serving.messages import timings
 from services.embed.logic import Embedder
-from services.embed.messages import embeddings, request_fields, timings, unary_location, usage
+from services.embed.messages import embeddings, request_fields, unary_location, usage
 from services.embed.parsing import RequestParser
 from services.embed.stream import EmbedStream, StreamLimits
 

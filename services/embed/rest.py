@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import Any
 
 import grpc.aio
-import orjson
 from google.api import httpbody_pb2
 from searchfoundation.v1 import embed_rest_pb2_grpc
 
 from services.core.call import current_call
-from services.core.serving.rest import decode, encode
+from services.core.serving.rest import decode, encode, in_slices
 from services.embed.encoding import json_rows
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
 from services.embed.types import EmbedResult
 
 Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
-
-_NUMBERS_AT_ONCE = 65_536
-"""Takes about 1.5 ms to write as JSON."""
 
 
 class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
@@ -36,7 +32,9 @@ class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
         """Answer ``POST /v1/embeddings``."""
         parsed = self._parser.parse(decode(request))
         result = await self._embedder.embed(parsed, current_call.get())
-        return encode(response_body(result, await _data(result)))
+        count, width = result.vectors.shape
+        data = await in_slices(count, width * len(result.encodings), partial(response_items, result))
+        return encode(response_body(result, data))
 
 
 def response_body(result: EmbedResult, data: Any) -> dict[str, Any]:
@@ -61,17 +59,3 @@ def response_items(result: EmbedResult, first: int, last: int) -> list[dict[str,
         for row, item in enumerate(items):
             item["embeddings_by_type"] = {encoding.value: column[row] for encoding, column in columns.items()}
     return items
-
-
-async def _data(result: EmbedResult) -> list[dict[str, Any]] | orjson.Fragment:
-    """Write many vectors in slices, since others wait for the event loop meanwhile."""
-    count, width = result.vectors.shape
-    step = max(1, _NUMBERS_AT_ONCE // (width * len(result.encodings)))
-    if count <= step:
-        return response_items(result, 0, count)
-    written: list[bytes] = []
-    for first in range(0, count, step):
-        items = response_items(result, first, min(first + step, count))
-        written.append(orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
-        await asyncio.sleep(0)
-    return orjson.Fragment(b"[" + b",".join(written) + b"]")

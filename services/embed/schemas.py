@@ -6,13 +6,11 @@ not have are ignored like all unknown ones; ``null`` stands for the default.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -22,6 +20,7 @@ from pydantic import (
 )
 
 from services.core.catalog.types import ModelSpec
+from services.core.requests.fields import Whole, class_name, without_default
 from services.embed.inputs import input_field
 from services.embed.types import Encoding
 
@@ -45,11 +44,6 @@ def _parse_encodings(value: object) -> tuple[Encoding, ...]:
         names = cast("list[str]", _many_encodings.validate_python(value))
         return tuple(dict.fromkeys(map(Encoding, names)))
     return _BY_NAME[_one_encoding.validate_python(value)]
-
-
-def _whole(value: object) -> object:
-    """JSON knows one kind of number: 256.0 is an integer there."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class EmbeddingRequest(BaseModel):
@@ -85,9 +79,8 @@ def request_schema(spec: ModelSpec, max_items: int) -> type[EmbeddingRequest]:
         ),
         **_optional_fields(spec),
     }
-    name = "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", spec.id))
     return create_model(
-        f"{name}EmbeddingRequest",
+        class_name(spec, "EmbeddingRequest"),
         __base__=EmbeddingRequest,
         __doc__=f"Embeddings by {spec.id}: texts of up to {spec.context_length} tokens.",
         **fields,
@@ -116,12 +109,12 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
             Field(
                 None,
                 validation_alias=AliasChoices("dimensions", "output_dimensionality", "output_dimension"),
-                json_schema_extra=_without_default,
+                json_schema_extra=without_default,
                 description=f"Keep only the first components. The full width is {spec.dimensions}.",
             ),
         )
     if spec.tasks:
-        shown: Any = {"default": spec.default_task} if spec.default_task else _without_default
+        shown: Any = {"default": spec.default_task} if spec.default_task else without_default
         tasks: Any = Literal[spec.tasks]
         fields["task"] = (
             tasks | None,
@@ -135,12 +128,7 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
     return fields
 
 
-def _without_default(schema: dict[str, Any]) -> None:
-    """Say nothing rather than ``null`` where the default is the model's own."""
-    del schema["default"]
-
-
 def _dimensions(spec: ModelSpec) -> Any:
     if spec.dimension_choices:
-        return Annotated[Literal[spec.dimension_choices], BeforeValidator(_whole)]
-    return Annotated[int, Field(gt=0, le=spec.dimensions), BeforeValidator(_whole)]
+        return Annotated[Literal[spec.dimension_choices], Whole]
+    return Annotated[int, Field(gt=0, le=spec.dimensions), Whole]

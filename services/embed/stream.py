@@ -13,8 +13,9 @@ from searchfoundation.v1 import embed_pb2
 from services.core.call import Call, Timings
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.failure import rpc_status
+from services.core.serving.messages import timings
 from services.embed.logic import Embedder
-from services.embed.messages import embeddings, request_fields, stream_location, timings, usage
+from services.embed.messages import embeddings, request_fields, stream_location, usage
 from services.embed.parsing import RequestParser
 
 logger = logging.getLogger(__name__)

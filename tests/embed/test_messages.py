@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from searchfoundation.v1 import common_pb2, embed_pb2
 
-from services.core.call import Timings
 from services.core.catalog import Catalog
 from services.core.errors import ServiceError
 from services.embed import messages
@@ -119,10 +118,3 @@ def test_results_in_several_encodings() -> None:
         assert message.dense.encoding == common_pb2.VECTOR_ENCODING_UBINARY
         (other,) = message.alternatives
         assert np.array_equal(np.array(other.values, np.float32), VECTORS[index])
-
-
-def test_timings_keep_nanoseconds() -> None:
-    rendered = messages.timings(Timings(tokenize=0.000_000_5, queue=0.0, inference=2.25))
-    assert rendered.tokenize.ToNanoseconds() == 500
-    assert rendered.queue.ToNanoseconds() == 0
-    assert rendered.inference.ToNanoseconds() == 2_250_000_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import orjson
@@ -9,10 +11,12 @@ from google.api import httpbody_pb2
 from pydantic import ValidationError
 
 from services.core.errors import FieldError, ServiceError, validation_error
+from services.core.requests.parsing import BODY, rest_location
 
-BODY = "body"
-SEPARATOR = " -> "
 JSON = "application/json"
+
+_NUMBERS_AT_ONCE = 65_536
+"""Takes about 1.5 ms to write as JSON."""
 
 
 def decode(body: httpbody_pb2.HttpBody) -> dict[str, Any]:
@@ -43,6 +47,24 @@ def encode(payload: Any) -> httpbody_pb2.HttpBody:
     )
 
 
+async def in_slices(
+    count: int, numbers: int, items: Callable[[int, int], list[Any]]
+) -> list[Any] | orjson.Fragment:
+    """Lay out a long list for ``encode``, letting the event loop go between slices of it.
+
+    ``items(first, last)`` makes the JSON values of a part, each with about ``numbers`` numbers.
+    """
+    step = max(1, _NUMBERS_AT_ONCE // max(1, numbers))
+    if count <= step:
+        return items(0, count)
+    written: list[bytes] = []
+    for first in range(0, count, step):
+        part = items(first, min(first + step, count))
+        written.append(orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        await asyncio.sleep(0)
+    return orjson.Fragment(b"[" + b",".join(written) + b"]")
+
+
 def from_pydantic(error: ValidationError, *prefix: str) -> ServiceError:
     """Translate a pydantic failure to the documented 422.
 
@@ -52,7 +74,7 @@ def from_pydantic(error: ValidationError, *prefix: str) -> ServiceError:
     return validation_error(
         [
             FieldError(
-                SEPARATOR.join((BODY, *prefix, *map(str, entry["loc"]))),
+                rest_location(None, (*prefix, *entry["loc"])),
                 entry["msg"],
                 entry["type"],
                 entry["input"],

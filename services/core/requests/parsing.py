@@ -1,0 +1,82 @@
+"""From what a caller sent to the checked fields of a model, or to the error that says what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from services.core.catalog import Catalog
+from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
+from services.core.requests.texts import MAX_ERRORS, Location
+
+S = TypeVar("S", bound=BaseModel)
+
+Locate = Callable[[str | None, Location], str]
+"""From the model's id, once it is known, and a location in its schema to the path callers know a field by."""
+
+BODY = "body"
+SEPARATOR = " -> "
+
+_LONGEST_NAME = 100
+"""Of a refused model name, as much is said back."""
+
+
+def rest_location(model: str | None, location: Location) -> str:
+    """Join a location the way the hosted API does: ``body -> <model> -> <field>``."""
+    return SEPARATOR.join(map(str, (BODY, *((model,) if model else ()), *location)))
+
+
+class ModelSchemas(Generic[S]):
+    """The request classes of a capability, by the id of the served model.
+
+    A wrong length of a field in ``whole`` is told as one of the whole request.
+    """
+
+    def __init__(
+        self, catalog: Catalog, schemas: Mapping[str, type[S]], *, whole: Sequence[str] = ()
+    ) -> None:
+        self._catalog = catalog
+        self._schemas = schemas
+        self._whole = whole
+
+    def check(self, fields: dict[str, Any], locate: Locate = rest_location) -> tuple[str, S]:
+        """Return the id of the model that is named and the checked fields; ``locate`` words where errors are.
+
+        Raises ``ServiceError``: ``VALIDATION_ERROR`` naming the fields, ``INPUT_MODEL_NOT_FOUND`` for a
+        model that is unknown or not served here.
+        """
+        model = self._model(fields, locate)
+        try:
+            return model, self._schemas[model].model_validate(fields)
+        except ValidationError as error:
+            raise validation_error(self._field_errors(error, model, locate)) from None
+
+    def _model(self, fields: dict[str, Any], locate: Locate) -> str:
+        """Return the id of the served model that is named, which may be by an alias or with a prefix."""
+        place = locate(None, ("model",))
+        if "model" not in fields:
+            raise validation_error([FieldError(place, "Field required", "missing", fields)])
+        name = fields["model"]
+        if not isinstance(name, str):
+            raise validation_error([FieldError(place, "Input should be a valid string", "string_type", name)])
+        if name in self._schemas:
+            return name
+        spec = self._catalog.get(name)
+        if spec is None or spec.id not in self._schemas:
+            raise ServiceError(
+                ErrorCode.INPUT_MODEL_NOT_FOUND,
+                model=name[:_LONGEST_NAME],
+                available=", ".join(self._schemas),
+            )
+        return spec.id
+
+    def _field_errors(self, error: ValidationError, model: str, locate: Locate) -> list[FieldError]:
+        errors: list[FieldError] = []
+        for line in error.errors(include_url=False, include_context=False)[:MAX_ERRORS]:
+            location = line["loc"]
+            if line["type"] in ("too_short", "too_long") and location[0] in self._whole:
+                location = ()
+            errors.append(FieldError(locate(model, location), line["msg"], line["type"], line["input"]))
+        return errors

@@ -1,0 +1,62 @@
+"""Typed messages that several capabilities read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from numpy.typing import NDArray
+from searchfoundation.v1 import common_pb2
+
+from services.core.call import Timings
+
+
+def content_value(content: common_pb2.Content) -> str | dict[str, Any]:
+    """Put an input into the form of the REST side; of media only the kind, of nothing an empty object."""
+    kind = content.WhichOneof("kind")
+    if kind == "text":
+        return content.text
+    return {} if kind is None else {kind: None}
+
+
+def field_path(name: str, inside: Iterable[str | int]) -> str:
+    """Write where a field of a message is, for example ``inputs[3].text``."""
+    return name + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in inside)
+
+
+def timings(measured: Timings) -> common_pb2.Timings:
+    """Render the times of a call."""
+    return common_pb2.Timings(
+        tokenize=_duration(measured.tokenize),
+        queue=_duration(measured.queue),
+        inference=_duration(measured.inference),
+    )
+
+
+def float_vectors(vectors: NDArray[np.float32]) -> list[common_pb2.DenseVector]:
+    """Render (n, width) as n messages of VECTOR_ENCODING_FLOAT.
+
+    Packed floats are already on the wire what they are in memory; parsing them takes a third of the time
+    that filling the field from Python floats does.
+    """
+    header = _float_header(vectors.shape[1])
+    return [
+        common_pb2.DenseVector.FromString(header + row.tobytes()) for row in vectors.astype("<f4", copy=False)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _float_header(width: int) -> bytes:
+    """Return the bytes of a FLOAT message up to its numbers, which come last."""
+    message = common_pb2.DenseVector(
+        encoding=common_pb2.VECTOR_ENCODING_FLOAT, dimensions=width, values=[0.0] * width
+    )
+    return message.SerializeToString()[: -4 * width]
+
+
+def _duration(seconds: float) -> Duration:
+    nanoseconds = round(seconds * 1e9)
+    return Duration(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
