@@ -16,7 +16,7 @@ def _volume(release: Release, pool: str, name: str) -> dict[str, Any]:
 def test_weights_are_fetched_before_serving_and_read_only_while_serving() -> None:
     release = render(SETS["one-pool"])
     prefetch = container(release.pod("embed"), "prefetch")
-    assert prefetch["args"] == ["models", "pull", "all-MiniLM-L6-v2"]
+    assert prefetch["args"] == ["models", "pull", "--missing", "all-MiniLM-L6-v2"]
     assert {"name": "models", "mountPath": "/models"} in prefetch["volumeMounts"]
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in release.serve("embed")[
         "volumeMounts"
@@ -40,7 +40,7 @@ def test_licences_are_accepted_only_when_the_operator_says_so() -> None:
     assert "--accept-license" not in container(render(SETS["one-pool"]).pod("embed"), "prefetch")["args"]
     accepted = render(one_pool(prefetch={"acceptLicenses": True}, models=["jina-embeddings-v3"]))
     args = container(accepted.pod("embed"), "prefetch")["args"]
-    assert args == ["models", "pull", "--accept-license", "jina-embeddings-v3"]
+    assert args == ["models", "pull", "--missing", "--accept-license", "jina-embeddings-v3"]
 
 
 def test_an_empty_dir_is_bounded() -> None:

@@ -31,11 +31,13 @@ Schema = dict[str, Any]
 # Set by the chart itself, from pools, Secrets and ports.
 CHART_SETTINGS = frozenset(
     {
+        "admin_port",
         "auth",
         "catalog_file",
         "data_dir",
         "database_url",
         "device",
+        "gateway_file",
         "grace_seconds",
         "grpc_port",
         "host",
@@ -53,7 +55,7 @@ CHART_SETTINGS = frozenset(
         "worker_id",
     }
 )
-CHART_TOPOLOGY = frozenset(("admin", "grpc_listener", "listener", "pools", "services_tls", "workers"))
+CHART_TOPOLOGY = frozenset(("admin", "grpc_listener", "listener", "metrics", "pools", "services_tls", "workers"))
 
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
 _QUANTITY = r"^([0-9]+(\.[0-9]+)?)([EPTGMk]i?|Ki|m)?$"

@@ -119,6 +119,7 @@ spec:
       args:
         - models
         - pull
+        - --missing
         {{- if $pool.prefetch.acceptLicenses }}
         - --accept-license
         {{- end }}

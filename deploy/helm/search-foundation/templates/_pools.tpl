@@ -74,6 +74,31 @@ searchfoundation.v1.{{ first .capabilities | title }}Service
 {{- toYaml $env -}}
 {{- end -}}
 
+{{/*
+Environment of the gateway's containers: what rendering and draining take from the settings.
+The drain's time counts from its beginning, so it holds both parts.
+*/}}
+{{- define "sf.gatewayEnvironment" -}}
+{{- $values := .Values -}}
+{{- $drain := $values.gateway.drain -}}
+{{- $env := dict
+  "SF_ADMIN_PORT" "9901"
+  "SF_DRAIN_SECONDS" (toString (int $drain.preStopSeconds))
+  "SF_GRACE_SECONDS" (toString (add $drain.preStopSeconds $drain.graceSeconds)) -}}
+{{- if $values.catalog -}}
+{{- $_ := set $env "SF_CATALOG_FILE" "/etc/search-foundation/catalog/catalog.yaml" -}}
+{{- end -}}
+{{- range $name := list "model_aliases" "max_items" -}}
+{{- if hasKey $values.settings $name -}}
+{{- $_ := set $env (printf "SF_%s" (upper $name)) (get $values.settings $name | toJson) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := $env }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
 {{/* The topology of the gateway, made from the same pools. */}}
 {{- define "sf.topology" -}}
 {{- $values := .Values -}}
@@ -91,6 +116,7 @@ searchfoundation.v1.{{ first .capabilities | title }}Service
 {{- $topology := dict
   "listener" $listener
   "admin" (dict "host" "127.0.0.1" "port" 9901)
+  "metrics" (dict "host" $values.listenAddress "port" 9090)
   "pools" $pools
   "workers" (int $values.gateway.concurrency) -}}
 {{- if $values.gateway.grpc.enabled -}}
