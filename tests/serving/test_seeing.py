@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.core.call import Call, current_call
 from services.core.errors import ErrorCode, ServiceError
+from services.core.serving import logs
 from services.core.serving.aggregate import merge
 from services.core.serving.exposition import Exposition
 from services.core.serving.logs import JsonFormatter, timestamp
@@ -274,3 +276,26 @@ async def test_spans_reach_the_collector(tmp_path: Path) -> None:
     assert attributes["searchfoundation.tokens"].int_value == 1
     assert attributes["searchfoundation.code"].string_value == "OK"
     assert second.status.message == "INPUT_INVALID"
+
+
+async def test_a_log_that_nobody_reads_holds_up_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        def __init__(self) -> None:
+            self.unstick = threading.Event()
+
+        def write(self, _text: str) -> None:
+            self.unstick.wait()
+
+        def flush(self) -> None: ...
+
+    stuck = Stuck()
+    dropped = Change("searchfoundation_access_log_dropped_lines_total")
+    monkeypatch.setattr(logs, "_BACKLOG", 2)
+    monkeypatch.setattr(logs, "_FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(logs, "_CLOSE_SECONDS", 0.0)
+    monkeypatch.setattr(logs.sys, "stderr", stuck)
+    async with running(access_log=True) as house:
+        for _ in range(20):
+            await house.unary()
+    stuck.unstick.set()
+    assert dropped() > 0

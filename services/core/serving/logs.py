@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import queue
 import sys
+import threading
 import time
 from functools import lru_cache
 from typing import Any
 
 import orjson
+from prometheus_client import Counter
 
 from services.core.call import current_call
 
 _FLUSH_SECONDS = 0.1
+_CLOSE_SECONDS = 2.0
+_BACKLOG = 50
+
+DROPPED_LINES = Counter(
+    "searchfoundation_access_log_dropped_lines", "Lines given up because standard error is not read."
+)
 
 
 class JsonFormatter(logging.Formatter):
@@ -59,28 +69,46 @@ def _second(whole: int) -> str:
 
 
 class AccessLog:
-    """One line per call, written in bundles so that a busy server makes few system calls."""
+    """One line per call, written in bundles and by a thread, so that a slow reader of the log slows no call.
+
+    Lines are dropped, and counted, once a reader is ``_BACKLOG`` bundles behind.
+    """
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._bundles: queue.Queue[bytes | None] = queue.Queue(_BACKLOG)
+        self._writer = threading.Thread(target=self._write_bundles, name="access-log", daemon=True)
+        self._writer.start()
 
     def write(self, fields: dict[str, Any]) -> None:
         """Queue a line; it is on standard error within a tenth of a second."""
         line = {"time": timestamp(time.time()), "level": "info", "logger": "access", **fields}
         self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
+            self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._flush)
 
-    def flush(self) -> None:
-        """Write what is queued."""
+    def close(self) -> None:
+        """Write what is queued; gives up on a reader that does not read."""
+        self._flush()
+        with contextlib.suppress(queue.Full):
+            self._bundles.put_nowait(None)
+            self._writer.join(_CLOSE_SECONDS)
+
+    def _flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._lines:
-            text = b"".join(self._lines).decode()
+            try:
+                self._bundles.put_nowait(b"".join(self._lines))
+            except queue.Full:
+                DROPPED_LINES.inc(len(self._lines))
             self._lines.clear()
-            sys.stderr.write(text)
+
+    def _write_bundles(self) -> None:
+        while (bundle := self._bundles.get()) is not None:
+            sys.stderr.write(bundle.decode())
             sys.stderr.flush()
 
 

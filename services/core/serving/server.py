@@ -142,7 +142,7 @@ class Server:
         for capability in self._capabilities:
             await capability.stop()
         if self._access_log is not None:
-            self._access_log.flush()
+            await asyncio.to_thread(self._access_log.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.stop)
 
