@@ -13,6 +13,7 @@ import pytest
 from searchfoundation.v1 import common_pb2, embed_pb2, embed_pb2_grpc
 
 from tests import checkpoints
+from tests.helm.certificates import Authority
 from tests.helm.chart import render
 from tests.helm.load import Load
 from tests.helm.pods import Cluster, Pod, call, fetch
@@ -188,6 +189,40 @@ def test_state_in_postgresql_and_redis(tmp_path: Path) -> None:
         statuses = [call(f"{_url(cluster)}/v1/embeddings", body, header)[0] for _ in range(6)]
     # Both replicas count together, or four would have passed.
     assert sorted(statuses) == [200, 200, 429, 429, 429, 429]
+
+
+def test_tls_outside_and_mutual_tls_inside(tmp_path: Path) -> None:
+    authority = Authority()
+    secrets = {
+        "site": authority.secret("search.example.com"),
+        "gateway-mtls": authority.secret("sf-search-foundation-gateway.search.svc.cluster.local"),
+        "pool-mtls": authority.secret("sf-search-foundation-embed.search.svc.cluster.local"),
+    }
+    values = _values(
+        pool(),
+        auth={"enabled": False},
+        mtls={"enabled": True, "gatewaySecret": "gateway-mtls", "poolSecret": "pool-mtls"},
+    )
+    values["gateway"] = SMALL_GATEWAY | {"tls": {"enabled": True, "existingSecret": "site"}}
+    with Cluster(render(values), tmp_path, secrets=secrets) as cluster:
+        cluster.run()
+        gateway, serving = cluster.pods["gateway"][0], cluster.pods["embed"][0]
+        assert gateway.ready()
+        assert serving.live()
+        url = f"https://{gateway.address}:8080/v1/embeddings"
+        assert call(url, {"model": MINILM, "input": "hello world"})[0] == 200
+        trust = grpc.ssl_channel_credentials(secrets["site"]["ca.crt"].encode())
+        name = [("grpc.ssl_target_name_override", "search.example.com")]
+        with grpc.secure_channel(f"{gateway.address}:50051", trust, name) as channel:
+            assert len(_embed(channel, MINILM)) == 384
+        # Without a certificate of its own nobody gets in behind the gateway.
+        name = [("grpc.ssl_target_name_override", "sf-search-foundation-embed.search.svc.cluster.local")]
+        with (
+            grpc.secure_channel(f"{serving.address}:50051", trust, name) as channel,
+            pytest.raises(grpc.RpcError) as refused,
+        ):
+            _embed(channel, MINILM)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def _embed(channel: grpc.Channel, model: str, key: str | None = None) -> list[float]:
