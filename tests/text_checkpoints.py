@@ -142,3 +142,109 @@ def write_jina_bert(
     config = jina_bert_config(**changes)
     tensors = jina_bert_tensors(config, query_norm=query_norm, random=random)
     return write(directory, config, stored_as(torch.float16, tensors), byte_pairs())
+
+
+TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
+
+
+def xlm_rotary_config(**changes: Any) -> dict[str, Any]:
+    """Make the config.json of jina-colbert-v2's backbone, tiny unless ``changes`` say otherwise."""
+    return {
+        "architectures": ["XLMRobertaModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "auto_map": {"AutoModel": "jinaai/xlm-roberta-flash-implementation--modeling_xlm_roberta"},
+        "bos_token_id": 0,
+        "emb_pooler": None,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 2050,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "pad_token_id": 1,
+        "position_embedding_type": "rotary",
+        "rotary_emb_base": 10000.0,
+        "torch_dtype": "bfloat16",
+        "type_vocab_size": 1,
+        "use_flash_attn": True,
+        "vocab_size": sentence_pieces().get_vocab_size(),
+    } | changes
+
+
+def v3_config(**changes: Any) -> dict[str, Any]:
+    """Make the config.json of jina-embeddings-v3."""
+    own = {
+        "load_trained_adapters": True,
+        "lora_adaptations": list(TASKS),
+        "lora_alpha": 1,
+        "lora_dropout_p": 0.0,
+        "lora_main_params_trainable": False,
+        "lora_rank": 4,
+        "matryoshka_dimensions": [8, 16, 32],
+        "rotary_emb_base": 20000.0,
+        "truncate_dim": None,
+    }
+    return xlm_rotary_config(**(own | changes))
+
+
+def xlm_rotary_tensors(config: Mapping[str, Any], *, random: Random | None = None) -> Tensors:
+    """Make the tensors of an XLM-R with rotary positions, its pooler and any adapters included."""
+    random = random or Random()
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    adapters = (len(config.get("lora_adaptations", ())), config.get("lora_rank", 0))
+    tensors = {
+        **_adapted_table(random, "roberta.embeddings.word_embeddings", config["vocab_size"], width, adapters),
+        **_adapted_table(
+            random, "roberta.embeddings.token_type_embeddings", config["type_vocab_size"], width, adapters
+        ),
+        **random.norm("roberta.emb_ln", width),
+        **_adapted_linear(random, "roberta.pooler.dense", width, width, adapters),
+    }
+    for i in range(config["num_hidden_layers"]):
+        layer = f"roberta.encoder.layers.{i}"
+        for name, out, into in (
+            ("mixer.Wqkv", 3 * width, width),
+            ("mixer.out_proj", width, width),
+            ("mlp.fc1", inner, width),
+            ("mlp.fc2", width, inner),
+        ):
+            tensors |= _adapted_linear(random, f"{layer}.{name}", out, into, adapters)
+        tensors |= random.norm(f"{layer}.norm1", width) | random.norm(f"{layer}.norm2", width)
+    return tensors
+
+
+def _adapted_linear(random: Random, name: str, out: int, into: int, adapters: tuple[int, int]) -> Tensors:
+    tensors = random.linear(name, out, into)
+    tasks, rank = adapters
+    if not tasks:
+        return tensors
+    where = f"{name}.parametrizations.weight"
+    return {
+        f"{name}.bias": tensors[f"{name}.bias"],
+        f"{where}.original": tensors[f"{name}.weight"],
+        f"{where}.0.lora_A": random.normal(tasks, rank, into, scale=into**-0.5),
+        f"{where}.0.lora_B": random.normal(tasks, out, rank),
+    }
+
+
+def _adapted_table(random: Random, name: str, rows: int, width: int, adapters: tuple[int, int]) -> Tensors:
+    table = random.normal(rows, width)
+    tasks, rank = adapters
+    if not tasks:
+        return {f"{name}.weight": table}
+    where = f"{name}.parametrizations.weight"
+    return {
+        f"{where}.original": table,
+        f"{where}.0.lora_A": random.normal(tasks, rows, rank),
+        f"{where}.0.lora_B": random.normal(tasks, rank, width),
+    }
+
+
+def write_v3(directory: Path, *, random: Random | None = None, **changes: Any) -> Path:
+    """Write a tiny jina-embeddings-v3; ``changes`` go into its config.json."""
+    config = v3_config(**changes)
+    tensors = stored_as(torch.bfloat16, xlm_rotary_tensors(config, random=random))
+    return write(directory, config, tensors, sentence_pieces())

@@ -99,3 +99,54 @@ def norm(w: Tensors, name: str, x: torch.Tensor, eps: float) -> torch.Tensor:
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def merged(w: Tensors, config: Mapping[str, Any], task: str | None) -> dict[str, torch.Tensor]:
+    """The plain weights that one task of jina-embeddings-v3 amounts to, None being the base."""
+    scale = config["lora_alpha"] / config["lora_rank"]
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in w.items():
+        if name.endswith("parametrizations.weight.original"):
+            owner = name.removesuffix(".parametrizations.weight.original")
+            if task is not None:
+                index = config["lora_adaptations"].index(task)
+                a = w[f"{owner}.parametrizations.weight.0.lora_A"][index]
+                b = w[f"{owner}.parametrizations.weight.0.lora_B"][index]
+                tensor = tensor + scale * (a @ b if "embeddings" in owner else b @ a)
+            plain[f"{owner}.weight"] = tensor
+        elif "parametrizations" not in name:
+            plain[name] = tensor
+    return plain
+
+
+def xlm_rotary(w: Tensors, config: Mapping[str, Any], ids: np.ndarray) -> torch.Tensor:
+    """Hidden states (tokens, width) of an XLM-R with rotary positions, from plain weights."""
+    heads, eps = config["num_attention_heads"], config["layer_norm_eps"]
+    width = config["hidden_size"]
+    words = w["embeddings.word_embeddings.weight"][torch.from_numpy(ids).long()]
+    x = norm(w, "emb_ln", words + w["embeddings.token_type_embeddings.weight"][0], eps)
+    for i in range(config["num_hidden_layers"]):
+        name = f"encoder.layers.{i}"
+        query, key, value = linear(w, f"{name}.mixer.Wqkv", x).split(width, dim=1)
+        query = rotate(query, heads, config["rotary_emb_base"])
+        key = rotate(key, heads, config["rotary_emb_base"])
+        mixed = attend(query, key, value, heads, torch.zeros(heads, 1, 1, dtype=torch.float64))
+        x = norm(w, f"{name}.norm1", x + linear(w, f"{name}.mixer.out_proj", mixed), eps)
+        inner = gelu(linear(w, f"{name}.mlp.fc1", x))
+        x = norm(w, f"{name}.norm2", x + linear(w, f"{name}.mlp.fc2", inner), eps)
+    return x
+
+
+def rotate(x: torch.Tensor, heads: int, base: float) -> torch.Tensor:
+    """Turn pair (i, i + half) of each head by position * base^(-i / half)."""
+    tokens, width = x.shape
+    half = width // heads // 2
+    out = torch.empty_like(x)
+    angles = torch.arange(tokens, dtype=torch.float64)
+    for h in range(heads):
+        for i in range(half):
+            a, b = h * 2 * half + i, h * 2 * half + half + i
+            cos, sin = (f(angles * base ** (-i / half)) for f in (torch.cos, torch.sin))
+            out[:, a] = x[:, a] * cos - x[:, b] * sin
+            out[:, b] = x[:, b] * cos + x[:, a] * sin
+    return out

@@ -112,8 +112,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require(config: Config, name: str, kind: type, *, source: str = "config.json") -> Any:
-    """Return ``config[name]``. CheckpointError if it is missing or not a ``kind``."""
+    """Return ``config[name]``; JSON may write a float as an integer. CheckpointError if it is no ``kind``."""
     value = config.get(name)
+    if kind is float and type(value) is int:
+        value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise CheckpointError(f"{source}: '{name}' must be a {kind.__name__}, found {value!r}")
     return value

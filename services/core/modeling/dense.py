@@ -1,4 +1,4 @@
-"""Families whose encoders give one vector per text: BERT, JinaBERT."""
+"""Families whose encoders give one vector per text: BERT, JinaBERT, jina-embeddings-v3."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import bert, jina_bert
+from services.core.modeling import bert, jina_bert, xlm_rotary
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.encoder import DenseHead, Encoder
 from services.core.modeling.encoder_config import EncoderConfig
+from services.core.modeling.lora import Adapters
 from services.core.modeling.packed import Limits
 from services.core.modeling.pooling import POOLINGS, Pooling
 from services.core.modeling.tokenizer import Tokenizer
@@ -56,6 +57,30 @@ def load_jina_bert(
     network = jina_bert.load_jina_bert(checkpoint, config, device, dtype)
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     limits = Limits(config.vocabulary, config.positions)
+    tokenizer = Tokenizer.load(checkpoint.directory)
+    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
+
+
+def is_jina_v3(config: Config) -> bool:
+    """Whether config.json is that of jina-embeddings-v3."""
+    return xlm_rotary.is_xlm_rotary(config) and xlm_rotary.has_adapters(config)
+
+
+def load_jina_v3(
+    spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> TextEncoder:
+    """Load jina-embeddings-v3 with its task adapters.
+
+    CheckpointError also for an adapter that the catalogue names and the checkpoint has not.
+    """
+    config = xlm_rotary.read_config(checkpoint.config)
+    adapters = Adapters.read(checkpoint.config)
+    refuse_short(spec, config, checkpoint)
+    if lacking := sorted(set(spec.adapters.values()) - set(adapters.names)):
+        raise CheckpointError(f"{checkpoint.directory}: no adapters {', '.join(lacking)} for {spec.id}")
+    network = xlm_rotary.load_xlm_rotary(checkpoint, config, adapters, device, dtype)
+    limits = Limits(config.vocabulary, config.positions, frozenset(adapters.names))
+    head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     tokenizer = Tokenizer.load(checkpoint.directory)
     return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
 

@@ -27,4 +27,5 @@ class Family:
 FAMILIES: Mapping[str, Family] = {
     "bert": Family(dense.is_bert, dense.load_bert),
     "jina_bert": Family(is_jina_bert, dense.load_jina_bert),
+    "jina_v3": Family(dense.is_jina_v3, dense.load_jina_v3),
 }

@@ -1,0 +1,146 @@
+"""XLM-RoBERTa with rotary positions and, where the checkpoint has them, task adapters.
+
+The network of jina-embeddings-v3 and jina-colbert-v2. Source: Sturua et al., arXiv 2409.10173, and the
+tensors of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from services.core.modeling.attention import attention
+from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers import Layers, norm_shapes
+from services.core.modeling.lora import (
+    AdaptedLayers,
+    AdaptedLinear,
+    Adapters,
+    Slots,
+    adapted_embedding_shapes,
+    adapted_linear_shapes,
+)
+from services.core.modeling.packed import PackedBatch
+from services.core.modeling.post_norm import Norm
+from services.core.modeling.rotary import Rotation
+
+
+def is_xlm_rotary(config: Config) -> bool:
+    """Whether config.json is that of an XLM-R with rotary positions. It names no ``model_type``."""
+    return config.get("position_embedding_type") == "rotary" and "rotary_emb_base" in config
+
+
+def has_adapters(config: Config) -> bool:
+    """Whether config.json names task adapters."""
+    return bool(config.get("lora_adaptations"))
+
+
+def read_config(config: Config) -> EncoderConfig:
+    """Parse config.json. CheckpointError for anything that this network does not do."""
+    refuse_unless(config, "position_embedding_type", "rotary", default=None)
+    refuse_unless(config, "hidden_act", "gelu", default="gelu")
+    parsed = EncoderConfig.read(config)
+    if parsed.width // parsed.heads % 2:
+        raise CheckpointError("config.json: rotary positions need an even width of a head")
+    return parsed
+
+
+def load_xlm_rotary(
+    checkpoint: Checkpoint,
+    config: EncoderConfig,
+    adapters: Adapters,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    extra: Mapping[str, Shape] | None = None,
+) -> XlmRotary:
+    """Read the encoder, without its pooler, from ``checkpoint``, with or without the ``roberta.`` prefix.
+
+    ``extra`` are tensors that the caller will read. CheckpointError if a tensor is missing, left over or of
+    the wrong shape.
+    """
+    checkpoint.strip_prefix("roberta.")
+    checkpoint.verify(_shapes(config, adapters) | dict(extra or {}), unused=("pooler.*",))
+    base = float(require(checkpoint.config, "rotary_emb_base", float))
+    return XlmRotary(Layers(checkpoint, device, dtype, config.epsilon), config, adapters, base)
+
+
+class XlmRotary:
+    """The network."""
+
+    def __init__(self, layers: Layers, config: EncoderConfig, adapters: Adapters, base: float) -> None:
+        """Read the weights; ``base`` is that of the rotary angles."""
+        adapted = AdaptedLayers(layers, adapters)
+        self._adapters = adapters
+        self._dtype = layers.dtype
+        self._head_dim = config.width // config.heads
+        self._base = base
+        self._words = adapted.embedding("embeddings.word_embeddings")
+        self._types = adapted.rows("embeddings.token_type_embeddings", 0)
+        self._norm = layers.norm("emb_ln")
+        self._blocks: Sequence[_Block] = [
+            _block(adapted, layers, config, f"encoder.layers.{i}") for i in range(config.layers)
+        ]
+
+    def __call__(self, batch: PackedBatch) -> torch.Tensor:
+        """Return the last hidden states, (tokens, width)."""
+        slots = self._adapters.slots(batch, self._dtype)
+        rotation = Rotation(batch.positions(), self._head_dim, self._base)
+        x = self._words(batch.token_ids, slots)
+        x = self._norm(x.add_(self._types[0] if slots is None else self._types[slots.task]))
+        for block in self._blocks:
+            x = block(x, batch, rotation, slots)
+        return x
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    heads: int
+    query_key_value: AdaptedLinear
+    attended: AdaptedLinear
+    attended_norm: Norm
+    up: AdaptedLinear
+    down: AdaptedLinear
+    down_norm: Norm
+
+    def __call__(
+        self, x: torch.Tensor, batch: PackedBatch, rotation: Rotation, slots: Slots | None
+    ) -> torch.Tensor:
+        joined = self.query_key_value(x, slots).view(x.shape[0], 3 * self.heads, -1)
+        rotation.turn(joined[:, : 2 * self.heads])
+        query, key, value = joined.chunk(3, dim=1)
+        attended = attention(query, key, value, batch).view(x.shape)
+        x = self.attended_norm(self.attended.add(attended, slots, x))
+        return self.down_norm(self.down.add(self.up.gelu(x, slots), slots, x))
+
+
+def _block(adapted: AdaptedLayers, layers: Layers, config: EncoderConfig, name: str) -> _Block:
+    return _Block(
+        heads=config.heads,
+        query_key_value=adapted.linear(f"{name}.mixer.Wqkv"),
+        attended=adapted.linear(f"{name}.mixer.out_proj"),
+        attended_norm=layers.norm(f"{name}.norm1"),
+        up=adapted.linear(f"{name}.mlp.fc1"),
+        down=adapted.linear(f"{name}.mlp.fc2"),
+        down_norm=layers.norm(f"{name}.norm2"),
+    )
+
+
+def _shapes(config: EncoderConfig, adapters: Adapters) -> dict[str, Shape]:
+    width, inner = config.width, config.inner
+    shapes: dict[str, Shape] = {
+        **adapted_embedding_shapes("embeddings.word_embeddings", config.vocabulary, width, adapters),
+        **adapted_embedding_shapes("embeddings.token_type_embeddings", config.token_types, width, adapters),
+        **norm_shapes("emb_ln", width),
+    }
+    for i in range(config.layers):
+        name = f"encoder.layers.{i}"
+        shapes |= adapted_linear_shapes(f"{name}.mixer.Wqkv", 3 * width, width, adapters)
+        shapes |= adapted_linear_shapes(f"{name}.mixer.out_proj", width, width, adapters)
+        shapes |= adapted_linear_shapes(f"{name}.mlp.fc1", inner, width, adapters)
+        shapes |= adapted_linear_shapes(f"{name}.mlp.fc2", width, inner, adapters)
+        shapes |= norm_shapes(f"{name}.norm1", width) | norm_shapes(f"{name}.norm2", width)
+    return shapes
