@@ -1,11 +1,14 @@
-"""Every set of values and every example, as a parameter of tests of general rules."""
+"""Every set of values and every example as a parameter of general rules, and a release that runs."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 
 from tests.helm.chart import EXAMPLES, Release, render
-from tests.helm.value_sets import SETS
+from tests.helm.pods import Cluster
+from tests.helm.value_sets import SETS, pool, small
 
 
 @pytest.fixture(params=[*SETS, *(f"example:{path.stem}" for path in EXAMPLES)])
@@ -18,8 +21,16 @@ def release(request: pytest.FixtureRequest) -> Release:
     return render(SETS[name])
 
 
-@pytest.fixture(params=[path.stem for path in EXAMPLES])
-def example(request: pytest.FixtureRequest) -> Release:
-    """The chart rendered with one of the examples."""
-    (path,) = [p for p in EXAMPLES if p.stem == request.param]
-    return render(files=(path,))
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One pool of two replicas behind one gateway, all running."""
+    drain = {"preStopSeconds": 1, "graceSeconds": 20}
+    with Cluster(render(small(pool(replicas=2, drain=drain))), tmp_path_factory.mktemp("cluster")) as running:
+        running.run()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def key(cluster: Cluster) -> str:
+    """API key of the running release."""
+    return cluster.secret("bootstrap-key", "api-key")

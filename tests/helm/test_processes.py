@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -17,12 +15,10 @@ from tests.helm.certificates import Authority
 from tests.helm.chart import render
 from tests.helm.load import Load
 from tests.helm.pods import Cluster, Pod, call, fetch
-from tests.helm.value_sets import pool
+from tests.helm.value_sets import SMALL_GATEWAY, pool, small
 from tests.servers import shared_postgres, shared_redis
 
 MINILM = "all-MiniLM-L6-v2"
-SMALL_GATEWAY = {"replicas": 1, "concurrency": 1, "drain": {"preStopSeconds": 1, "graceSeconds": 20}}
-QUICK_DRAIN = {"preStopSeconds": 1, "graceSeconds": 20}
 TINY = {
     "id": "tiny",
     "name": "Tiny",
@@ -40,24 +36,6 @@ TINY = {
 }
 
 pytestmark = pytest.mark.timeout(180)
-
-
-def _values(*pools: dict[str, Any], **other: Any) -> dict[str, Any]:
-    return {"pools": list(pools), "gateway": SMALL_GATEWAY, **other}
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One pool of two replicas behind one gateway."""
-    release = render(_values(pool(replicas=2, drain=QUICK_DRAIN)))
-    with Cluster(release, tmp_path_factory.mktemp("cluster")) as running:
-        running.run()
-        yield running
-
-
-@pytest.fixture(scope="module")
-def key(cluster: Cluster) -> str:
-    return cluster.secret("bootstrap-key", "api-key")
 
 
 def _url(cluster: Cluster) -> str:
@@ -148,7 +126,7 @@ def test_a_drained_gateway_finishes_its_calls(cluster: Cluster, key: str) -> Non
 def test_pools_of_different_models_are_told_apart(tmp_path: Path) -> None:
     weights = checkpoints.write_bert(tmp_path / "weights" / "tiny").parent
     cache = {"type": "hostPath", "path": str(weights), "readOnly": True}
-    values = _values(
+    values = small(
         pool("large"),
         pool("small", models=["tiny"], modelCache=cache),
         catalog={"models": [TINY]},
@@ -176,7 +154,7 @@ def test_state_in_postgresql_and_redis(tmp_path: Path) -> None:
         "pg": {"url": shared_postgres().url(shared_postgres().new_database())},
         "redis": {"url": shared_redis().url},
     }
-    values = _values(
+    values = small(
         pool(replicas=2),
         database={"existingSecret": "pg"},
         redis={"existingSecret": "redis"},
@@ -198,7 +176,7 @@ def test_tls_outside_and_mutual_tls_inside(tmp_path: Path) -> None:
         "gateway-mtls": authority.secret("sf-search-foundation-gateway.search.svc.cluster.local"),
         "pool-mtls": authority.secret("sf-search-foundation-embed.search.svc.cluster.local"),
     }
-    values = _values(
+    values = small(
         pool(),
         auth={"enabled": False},
         mtls={"enabled": True, "gatewaySecret": "gateway-mtls", "poolSecret": "pool-mtls"},

@@ -22,6 +22,18 @@ def one_pool(**over: Any) -> dict[str, Any]:
     return {"pools": [pool(**over)]}
 
 
+SMALL_GATEWAY: dict[str, Any] = {
+    "replicas": 1,
+    "concurrency": 1,
+    "drain": {"preStopSeconds": 1, "graceSeconds": 20},
+}
+
+
+def small(*pools: dict[str, Any], **other: Any) -> dict[str, Any]:
+    """Values for a release that runs on a test machine."""
+    return {"pools": list(pools), "gateway": SMALL_GATEWAY, **other}
+
+
 SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "one-pool": one_pool(),

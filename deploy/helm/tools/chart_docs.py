@@ -55,7 +55,9 @@ CHART_SETTINGS = frozenset(
         "worker_id",
     }
 )
-CHART_TOPOLOGY = frozenset(("admin", "grpc_listener", "listener", "metrics", "pools", "services_tls", "workers"))
+CHART_TOPOLOGY = frozenset(
+    ("admin", "grpc_listener", "listener", "metrics", "pools", "services_tls", "workers")
+)
 
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
 _QUANTITY = r"^([0-9]+(\.[0-9]+)?)([EPTGMk]i?|Ki|m)?$"

@@ -29,6 +29,13 @@ Use: {{ range (include "sf.pools" . | fromYaml).pools }}
 {{- dict "pools" $pools | toYaml -}}
 {{- end -}}
 
+{{/* Names of the pools as the alternatives of a regular expression. */}}
+{{- define "sf.poolNames" -}}
+{{- $names := list -}}
+{{- range .Values.pools }}{{ $names = append $names .name }}{{ end -}}
+{{- join "|" $names -}}
+{{- end -}}
+
 {{/* Health service the probes ask for: the capability's own, or the whole process when there are several. */}}
 {{- define "sf.healthService" -}}
 {{- if eq (len .capabilities) 1 -}}
