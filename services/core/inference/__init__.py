@@ -3,6 +3,7 @@
 from services.core.inference.embedding import EmbeddingModel, Embeddings, EmbedOptions, finish
 from services.core.inference.engine import Engine, EngineStartError
 from services.core.inference.runtime import InferenceError
+from services.core.inference.scoring import ScoreOptions, Scorer, Scores
 
 __all__ = [
     "EmbedOptions",
@@ -11,5 +12,8 @@ __all__ = [
     "Engine",
     "EngineStartError",
     "InferenceError",
+    "ScoreOptions",
+    "Scorer",
+    "Scores",
     "finish",
 ]

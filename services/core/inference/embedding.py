@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.jobs import Job, Lane
 from services.core.inference.tokenizing import TokenizeStage
-from services.core.modeling.types import EncodeItem, Encoding, Tokens
+from services.core.modeling.types import EncodeItem, Encoding
 
 if TYPE_CHECKING:
     from services.core.inference.runtime import Runtime
@@ -45,6 +46,30 @@ class Embeddings:
     token_counts: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts of a call that are made into tokens alike.
+
+    ``task`` None is the model's default. ``limit`` is the longest text in tokens, 0 the model's own limit; of
+    every text at least one token beside the specials is kept. ``copies`` says how often each text is billed,
+    None once.
+    """
+
+    texts: Sequence[str]
+    task: str | None = None
+    limit: int = 0
+    copies: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What the model made of each text, the tokens of each, and how many tokens were billed in all."""
+
+    results: list[Encoding]
+    token_counts: list[int]
+    billed: int
+
+
 class EmbeddingModel:
     """A text embedding model in memory, behind the queue it shares with others."""
 
@@ -71,27 +96,47 @@ class EmbeddingModel:
         """
         if not texts:
             return Embeddings(np.empty((0, self.spec.dimensions), np.float32), [])
-        with self._runtime.admitted(self._lane, len(texts), self._guess(texts)) as ticket:
-            tokens = await self._tokenize(texts, options, call)
-            counts = [len(each.ids) for each in tokens]
-            await call.charge(sum(counts))
-            adapter = self.spec.adapter(options.task)
-            items = [EncodeItem(each.ids, adapter) for each in tokens]
+        encoded = await self.encode([Texts(texts, options.task)], options.truncate, call)
+        return Embeddings(_stack(encoded.results), encoded.token_counts)
+
+    async def encode(self, groups: Sequence[Texts], truncate: bool, call: Call) -> Encoded:
+        """Run all texts of ``groups``, of which there is at least one, in one job; the order is kept.
+
+        Everything else is as ``embed`` says.
+        """
+        count = sum(len(group.texts) for group in groups)
+        with self._runtime.admitted(self._lane, count, sum(map(self._guess, groups))) as ticket:
+            items: list[EncodeItem] = []
+            counts: list[int] = []
+            billed = 0
+            for group in groups:
+                lengths = await self._tokenize(group, truncate, call, items)
+                counts += lengths
+                billed += sum(lengths if group.copies is None else map(mul, lengths, group.copies))
+            await call.charge(billed)
             ticket.counted()
             results = await self._runtime.run(Job(self._lane, items, counts), call)
-        return Embeddings(_stack(results), counts)
+        return Encoded(results, counts, billed)
 
-    def _guess(self, texts: Sequence[str]) -> int:
-        limit = self.spec.max_tokens
-        return sum(min(1 + len(text) // _CHARACTERS_PER_TOKEN, limit) for text in texts)
+    def _guess(self, group: Texts) -> int:
+        limit = self._limit(group)
+        return sum(min(1 + len(text) // _CHARACTERS_PER_TOKEN, limit) for text in group.texts)
 
-    async def _tokenize(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> list[Tokens]:
+    def _limit(self, group: Texts) -> int:
+        longest = self.spec.max_tokens
+        return max(min(group.limit or longest, longest), self._stage.shortest_limit)
+
+    async def _tokenize(self, group: Texts, truncate: bool, call: Call, items: list[EncodeItem]) -> list[int]:
+        """Append the items of a group; returns their tokens."""
         began = time.monotonic()
-        tokens = await self._stage.encode(texts, self.spec.prompt(options.task))
+        limit = self._limit(group)
+        tokens = await self._stage.encode(group.texts, self.spec.prompt(group.task), limit)
         call.timings.tokenize += time.monotonic() - began
-        if not options.truncate and any(each.truncated for each in tokens):
-            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
-        return tokens
+        if not truncate and any(each.truncated for each in tokens):
+            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)
+        adapter = self.spec.adapter(group.task)
+        items += [EncodeItem(each.ids, adapter) for each in tokens]
+        return [len(each.ids) for each in tokens]
 
 
 def _stack(results: Sequence[Encoding]) -> Vectors:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -22,6 +22,7 @@ from services.core.inference.jobs import Lane
 from services.core.inference.metrics import LOAD_SECONDS, watch_device
 from services.core.inference.runtime import Runtime
 from services.core.inference.scheduler import Scheduler
+from services.core.inference.scoring import SCORERS, Scorer
 from services.core.inference.tokenizing import TokenizeStage
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.device import choose_device, choose_dtype
@@ -64,6 +65,7 @@ class Engine:
         self._device = device
         self._executor = executor
         self._models: dict[str, EmbeddingModel] = {}
+        self._scorers: dict[str, Scorer] = {}
 
     @classmethod
     async def start(cls, settings: Settings, catalog: Catalog, *, load: Loader | None = None) -> Self:
@@ -96,6 +98,7 @@ class Engine:
         await self._runtime.stop(grace)
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._models.clear()
+        self._scorers.clear()
 
     @property
     def served(self) -> tuple[ModelSpec, ...]:
@@ -123,26 +126,34 @@ class Engine:
         """
         found = self._models.get(model) or self._models.get(canonical_id(model))
         if found is None or not found.spec.supports(Capability.EMBED):
-            names = [spec.id for spec in self.served if spec.supports(Capability.EMBED)]
-            raise ServiceError(
-                ErrorCode.INPUT_MODEL_NOT_FOUND, model=model, available=", ".join(sorted(names))
-            )
+            raise _not_found(model, [spec.id for spec in self.served if spec.supports(Capability.EMBED)])
+        return found
+
+    def scorer(self, model: str) -> Scorer:
+        """Return what scores documents by a model; names and errors as for ``embedder``."""
+        found = self._scorers.get(model) or self._scorers.get(canonical_id(model))
+        if found is None:
+            raise _not_found(model, self._scorers)
         return found
 
     async def _serve(self, spec: ModelSpec, settings: Settings, load: Loader) -> None:
         original = self._models.get(spec.weights_id)
-        if original is not None:
-            self._models[spec.id] = original.renamed(spec)
-            return
+        model = original.renamed(spec) if original else await self._loaded(spec, settings, load)
+        self._models[spec.id] = model
+        if spec.rerank is not None and (make := SCORERS.get(spec.rerank)):
+            self._scorers[spec.id] = make(model)
+
+    async def _loaded(self, spec: ModelSpec, settings: Settings, load: Loader) -> EmbeddingModel:
         began = time.monotonic()
         try:
             encoder = await asyncio.to_thread(load, spec, settings, self._device.torch)
         except (WeightsNotFound, CheckpointError, ValueError) as error:
             raise EngineStartError(str(error)) from error
-        self._models[spec.id] = self._model(spec, encoder, settings)
+        model = self._model(spec, encoder, settings)
         seconds = time.monotonic() - began
         LOAD_SECONDS.labels(spec.id).set(seconds)
         _log.info("%s is ready on %s after %.1f s", spec.id, self._device.torch, seconds)
+        return model
 
     def _model(self, spec: ModelSpec, encoder: TextEncoder, settings: Settings) -> EmbeddingModel:
         budget = settings.max_batch_tokens
@@ -154,8 +165,13 @@ class Engine:
         else:
             lane.max_tokens = lane.min_tokens = budget
         self._runtime.add(lane)
-        stage = TokenizeStage(encoder.tokenizer, spec.max_tokens, self._executor, self._device.workers)
+        stage = TokenizeStage(encoder.tokenizer, self._executor, self._device.workers)
         return EmbeddingModel(spec, stage, lane, self._runtime)
+
+
+def _not_found(model: str, available: Iterable[str]) -> ServiceError:
+    names = ", ".join(sorted(available))
+    return ServiceError(ErrorCode.INPUT_MODEL_NOT_FOUND, model=model, available=names)
 
 
 def load_encoder(spec: ModelSpec, settings: Settings, device: torch.device) -> TextEncoder:

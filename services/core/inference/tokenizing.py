@@ -20,28 +20,28 @@ hundreds of megabytes; and one call's chunks take turns with those of other call
 class TokenizeStage:
     """Tokenises for one model, in ``executor``, where up to ``width`` chunks of a call run side by side."""
 
-    def __init__(self, tokenizer: TextTokenizer, max_tokens: int, executor: Executor, width: int) -> None:
+    def __init__(self, tokenizer: TextTokenizer, executor: Executor, width: int) -> None:
         self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
         self._executor = executor
         self._width = width
+        self.shortest_limit = tokenizer.special_length + 1
 
-    async def encode(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
-        """Tokenise ``prompt + text`` for each text, cut to the model's length.
+    async def encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
+        """Tokenise ``prompt + text`` for each text, cut to ``limit`` tokens, at least ``shortest_limit``.
 
         Raises ServiceError INPUT_INVALID for a text that is not Unicode (a lone surrogate).
         """
         if len(prompt) * len(texts) + sum(map(len, texts)) <= INLINE_CHARACTERS:
-            return self._encode(texts, prompt)
+            return self._encode(texts, prompt, limit)
         chunks = list(_chunks(texts))
         if len(chunks) == 1:
-            return await self._in_thread(texts, prompt)
+            return await self._in_thread(texts, prompt, limit)
         encoded: list[list[Tokens]] = [[] for _ in chunks]
         pending = iter(range(len(chunks)))
 
         async def take_turns() -> None:
             for i in pending:
-                encoded[i] = await self._in_thread(chunks[i], prompt)
+                encoded[i] = await self._in_thread(chunks[i], prompt, limit)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -51,13 +51,13 @@ class TokenizeStage:
             raise failed.exceptions[0] from None
         return [tokens for chunk in encoded for tokens in chunk]
 
-    async def _in_thread(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+    async def _in_thread(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._encode, texts, prompt)
+        return await loop.run_in_executor(self._executor, self._encode, texts, prompt, limit)
 
-    def _encode(self, texts: Sequence[str], prompt: str) -> list[Tokens]:
+    def _encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
         try:
-            return self._tokenizer.encode_batch(texts, prompt, truncate_to=self._max_tokens)
+            return self._tokenizer.encode_batch(texts, prompt, truncate_to=limit)
         except (TypeError, UnicodeEncodeError):
             for text in texts:
                 if not _is_unicode(text):

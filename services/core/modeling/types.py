@@ -54,6 +54,11 @@ Encoding: TypeAlias = NDArray[np.float32] | SparseVector
 class TextTokenizer(Protocol):
     """Text to token ids; safe to call from several threads."""
 
+    @property
+    def special_length(self) -> int:
+        """Number of special tokens around a text; a cut leaves at least one more."""
+        ...
+
     def encode_batch(
         self, texts: Sequence[str], prompt: str = "", truncate_to: int | None = None
     ) -> list[Tokens]:

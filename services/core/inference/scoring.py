@@ -1,0 +1,110 @@
+"""Scoring documents by a query: one interface over the kinds of scorer, and the kind by vectors.
+
+Every kind is a client of the engine's queue: the work of one request is one job, which the scheduler mixes
+with that of others. A further kind gets its place in ``SCORERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.call import Call
+from services.core.catalog.types import ModelSpec, RerankMethod
+from services.core.inference.embedding import EmbeddingModel, Texts, Vectors, finish
+
+_QUERY_TASK = "retrieval.query"
+_DOCUMENT_TASK = "retrieval.passage"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """``truncate`` cuts texts that are too long instead of failing.
+
+    ``max_document_length`` is the longest document in tokens, None the model's own. ``return_embeddings``
+    asks for a vector per document, of models that make one.
+    """
+
+    truncate: bool = True
+    max_document_length: int | None = None
+    return_embeddings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """``values`` (documents,) float32, in the order of the documents; higher is more relevant.
+
+    ``tokens`` is what was billed: query and documents once each, after the cut. ``embeddings`` (documents,
+    width) float32 of unit length, None unless asked for.
+    """
+
+    values: NDArray[np.float32]
+    tokens: int
+    embeddings: Vectors | None = None
+
+
+class Scorer(Protocol):
+    """A model in memory that scores documents, behind the queue it shares with others."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The catalogue's entry."""
+        ...
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
+        """Score one or more ``documents``.
+
+        Equal documents get equal scores. Fills ``call.timings``, awaits ``call.charge`` with the number of
+        tokens before anything runs, and raises as ``EmbeddingModel.embed`` does.
+        """
+        ...
+
+
+class VectorScorer:
+    """Scores by the cosine of the vectors of query and document, -1 to 1."""
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        self.spec = model.spec
+        self._model = model
+        self._query_task = _QUERY_TASK if _QUERY_TASK in self.spec.tasks else None
+        self._document_task = _DOCUMENT_TASK if _DOCUMENT_TASK in self.spec.tasks else None
+
+    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
+        """Score ``documents``; each distinct one runs once, in one job with the query."""
+        distinct, places = _distinct(documents)
+        encoded = await self._model.encode(
+            [
+                Texts([query], self._query_task, self.spec.max_query_length),
+                Texts(
+                    distinct,
+                    self._document_task,
+                    options.max_document_length or self.spec.max_document_length,
+                    np.bincount(places).tolist(),
+                ),
+            ],
+            options.truncate,
+            call,
+        )
+        vectors = finish(np.stack(cast("list[Vectors]", encoded.results)))
+        # einsum stays in this thread; a matrix product may wake up a pool of threads that the workers need.
+        cosines = np.einsum("ij,j->i", vectors[1:], vectors[0]).clip(-1.0, 1.0)
+        return Scores(
+            values=cosines[places],
+            tokens=encoded.billed,
+            embeddings=vectors[1:][places] if options.return_embeddings else None,
+        )
+
+
+SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {RerankMethod.COSINE: VectorScorer}
+"""What makes a scorer of a loaded model, by the catalogue's method."""
+
+
+def _distinct(documents: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
+    """Return the documents without repetitions and, for each document, its place among them."""
+    found: dict[str, int] = {}
+    places = [found.setdefault(document, len(found)) for document in documents]
+    return list(found), np.array(places, np.intp)
