@@ -68,22 +68,13 @@ FORMS = pytest.mark.parametrize(
 )
 
 
-@FORMS
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("alibi", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_is_the_formula(
-    backend: str,
-    cpu: torch.device,
-    heads: int,
-    key_heads: int,
-    head_dim: int,
-    causal: bool,
-    alibi: bool,
-    dtype: torch.dtype,
-) -> None:
-    if backend == "compiled" and dtype == torch.float32:
-        pytest.skip("the kernels are for bf16")
+MASKS = pytest.mark.parametrize(
+    ("causal", "alibi"), [(False, False), (True, False), (False, True), (True, True)]
+)
+
+
+def check(dtype: torch.dtype, heads: int, key_heads: int, head_dim: int, causal: bool, alibi: bool) -> None:
+    cpu = torch.device("cpu")
     query, key, value = tensors(heads, key_heads, head_dim, dtype, cpu)
     slopes = alibi_slopes(heads) if alibi else None
     got = attention(query, key, value, packed(LENGTHS, cpu), causal=causal, alibi_slopes=slopes)
@@ -91,6 +82,23 @@ def test_attention_is_the_formula(
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     assert got.shape == query.shape
     torch.testing.assert_close(got.double(), wanted, atol=tolerance, rtol=0)
+
+
+@FORMS
+@MASKS
+def test_fp32_attention_is_the_formula(
+    heads: int, key_heads: int, head_dim: int, causal: bool, alibi: bool
+) -> None:
+    check(torch.float32, heads, key_heads, head_dim, causal, alibi)
+
+
+@pytest.mark.usefixtures("backend")
+@FORMS
+@MASKS
+def test_bf16_attention_is_the_formula(
+    heads: int, key_heads: int, head_dim: int, causal: bool, alibi: bool
+) -> None:
+    check(torch.bfloat16, heads, key_heads, head_dim, causal, alibi)
 
 
 @pytest.mark.usefixtures("backend")
@@ -133,8 +141,7 @@ def test_slopes_of_twelve_heads_are_eight_and_then_four() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @FORMS
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("alibi", [False, True])
+@MASKS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_on_cuda_is_the_formula(
     heads: int, key_heads: int, head_dim: int, causal: bool, alibi: bool, dtype: torch.dtype

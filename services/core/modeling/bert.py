@@ -65,7 +65,7 @@ def load_bert(
         heads=config.heads,
         epsilon=config.epsilon,
     )
-    if native.serves(config.width, config.inner, config.heads, device, dtype):
+    if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
         return native.FusedPostNorm(weights)
     return PostNorm(weights, device, dtype)
 

@@ -3,6 +3,7 @@
 #define SF_ATTENTION_H
 
 #include "product.h"
+#include "team.h"
 
 enum { QUERY_ROWS = 12 };
 
@@ -15,11 +16,12 @@ struct attention {
 
 INLINE long round_up(long n, long to) { return (n + to - 1) / to * to; }
 
-/* Bytes of scratch for texts of up to `longest` tokens. */
+/* Bytes of scratch of one thread for texts of up to `longest` tokens. */
 static size_t attention_scratch(int head_dim, long longest) {
     const long keys = round_up(longest, PANEL);
-    return (packed_words(keys, head_dim / 2) + packed_words(head_dim, keys / 2)) * 4 +
-           (size_t)QUERY_ROWS * (size_t)keys * 6 + (size_t)QUERY_ROWS * (size_t)round_up(head_dim, PANEL) * 4;
+    const size_t bytes = (packed_words(keys, head_dim / 2) + packed_words(head_dim, keys / 2)) * 4 +
+                         (size_t)QUERY_ROWS * (size_t)(keys * 6 + round_up(head_dim, PANEL) * 4);
+    return (size_t)round_up((long)bytes, 64);
 }
 
 /* 16 rows of 16 words each become 16 columns: out[i * PANEL + j] = rows[j][i]. */
@@ -161,26 +163,45 @@ static void attend_rows(const struct attention *t, const bf16 *query, bf16 *out,
     }
 }
 
-static void attend(const struct attention *t, const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out,
-                   const int32_t *ends, long items, void *scratch, long longest) {
-    const struct attention_buffers b = attention_buffers(scratch, t->head_dim, longest);
+/* One head of keys of one text, with all the query heads that share it. */
+static void attend_head(const struct attention *t, const bf16 *query, const bf16 *key, const bf16 *value, bf16 *out,
+                        long first, long length, int key_head, const struct attention_buffers *b) {
     const int shared = t->heads / t->key_heads;
-    for (long item = 0; item < items; ++item) {
-        const long first = ends[item], length = ends[item + 1] - first;
-        for (int head = 0; head < t->heads; ++head) {
-            const long at = (long)(head / shared) * t->head_dim;
-            if (head % shared == 0) {
-                pack_keys(key + first * t->key_stride + at, t->key_stride, length, t->head_dim, b.keys);
-                pack_values(value + first * t->key_stride + at, t->key_stride, length, t->head_dim, b.values);
-            }
-            const float slope = t->slopes ? t->slopes[head] : 0.0f;
-            const bf16 *q = query + first * t->query_stride + (long)head * t->head_dim;
-            bf16 *o = out + first * t->out_stride + (long)head * t->head_dim;
-            for (long start = 0; start < length; start += QUERY_ROWS)
-                attend_rows(t, q, o, start, length - start < QUERY_ROWS ? length - start : QUERY_ROWS, length,
-                            slope, &b);
-        }
+    const long at = first * t->key_stride + (long)key_head * t->head_dim;
+    pack_keys(key + at, t->key_stride, length, t->head_dim, b->keys);
+    pack_values(value + at, t->key_stride, length, t->head_dim, b->values);
+    for (int head = key_head * shared; head < (key_head + 1) * shared; ++head) {
+        const bf16 *q = query + first * t->query_stride + (long)head * t->head_dim;
+        bf16 *o = out + first * t->out_stride + (long)head * t->head_dim;
+        for (long start = 0; start < length; start += QUERY_ROWS)
+            attend_rows(t, q, o, start, length - start < QUERY_ROWS ? length - start : QUERY_ROWS, length,
+                        t->slopes ? t->slopes[head] : 0.0f, b);
     }
+}
+
+struct attention_call {
+    const struct attention *form;
+    const bf16 *query, *key, *value;
+    bf16 *out;
+    const int32_t *ends;
+    long items, longest;
+    char *scratch; /* of member 0, the others behind it */
+    size_t scratch_step;
+};
+
+static long attention_tasks(const void *context, int phase) {
+    (void)phase;
+    const struct attention_call *c = context;
+    return c->items * c->form->key_heads;
+}
+
+static void attention_task(const void *context, int phase, long task, int member) {
+    (void)phase;
+    const struct attention_call *c = context;
+    const long item = task / c->form->key_heads, first = c->ends[item], length = c->ends[item + 1] - first;
+    const struct attention_buffers b =
+        attention_buffers(c->scratch + (size_t)member * c->scratch_step, c->form->head_dim, c->longest);
+    attend_head(c->form, c->query, c->key, c->value, c->out, first, length, (int)(task % c->form->key_heads), &b);
 }
 
 #endif

@@ -73,46 +73,101 @@ static void norm_rows(const struct norm *n, const float *x, long rows, long widt
         layer_norm(x + r * width, width, n->weight, n->bias, epsilon, out + r * width);
 }
 
-struct encoder_buffers {
-    bf16 *qkv, *attended, *inner;
-    float *sums;
-    void *attention;
+/* One pass of an encoder: phase 0 embeds and projects, then two phases a layer, attention and the rest. */
+struct pass {
+    const struct encoder *encoder;
+    struct attention form;
+    struct attention_call attention;
+    const int32_t *ids, *ends;
+    long items, tokens, longest, rows; /* rows of a task */
+    bf16 *hidden, *qkv, *attended;
+    int32_t *positions;
+    char *own; /* scratch of member 0, the others behind it */
+    size_t own_size;
 };
 
+static size_t own_scratch(const struct encoder *e, long longest) {
+    const size_t block = (size_t)BLOCK_ROWS * ((size_t)e->inner * 2 + (size_t)e->width * 4);
+    return block + attention_scratch(e->width / e->heads, longest);
+}
+
 /* Bytes of scratch for a pass of `tokens` whose longest text has `longest`. */
-static size_t encoder_scratch(const struct encoder *e, long tokens, long longest) {
-    const size_t width = (size_t)e->width, rows = (size_t)tokens;
-    return rows * width * 4 * 2 + BLOCK_ROWS * ((size_t)e->inner * 2 + width * 4) +
-           attention_scratch(e->width / e->heads, longest);
+static size_t encoder_scratch(const struct encoder *e, long tokens, long longest, int members) {
+    const size_t shared = (size_t)tokens * ((size_t)e->width * 8 + 4);
+    return (size_t)round_up((long)shared, 64) + (size_t)members * own_scratch(e, longest);
 }
 
-static struct encoder_buffers encoder_buffers(const struct encoder *e, long tokens, void *scratch) {
-    struct encoder_buffers b;
-    b.qkv = scratch;
-    b.attended = b.qkv + tokens * e->width * 3;
-    b.inner = b.attended + tokens * e->width;
-    b.sums = (float *)(b.inner + BLOCK_ROWS * (long)e->inner);
-    b.attention = b.sums + BLOCK_ROWS * (long)e->width;
-    return b;
+/* Few enough rows for every member to have work, many enough not to fetch the weights too often. */
+static long rows_of_task(long tokens, int members) {
+    if (members < 2) return BLOCK_ROWS;
+    const long fair = (tokens + members - 1) / members, half = (tokens + 2 * members - 1) / (2 * members);
+    const long least = fair < 16 ? fair : 16;
+    return half > BLOCK_ROWS ? BLOCK_ROWS : half < least ? least : half;
 }
 
-static void embed(const struct encoder *e, const int32_t *ids, const int32_t *ends, long items, float *row,
-                  bf16 *out) {
-    for (long item = 0; item < items; ++item)
-        for (long t = ends[item]; t < ends[item + 1]; ++t) {
-            const bf16 *word = e->words + (long)ids[t] * e->width;
-            const bf16 *position = e->positions + (t - ends[item]) * e->width;
-            for (long i = 0; i < e->width; i += 16)
-                _mm512_storeu_ps(row + i,
-                                 _mm512_add_ps(load_bf16(word + i, 0xffff), load_bf16(position + i, 0xffff)));
-            norm_rows(&e->norm, row, 1, e->width, e->epsilon, out + t * e->width);
-        }
+static void embed(const struct pass *p, long first, long rows, float *sums) {
+    const struct encoder *e = p->encoder;
+    for (long t = first; t < first + rows; ++t) {
+        const bf16 *word = e->words + (long)p->ids[t] * e->width;
+        const bf16 *position = e->positions + (long)p->positions[t] * e->width;
+        for (long i = 0; i < e->width; i += 16)
+            _mm512_storeu_ps(sums + i, _mm512_add_ps(load_bf16(word + i, 0xffff), load_bf16(position + i, 0xffff)));
+        norm_rows(&e->norm, sums, 1, e->width, e->epsilon, p->hidden + t * e->width);
+    }
 }
 
-static void run_layer(const struct encoder *e, const struct layer *l, const int32_t *ends, long items,
-                      const struct encoder_buffers *b, long longest, bf16 *hidden) {
+/* What follows attention in one layer, for some rows. */
+static void close_layer(const struct pass *p, const struct layer *l, long first, long rows, bf16 *inner,
+                        float *sums) {
+    const struct encoder *e = p->encoder;
+    bf16 *x = p->hidden + first * e->width;
+    dense_add(&l->attended, p->attended + first * e->width, rows, sums, x);
+    norm_rows(&l->attended_norm, sums, rows, e->width, e->epsilon, x);
+    dense_gelu(&l->up, x, rows, inner);
+    dense_add(&l->down, inner, rows, sums, x);
+    norm_rows(&l->down_norm, sums, rows, e->width, e->epsilon, x);
+}
+
+static long pass_tasks(const void *context, int phase) {
+    const struct pass *p = context;
+    return phase % 2 ? attention_tasks(&p->attention, 0) : (p->tokens + p->rows - 1) / p->rows;
+}
+
+static void pass_task(const void *context, int phase, long task, int member) {
+    const struct pass *p = context;
+    const struct encoder *e = p->encoder;
+    if (phase % 2) {
+        attention_task(&p->attention, 0, task, member);
+        return;
+    }
+    const long first = task * p->rows, left = p->tokens - first, rows = left < p->rows ? left : p->rows;
+    float *sums = (float *)(p->own + (size_t)member * p->own_size);
+    bf16 *inner = (bf16 *)(sums + BLOCK_ROWS * (long)e->width);
+    const int layer = phase / 2; /* the layer whose projections come next */
+    if (layer == 0)
+        embed(p, first, rows, sums);
+    else
+        close_layer(p, e->layer + layer - 1, first, rows, inner, sums);
+    if (layer < e->layers)
+        dense_store(&e->layer[layer].query_key_value, p->hidden + first * e->width, rows,
+                    p->qkv + first * 3 * e->width);
+}
+
+static void encode(const struct encoder *e, const int32_t *ids, const int32_t *ends, long items, long longest,
+                   bf16 *hidden, char *scratch, int members) {
     const long tokens = ends[items], width = e->width, head_dim = width / e->heads;
-    const struct attention form = {
+    members = members_for(tokens, members);
+    struct pass p = {.encoder = e, .ids = ids, .ends = ends, .items = items, .tokens = tokens, .hidden = hidden};
+    p.longest = longest;
+    p.rows = rows_of_task(tokens, members);
+    p.qkv = (bf16 *)scratch;
+    p.attended = p.qkv + tokens * width * 3;
+    p.positions = (int32_t *)(p.attended + tokens * width);
+    p.own_size = own_scratch(e, longest);
+    p.own = scratch + round_up(tokens * (width * 8 + 4), 64);
+    for (long item = 0; item < items; ++item)
+        for (int32_t t = ends[item]; t < ends[item + 1]; ++t) p.positions[t] = t - ends[item];
+    p.form = (struct attention){
         .heads = e->heads,
         .key_heads = e->heads,
         .head_dim = (int32_t)head_dim,
@@ -121,19 +176,20 @@ static void run_layer(const struct encoder *e, const struct layer *l, const int3
         .out_stride = width,
         .scale = 1.0f / __builtin_sqrtf((float)head_dim),
     };
-    for (long m = 0; m < tokens; m += BLOCK_ROWS)
-        dense_store(&l->query_key_value, hidden + m * width, tokens - m < BLOCK_ROWS ? tokens - m : BLOCK_ROWS,
-                    b->qkv + m * 3 * width);
-    attend(&form, b->qkv, b->qkv + width, b->qkv + 2 * width, b->attended, ends, items, b->attention, longest);
-    for (long m = 0; m < tokens; m += BLOCK_ROWS) {
-        const long rows = tokens - m < BLOCK_ROWS ? tokens - m : BLOCK_ROWS;
-        bf16 *x = hidden + m * width;
-        dense_add(&l->attended, b->attended + m * width, rows, b->sums, x);
-        norm_rows(&l->attended_norm, b->sums, rows, width, e->epsilon, x);
-        dense_gelu(&l->up, x, rows, b->inner);
-        dense_add(&l->down, b->inner, rows, b->sums, x);
-        norm_rows(&l->down_norm, b->sums, rows, width, e->epsilon, x);
-    }
+    p.attention = (struct attention_call){
+        .form = &p.form,
+        .query = p.qkv,
+        .key = p.qkv + width,
+        .value = p.qkv + 2 * width,
+        .out = p.attended,
+        .ends = ends,
+        .items = items,
+        .longest = longest,
+        .scratch = p.own + BLOCK_ROWS * ((size_t)e->inner * 2 + (size_t)width * 4),
+        .scratch_step = p.own_size,
+    };
+    struct job job = {.phases = 2 * e->layers + 1, .tasks = pass_tasks, .run = pass_task, .context = &p};
+    work(&job, members);
 }
 
 #endif

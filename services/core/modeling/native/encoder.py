@@ -11,6 +11,7 @@ from services.core.modeling.packed import PackedBatch
 from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNormWeights
 
 _POINTER = ctypes.c_void_p
+_MOST_LAYERS = 127  # two phases each, see MOST_PHASES in team.h
 
 
 class _Linear(ctypes.Structure):
@@ -53,7 +54,7 @@ class _Encoder(ctypes.Structure):
     )
 
 
-def serves(width: int, inner: int, heads: int, device: torch.device, dtype: torch.dtype) -> bool:
+def serves(width: int, inner: int, heads: int, layers: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels run a network of this form faster than torch.
 
     Where the CPU has AMX, oneDNN's products are several times as fast as these.
@@ -65,6 +66,7 @@ def serves(width: int, inner: int, heads: int, device: torch.device, dtype: torc
         and inner % 16 == 0
         and (width // heads) % 2 == 0
         and not torch.cpu.get_capabilities().get("amx_bf16")
+        and layers < _MOST_LAYERS
         and library() is not None
     )
 
@@ -94,8 +96,11 @@ class FusedPostNorm:
         )
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states, (tokens, width) bf16."""
-        longest = batch.max_length
+        """Return the last hidden states, (tokens, width) bf16.
+
+        Up to ``torch.get_num_threads()`` threads of the calling thread's setting work on it.
+        """
+        longest, threads = batch.max_length, torch.get_num_threads()
         hidden = torch.empty(batch.tokens, self.width, dtype=torch.bfloat16)
         encoder = ctypes.addressof(self._encoder)
         self._kernels.sf_encode(
@@ -105,7 +110,8 @@ class FusedPostNorm:
             len(batch.lengths),
             longest,
             hidden.data_ptr(),
-            scratch(self._kernels.sf_encoder_scratch(encoder, batch.tokens, longest)),
+            scratch(self._kernels.sf_encoder_scratch(encoder, batch.tokens, longest, threads)),
+            threads,
         )
         return hidden
 

@@ -1,5 +1,6 @@
 /* Fused bf16 kernels for CPUs with AVX-512 BF16, called through ctypes, which drops the interpreter's lock
- * for the whole call. Single-threaded: workers run side by side over the same weights. */
+ * for the whole call. Any number of threads may call at once over the same weights; each call may be given
+ * further threads for itself. */
 #include "encoder.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -13,28 +14,31 @@ EXPORT void sf_pack(const bf16 *weight, int64_t out, int64_t into, uint32_t *pac
 }
 
 /* Bytes of scratch for sf_attention over texts of up to `longest` tokens. */
-EXPORT size_t sf_attention_scratch(int32_t head_dim, int64_t longest) {
-    return attention_scratch(head_dim, longest);
+EXPORT size_t sf_attention_scratch(int32_t head_dim, int64_t longest, int32_t members) {
+    return attention_scratch(head_dim, longest) * (size_t)members;
 }
 
-/* Attention over `items` texts, text i being the tokens [ends[i], ends[i + 1]). */
+/* Attention over `items` texts, text i being the tokens [ends[i], ends[i + 1]), by up to `members` threads. */
 EXPORT void sf_attention(const struct attention *form, const bf16 *query, const bf16 *key, const bf16 *value,
-                         bf16 *out, const int32_t *ends, int64_t items, void *scratch, int64_t longest) {
-    attend(form, query, key, value, out, ends, items, scratch, longest);
+                         bf16 *out, const int32_t *ends, int64_t items, char *scratch, int64_t longest,
+                         int32_t members) {
+    const struct attention_call call = {
+        form, query, key, value, out, ends, items, longest, scratch, attention_scratch(form->head_dim, longest),
+    };
+    struct job job = {.phases = 1, .tasks = attention_tasks, .run = attention_task, .context = &call};
+    work(&job, members_for(ends[items], members));
 }
 
 /* Bytes of scratch for sf_encode over a pass of `tokens` whose longest text has `longest`. */
-EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int64_t longest) {
-    return encoder_scratch(e, tokens, longest);
+EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int64_t longest, int32_t members) {
+    return encoder_scratch(e, tokens, longest, members);
 }
 
 /* Last hidden states (tokens, width) of a packed batch, whose ids lie in the vocabulary and whose texts
  * are no longer than the position table: neither is checked here. */
 EXPORT void sf_encode(const struct encoder *e, const int32_t *ids, const int32_t *ends, int64_t items,
-                      int64_t longest, bf16 *hidden, void *scratch) {
-    const struct encoder_buffers b = encoder_buffers(e, ends[items], scratch);
-    embed(e, ids, ends, items, b.sums, hidden);
-    for (int i = 0; i < e->layers; ++i) run_layer(e, e->layer + i, ends, items, &b, longest, hidden);
+                      int64_t longest, bf16 *hidden, char *scratch, int32_t members) {
+    encode(e, ids, ends, items, longest, hidden, scratch, members);
 }
 
 /* Mean over the tokens of each text, (items, width) fp32. */

@@ -38,13 +38,13 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
     signatures: dict[str, tuple[type | None, tuple[type, ...]]] = {
         "sf_packed_words": (size, (number, number)),
         "sf_pack": (None, (pointer, number, number, pointer)),
-        "sf_attention_scratch": (size, (int32, number)),
+        "sf_attention_scratch": (size, (int32, number, int32)),
         "sf_attention": (
             None,
-            (pointer, pointer, pointer, pointer, pointer, pointer, number, pointer, number),
+            (pointer, pointer, pointer, pointer, pointer, pointer, number, pointer, number, int32),
         ),
-        "sf_encoder_scratch": (size, (pointer, number, number)),
-        "sf_encode": (None, (pointer, pointer, pointer, number, number, pointer, pointer)),
+        "sf_encoder_scratch": (size, (pointer, number, number, int32)),
+        "sf_encode": (None, (pointer, pointer, pointer, number, number, pointer, pointer, int32)),
         "sf_mean": (None, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

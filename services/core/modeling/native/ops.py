@@ -64,7 +64,7 @@ def attention(
         scale,
         None if slopes is None else slopes.data_ptr(),
     )
-    longest = batch.max_length
+    longest, threads = batch.max_length, torch.get_num_threads()
     kernels.sf_attention(
         ctypes.addressof(form),
         query.data_ptr(),
@@ -73,8 +73,9 @@ def attention(
         out.data_ptr(),
         batch.cu_lengths.data_ptr(),
         len(batch.lengths),
-        scratch(kernels.sf_attention_scratch(head_dim, longest)),
+        scratch(kernels.sf_attention_scratch(head_dim, longest, threads)),
         longest,
+        threads,
     )
     return out
 

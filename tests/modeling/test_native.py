@@ -1,0 +1,115 @@
+"""The compiled kernels with several threads, and what happens without them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.core.modeling.attention import attention
+from services.core.modeling.native import encoder as native
+from services.core.modeling.native import library as library_module
+from services.core.modeling.packed import Limits, pack
+from services.core.modeling.registry import load_text_encoder
+from services.core.modeling.types import EncodeItem, TextEncoder
+from tests.checkpoints import minilm_directory, minilm_spec
+
+needs_kernels = pytest.mark.skipif(
+    not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this CPU has no AVX-512 BF16"
+)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give the calling thread's number of torch threads back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def minilm() -> TextEncoder:
+    return load_text_encoder(
+        minilm_spec(), minilm_directory(), device=torch.device("cpu"), dtype=torch.bfloat16
+    )
+
+
+def items(lengths: list[int]) -> list[EncodeItem]:
+    chance = np.random.default_rng(sum(lengths))
+    return [EncodeItem(chance.integers(1000, 30000, length, dtype=np.int32)) for length in lengths]
+
+
+def run(encoder: TextEncoder, batch: list[EncodeItem], threads: int) -> np.ndarray:
+    torch.set_num_threads(threads)
+    return np.stack([np.asarray(v) for v in encoder.forward(batch)])
+
+
+@needs_kernels
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("lengths", [[1], [16], [49], [128], [512], [3, 7, 7, 60, 100, 100], [97] * 5])
+def test_threads_change_nothing_in_the_result(minilm: TextEncoder, lengths: list[int]) -> None:
+    batch = items(lengths)
+    alone = run(minilm, batch, 1)
+    for threads in (2, 3, 7):
+        np.testing.assert_array_equal(run(minilm, batch, threads), alone)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("threads")
+def test_calls_at_once_share_the_helpers(minilm: TextEncoder) -> None:
+    batches = [items([1 + 17 * i % 120, 64, 5]) for i in range(60)]
+    wanted = [run(minilm, batch, 1) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda batch: run(minilm, batch, 3), batches))
+    for ours, alone in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(ours, alone)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("threads")
+def test_attention_with_threads_changes_nothing(cpu: torch.device) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(237, 3 * 6, 32, generator=generator).bfloat16().split(6, dim=1)
+    batch = pack([EncodeItem(np.zeros(n, np.int32)) for n in (1, 36, 200)], cpu, Limits(1, 200))
+    torch.set_num_threads(1)
+    alone = attention(query, key, value, batch)
+    torch.set_num_threads(4)
+    assert torch.equal(attention(query, key, value, batch), alone)
+
+
+def test_without_the_compiled_file_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(library_module._NEEDED, True))
+    monkeypatch.setattr(library_module, "__file__", str(tmp_path / "library.py"))
+    with caplog.at_level(logging.WARNING):
+        assert library_module.library.__wrapped__() is None
+    assert "holds no compiled _kernels" in caplog.text
+
+
+def test_on_another_cpu_the_log_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with caplog.at_level(logging.INFO):
+        assert library_module.library.__wrapped__() is None
+    assert "this CPU lacks avx512_f" in caplog.text
+
+
+@needs_kernels
+def test_what_the_kernels_do_not_take_is_left_to_torch(
+    cpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert native.serves(384, 1536, 12, 6, cpu, torch.bfloat16)
+    assert not native.serves(384, 1536, 12, 6, cpu, torch.float32)
+    assert not native.serves(384, 1536, 12, 6, torch.device("cuda"), torch.bfloat16)
+    assert not native.serves(392, 1536, 8, 6, cpu, torch.bfloat16)
+    assert not native.serves(384, 1537, 12, 6, cpu, torch.bfloat16)
+    assert not native.serves(48, 64, 16, 6, cpu, torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "avx512_bf16": True})
+    assert not native.serves(384, 1536, 12, 6, cpu, torch.bfloat16)
