@@ -108,6 +108,10 @@ class Settings(BaseSettings):
 
     # Requests
     max_items: int = Field(2048, ge=1, description="Items per embedding request.")
+    max_documents: int = Field(2048, ge=1, description="Documents per rerank request.")
+    rerank_objects: bool = Field(
+        False, description='true answers every reranked string as {"text": ...}, which some clients need.'
+    )
     max_body_bytes: int = Field(64 << 20, ge=1, description="Largest request body in bytes.")
     request_timeout_seconds: float = Field(60.0, gt=0, description="Deadline of a call without its own.")
     stream_window: int = Field(

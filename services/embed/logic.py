@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from services.core.call import Call
-from services.core.inference import EmbedOptions, Engine, finish
+from services.core.inference import EmbedOptions, Engine, finish, require_finite
 from services.embed.types import EmbedRequest, EmbedResult
-
-
-class NotANumberError(ArithmeticError):
-    """A model's vector cannot be answered: JSON has no word for its numbers."""
 
 
 class Embedder:
@@ -31,8 +25,7 @@ class Embedder:
         tokens = sum(raw.token_counts)
         call.usage_tokens += tokens
         vectors = finish(raw.vectors, dimensions=request.dimensions, normalized=request.normalized)
-        if not np.isfinite(vectors).all():
-            raise NotANumberError(f"{request.model} made a vector with components that are not finite")
+        require_finite(vectors, request.model)
         return EmbedResult(
             model=request.model,
             vectors=vectors,

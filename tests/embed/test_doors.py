@@ -21,10 +21,10 @@ from searchfoundation.v1 import common_pb2, embed_pb2
 from services.core.call import Call
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference import Engine
+from services.core.inference import Engine, NotANumberError
 from services.core.inference.engine import load_encoder
 from services.core.settings import Settings
-from services.embed.logic import Embedder, NotANumberError
+from services.embed.logic import Embedder
 from services.embed.types import EmbedRequest
 from tests.embed.conftest import ALIAS, SETTINGS, Rig
 

@@ -1,6 +1,13 @@
 """From texts to vectors: tokenising, scheduling, running models on a device."""
 
-from services.core.inference.embedding import EmbeddingModel, Embeddings, EmbedOptions, finish
+from services.core.inference.embedding import (
+    EmbeddingModel,
+    Embeddings,
+    EmbedOptions,
+    NotANumberError,
+    finish,
+    require_finite,
+)
 from services.core.inference.engine import Engine, EngineStartError
 from services.core.inference.runtime import InferenceError
 from services.core.inference.scoring import ScoreOptions, Scorer, Scores
@@ -12,8 +19,10 @@ __all__ = [
     "Engine",
     "EngineStartError",
     "InferenceError",
+    "NotANumberError",
     "ScoreOptions",
     "Scorer",
     "Scores",
     "finish",
+    "require_finite",
 ]

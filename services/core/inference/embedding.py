@@ -27,6 +27,10 @@ _CHARACTERS_PER_TOKEN = 4
 """To guess how much a call will queue before its tokens are counted."""
 
 
+class NotANumberError(ArithmeticError):
+    """A model's numbers cannot be answered: JSON has no word for them."""
+
+
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
     """``task`` None is the model's default; ``truncate`` cuts a text that is too long instead of failing."""
@@ -156,3 +160,9 @@ def finish(vectors: Vectors, *, dimensions: int | None = None, normalized: bool 
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     lengths[lengths == 0.0] = 1.0
     return vectors / lengths[:, np.newaxis]
+
+
+def require_finite(numbers: Vectors, model: str) -> None:
+    """Raise NotANumberError unless all ``numbers`` that ``model`` made are finite."""
+    if not np.isfinite(numbers).all():
+        raise NotANumberError(f"{model} made numbers that are not finite")

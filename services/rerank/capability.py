@@ -1,0 +1,55 @@
+"""Reranking as a capability of a serving process."""
+
+from __future__ import annotations
+
+import grpc.aio
+from searchfoundation.v1 import rerank_pb2, rerank_pb2_grpc, rerank_rest_pb2, rerank_rest_pb2_grpc
+
+from services.core.catalog import Catalog
+from services.core.inference import Engine
+from services.core.settings import Settings
+from services.rerank.grpc import RerankServicer
+from services.rerank.logic import Reranker
+from services.rerank.parsing import RequestParser
+from services.rerank.rest import RerankRestServicer
+from services.rerank.stream import StreamLimits
+
+
+class RerankCapability:
+    """``RerankService`` and ``RerankRestService`` over one engine."""
+
+    name = "rerank"
+    service_names = (
+        rerank_pb2.DESCRIPTOR.services_by_name["RerankService"].full_name,
+        rerank_rest_pb2.DESCRIPTOR.services_by_name["RerankRestService"].full_name,
+    )
+
+    def __init__(self, engine: Engine, catalog: Catalog, settings: Settings) -> None:
+        parser = RequestParser(catalog, engine.served, max_documents=settings.max_documents)
+        reranker = Reranker(engine)
+        limits = StreamLimits(
+            documents=settings.max_documents,
+            size=settings.max_body_bytes,
+            timeout=settings.request_timeout_seconds,
+        )
+        object_models = frozenset(
+            spec.id for spec in engine.served if spec.rerank_objects or settings.rerank_objects
+        )
+        self._typed = RerankServicer(parser, reranker, limits)
+        self._rest = RerankRestServicer(parser, reranker, object_models)
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """Register both services."""
+        rerank_pb2_grpc.add_RerankServiceServicer_to_server(self._typed, server)
+        rerank_rest_pb2_grpc.add_RerankRestServiceServicer_to_server(self._rest, server)
+
+    async def start(self) -> None:
+        """Nothing to do: the engine is warm before it is handed over."""
+
+    async def stop(self) -> None:
+        """Nothing to let go of: the engine belongs to whoever started it."""
+
+
+def build(engine: Engine, catalog: Catalog, settings: Settings) -> RerankCapability:
+    """Make the capability for the models that ``engine`` serves."""
+    return RerankCapability(engine, catalog, settings)

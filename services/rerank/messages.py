@@ -1,0 +1,85 @@
+"""Typed protobuf messages from and to the plain types."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from searchfoundation.v1 import common_pb2, rerank_pb2
+
+from services.core.call import Timings
+from services.core.requests.texts import Location
+from services.core.serving.messages import content_value, field_path, float_vectors, timings
+from services.rerank.types import RerankResult
+
+_OPTIONS = {"truncation": "truncate", "max_doc_length": "max_document_length"}
+"""Names of options where they differ from those of the REST side."""
+
+
+def request_fields(
+    start: rerank_pb2.RerankRequest | rerank_pb2.RerankStart, documents: Iterable[common_pb2.Content]
+) -> dict[str, Any]:
+    """Put a typed request into the fields of the REST schema, which then checks both alike."""
+    options = start.options
+    fields: dict[str, Any] = {
+        "documents": [_value(document) for document in documents],
+        "return_embeddings": options.return_embeddings,
+    }
+    if start.model:
+        fields["model"] = start.model
+    if start.HasField("query"):
+        fields["query"] = _value(start.query)
+    if options.HasField("top_n"):
+        fields["top_n"] = options.top_n
+    if options.HasField("return_documents"):
+        fields["return_documents"] = options.return_documents
+    if options.HasField("truncate"):
+        fields["truncation"] = options.truncate
+    if options.HasField("max_document_length"):
+        fields["max_doc_length"] = options.max_document_length
+    return fields
+
+
+def unary_location(_model: str | None, location: Location) -> str:
+    """Path of a field of ``RerankRequest``, for example ``documents[3].text`` or ``options.top_n``."""
+    head, *rest = location
+    name = str(head)
+    if name in ("model", "query", "documents"):
+        return field_path(name, rest)
+    return field_path(f"options.{_OPTIONS.get(name, name)}", rest)
+
+
+def stream_location(model: str | None, location: Location) -> str:
+    """Path of a field of a stream: in its start, or of a document counted over all messages."""
+    path = unary_location(model, location)
+    return path if location[0] == "documents" else f"start.{path}"
+
+
+def response(
+    result: RerankResult, documents: Sequence[common_pb2.Content] | None, measured: Timings
+) -> rerank_pb2.RerankResponse:
+    """Render a ranking; ``documents`` are those of the request, None to leave them out."""
+    ranked = [
+        rerank_pb2.RankedDocument(index=index, relevance_score=score)
+        for index, score in zip(result.indices, result.scores, strict=True)
+    ]
+    if documents is not None:
+        for message in ranked:
+            message.document.CopyFrom(documents[message.index])
+    if result.embeddings is not None:
+        for message, embedding in zip(ranked, float_vectors(result.embeddings), strict=True):
+            message.embedding.CopyFrom(embedding)
+    return rerank_pb2.RerankResponse(
+        model=result.model,
+        results=ranked,
+        usage=common_pb2.Usage(total_tokens=result.total_tokens, prompt_tokens=result.total_tokens),
+        timings=timings(measured),
+    )
+
+
+def _value(content: common_pb2.Content) -> str | dict[str, Any]:
+    if content.WhichOneof("kind") == "image":
+        media = content.image
+        return {"image": media.url or b64encode(media.data).decode("ascii")}
+    return content_value(content)

@@ -1,0 +1,79 @@
+"""The REST door: JSON bodies inside ``google.api.HttpBody``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
+
+import grpc.aio
+from google.api import httpbody_pb2
+from searchfoundation.v1 import rerank_rest_pb2_grpc
+
+from services.core.call import current_call
+from services.core.serving.rest import decode, encode, in_slices
+from services.rerank.logic import Reranker
+from services.rerank.parsing import RequestParser
+from services.rerank.types import RerankResult
+
+Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
+
+_BYTES_OF_A_NUMBER = 8
+"""About as long as a number takes, so many bytes of a string take to write."""
+
+
+class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
+    """``RerankRestService`` over the capability.
+
+    ``object_models`` are the ids of models whose results show a string document as ``{"text": ...}``.
+    """
+
+    def __init__(self, parser: RequestParser, reranker: Reranker, object_models: Collection[str]) -> None:
+        self._parser = parser
+        self._reranker = reranker
+        self._object_models = object_models
+
+    async def Rerank(  # noqa: N802 - named by the contract
+        self, request: httpbody_pb2.HttpBody, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``POST /v1/rerank``."""
+        fields = decode(request)
+        parsed = self._parser.parse(fields)
+        result = await self._reranker.rank(parsed, current_call.get())
+        shown = self._shown(parsed.model, fields["documents"]) if parsed.return_documents else None
+        numbers = 1 if result.embeddings is None else result.embeddings.shape[1]
+        if shown is not None:
+            numbers += len(request.data) // len(shown) // _BYTES_OF_A_NUMBER
+        items = partial(response_items, result, shown)
+        return encode(response_body(result, await in_slices(len(result.indices), numbers, items)))
+
+    def _shown(self, model: str, documents: Sequence[Any]) -> Sequence[Any]:
+        if model not in self._object_models:
+            return documents
+        return [{"text": document} if isinstance(document, str) else document for document in documents]
+
+
+def response_body(result: RerankResult, results: Any) -> dict[str, Any]:
+    """Lay out the answer; keys stand in the order of the wire."""
+    return {
+        "model": result.model,
+        "object": "list",
+        "usage": {"total_tokens": result.total_tokens},
+        "results": results,
+    }
+
+
+def response_items(
+    result: RerankResult, documents: Sequence[Any] | None, first: int, last: int
+) -> list[dict[str, Any]]:
+    """Lay out the results from ``first`` to before ``last``; what was not asked for is not there."""
+    items: list[dict[str, Any]] = []
+    for rank in range(first, last):
+        index = result.indices[rank]
+        item: dict[str, Any] = {"index": index, "relevance_score": result.scores[rank]}
+        if documents is not None:
+            item["document"] = documents[index]
+        if result.embeddings is not None:
+            item["embedding"] = result.embeddings[rank]
+        items.append(item)
+    return items
