@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from gateway.build import envoy_yaml
-from gateway.contract import implemented
 from gateway.process import arguments
 from gateway.topology import parse
+from search_foundation.capabilities import implemented
 from services.core.catalog import Catalog
 from tests.helm.certificates import Authority
 from tests.helm.chart import EXAMPLES, container, render

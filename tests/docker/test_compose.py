@@ -1,0 +1,84 @@
+"""The compose file for one host."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.build import envoy_yaml
+from gateway.topology import parse
+from search_foundation.capabilities import implemented
+from services.core.catalog import Catalog
+from services.core.settings import Settings
+from tests.helm.chart import CHART, REPOSITORY
+
+FOLDER = REPOSITORY / "deploy" / "docker"
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file with the defaults of its variables filled in."""
+    text = (FOLDER / "compose.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+
+
+def test_containers_are_locked_down(compose: dict[str, Any]) -> None:
+    for service in compose["services"].values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not service["user"].startswith("0")
+        assert ":" in service["image"]
+        assert "latest" not in service["image"]
+        assert service["healthcheck"]["test"][0] == "CMD"
+
+
+def test_ports_are_open_on_this_host_only(compose: dict[str, Any]) -> None:
+    published = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert published == ["127.0.0.1:8080:8080", "127.0.0.1:50051:50051"]
+
+
+def test_variables_are_settings(compose: dict[str, Any]) -> None:
+    for name in ("services", "gateway"):
+        given = {key for key in compose["services"][name]["environment"] if key.startswith("SF_")}
+        assert given <= {f"SF_{field.upper()}" for field in Settings.model_fields}
+
+
+def test_containers_get_longer_than_their_grace(compose: dict[str, Any]) -> None:
+    for name in ("services", "gateway"):
+        service = compose["services"][name]
+        assert int(service["stop_grace_period"].removesuffix("s")) > int(
+            service["environment"]["SF_GRACE_SECONDS"]
+        )
+
+
+def test_the_gateway_renders_its_topology(compose: dict[str, Any]) -> None:
+    topology = yaml.safe_load(compose["configs"]["topology"]["content"])
+    served = compose["services"]["services"]
+    (pool,) = topology["pools"]
+    assert served["command"] == ["serve", *pool["capabilities"]]
+    assert str(pool["models"]).replace("'", '"') == served["environment"]["SF_MODELS"]
+    assert pool["addresses"] == ["services:50051"]
+    pool["capabilities"] = [name for name in pool["capabilities"] if name in set(map(str, implemented()))]
+    topology["admin"] = {"host": "127.0.0.1", "port": 9901}
+    rendered = yaml.safe_load(envoy_yaml(parse(topology), Catalog.load()))
+    assert "services" in [cluster["name"] for cluster in rendered["static_resources"]["clusters"]]
+
+
+def test_the_images_are_those_of_the_chart(compose: dict[str, Any]) -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert compose["services"]["services"]["image"] == f"search-foundation:{chart['appVersion']}"
+    assert compose["services"]["redis"]["image"] == values["evaluation"]["redis"]["image"]
+
+
+def test_the_gpu_file_adds_one_gpu() -> None:
+    text = (FOLDER / "compose.gpu.yaml").read_text(encoding="utf-8")
+    service = yaml.safe_load(text)["services"]["services"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert service["environment"] == {"SF_DEVICE": "cuda"}
+    assert service["build"]["args"] == {"VARIANT": "cuda"}
