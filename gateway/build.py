@@ -8,10 +8,13 @@ from gateway.topology import Topology
 from services.core.catalog import Catalog, model_info
 
 
-def envoy_yaml(topology: Topology, catalog: Catalog, *, max_items: int = 2048) -> str:
+def envoy_yaml(
+    topology: Topology, catalog: Catalog, *, max_items: int = 2048, max_documents: int = 2048
+) -> str:
     """Render the configuration; raises CatalogError for a model nobody knows.
 
-    ``max_items`` is the services' limit on items of one request, which the OpenAPI document tells.
+    ``max_items`` and ``max_documents`` are the services' limits on one request, which the OpenAPI document
+    tells.
     """
     specs = {model: catalog.require(model) for model in topology.models}
     served = {
@@ -24,4 +27,5 @@ def envoy_yaml(topology: Topology, catalog: Catalog, *, max_items: int = 2048) -
         for capability in topology.capabilities
     }
     infos = {model: model_info(spec) for model, spec in specs.items()}
-    return envoy.to_yaml(envoy.render(topology, infos, build_openapi(served, max_items=max_items)))
+    document = build_openapi(served, max_items=max_items, max_documents=max_documents)
+    return envoy.to_yaml(envoy.render(topology, infos, document))

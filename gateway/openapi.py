@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Literal
@@ -13,7 +14,9 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.errors import ERRORS, ErrorCode
 from services.embed.responses import EmbeddingResponse
-from services.embed.schemas import request_schema
+from services.embed.schemas import request_schema as embed_schema
+from services.rerank.responses import RerankingResponse
+from services.rerank.schemas import request_schema as rerank_schema
 
 Document = dict[str, Any]
 
@@ -39,7 +42,7 @@ _MODEL_ERRORS = (
 )
 _RETRIED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _DESCRIPTION = """\
-Self-hosted Search Foundation API: vectors from the models this server runs.
+Self-hosted Search Foundation API, answered by the models this server runs.
 
 Send the key as `Authorization: Bearer <key>`; the server's operator makes keys, or runs it without.
 Unknown fields of a request are ignored, and `null` means the default. Failures answer
@@ -134,14 +137,20 @@ class Unready(ErrorResponse):
     checks: dict[str, dict[str, Any]] = Field(description="What each pool says of itself.")
 
 
-def build_openapi(served: Mapping[Capability, Sequence[ModelSpec]], *, max_items: int = 2048) -> Document:
+def build_openapi(
+    served: Mapping[Capability, Sequence[ModelSpec]], *, max_items: int = 2048, max_documents: int = 2048
+) -> Document:
     """Describe a gateway whose pools serve these models for these capabilities.
 
-    ``max_items`` is the services' limit on the list form of ``input``.
+    ``max_items`` is the services' limit on the list form of ``input``, ``max_documents`` that on documents
+    to rank.
     """
-    embedders = [request_schema(spec, max_items) for spec in served.get(Capability.EMBED, ())]
+    operations = [
+        *_embeddings({s.id: embed_schema(s, max_items) for s in served.get(Capability.EMBED, ())}),
+        *_rerank({s.id: rerank_schema(s, max_documents) for s in served.get(Capability.RERANK, ())}),
+    ]
     answers: list[type[BaseModel]] = [
-        EmbeddingResponse,
+        *(operation.answer for operation in operations),
         ErrorResponse,
         HTTPValidationError,
         ModelListResponse,
@@ -150,14 +159,12 @@ def build_openapi(served: Mapping[Capability, Sequence[ModelSpec]], *, max_items
         Unready,
     ]
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        *((model, "validation") for model in embedders),
+        *((model, "validation") for operation in operations for model in operation.requests.values()),
         *((model, "serialization") for model in answers),
     ]
     _, definitions = models_json_schema(models, ref_template=f"{_REF}{{model}}")
     paths = {**_health_paths(), **_model_paths()}
-    if embedders:
-        ids = [spec.id for spec in served[Capability.EMBED]]
-        paths["/v1/embeddings"] = {"post": _embeddings(dict(zip(ids, embedders, strict=True)))}
+    paths |= {operation.path: {"post": _operation(operation)} for operation in operations}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -173,26 +180,73 @@ def build_openapi(served: Mapping[Capability, Sequence[ModelSpec]], *, max_items
         },
         "tags": [
             {"name": "Embeddings", "description": "Turn texts into vectors."},
+            {"name": "Rerank", "description": "Order documents by their relevance to a query."},
             {"name": "Models", "description": "What this server runs."},
             {"name": "Health", "description": "For load balancers and people."},
         ],
     }
 
 
-def _embeddings(requests: Mapping[str, type[BaseModel]]) -> Document:
-    refs = {model: f"{_REF}{schema.__name__}" for model, schema in requests.items()}
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """A POST whose body is one of several schemas, told apart by ``model``."""
+
+    path: str
+    name: str
+    tag: str
+    summary: str
+    description: str
+    title: str
+    requests: Mapping[str, type[BaseModel]]
+    answer: type[BaseModel]
+    answered: str
+
+
+def _embeddings(requests: Mapping[str, type[BaseModel]]) -> Iterator[_Operation]:
+    if requests:
+        yield _Operation(
+            path="/v1/embeddings",
+            name="create_embeddings",
+            tag="Embeddings",
+            summary="Embed texts",
+            description="Answers one vector per input, in the order of the inputs. All or nothing.",
+            title="Embedding Request",
+            requests=requests,
+            answer=EmbeddingResponse,
+            answered="One vector per input.",
+        )
+
+
+def _rerank(requests: Mapping[str, type[BaseModel]]) -> Iterator[_Operation]:
+    if requests:
+        yield _Operation(
+            path="/v1/rerank",
+            name="rerank",
+            tag="Rerank",
+            summary="Rank documents",
+            description="Orders documents by their relevance to a query. All or nothing.",
+            title="Reranking Request",
+            requests=requests,
+            answer=RerankingResponse,
+            answered="The ranking, the most relevant document first.",
+        )
+
+
+def _operation(operation: _Operation) -> Document:
+    refs = {model: f"{_REF}{schema.__name__}" for model, schema in operation.requests.items()}
+    headers = _LIMIT_HEADERS | _TIME_HEADER
     return {
-        "tags": ["Embeddings"],
-        "summary": "Embed texts",
-        "description": "Answers one vector per input, in the order of the inputs. All or nothing.",
-        "operationId": "create_embeddings",
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": operation.description,
+        "operationId": operation.name,
         "security": [{"HTTPBearer": []}],
         "requestBody": {
             "required": True,
             "content": {
                 _JSON: {
                     "schema": {
-                        "title": "Embedding Request",
+                        "title": operation.title,
                         "oneOf": [{"$ref": ref} for ref in refs.values()],
                         "discriminator": {"propertyName": "model", "mapping": refs},
                     }
@@ -200,7 +254,7 @@ def _embeddings(requests: Mapping[str, type[BaseModel]]) -> Document:
             },
         },
         "responses": {
-            "200": _answer("One vector per input.", EmbeddingResponse, headers=_LIMIT_HEADERS | _TIME_HEADER),
+            "200": _answer(operation.answered, operation.answer, headers=headers),
             **_errors(_MODEL_ERRORS),
         },
     }
