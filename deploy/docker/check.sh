@@ -17,6 +17,7 @@ cd "$work"
 "$prefix/bin/envoy" --mode validate --config-path "$work/envoy.yaml" --log-level error
 "$prefix/bin/python" - <<'PYTHON'
 import importlib
+import importlib.util
 import pkgutil
 
 import gateway
@@ -24,6 +25,8 @@ import services
 
 for package in (services, gateway):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
+        spec = importlib.util.find_spec(module.name)
+        if spec is not None and str(spec.origin).endswith(".py"):  # compiled kernels are loaded by their user
+            importlib.import_module(module.name)
 print("every module imports")
 PYTHON
