@@ -28,9 +28,9 @@ class RestCall:
     rpc: str
 
 
-def implemented() -> tuple[Capability, ...]:
-    """The capabilities whose services the protos define."""
-    return tuple(c for c in Capability if importlib.util.find_spec(f"{_PACKAGE}.{c}_rest_pb2"))
+def has_services(capability: Capability) -> bool:
+    """Whether the protos define services for a capability."""
+    return importlib.util.find_spec(f"{_PACKAGE}.{capability}_rest_pb2") is not None
 
 
 def typed_services(capability: Capability) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from gateway.contract import implemented
+from gateway.contract import has_services
 from gateway.topology import Topology, parse
 from services.core.catalog.types import Capability
 from services.core.settings import ConfigurationError, Settings
@@ -19,7 +19,7 @@ _EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "[::1]"}
 
 def local_topology(
     settings: Settings,
-    capabilities: Iterable[Capability] | None = None,
+    capabilities: Iterable[Capability],
     *,
     services: str | None = None,
 ) -> Topology:
@@ -35,7 +35,7 @@ def local_topology(
         "pools": [
             {
                 "name": "local",
-                "capabilities": [str(name) for name in capabilities or implemented()],
+                "capabilities": [str(name) for name in capabilities],
                 "models": list(settings.models),
                 "addresses": [f"{services}:{settings.grpc_port}"],
             }
@@ -50,7 +50,7 @@ def local_topology(
     except ValidationError as error:
         where = f" of {settings.gateway_file}" if own else ""
         raise ConfigurationError(f"Wrong gateway settings{where}: {_sentence(error)}.") from error
-    missing = [str(c) for c in topology.capabilities if c not in implemented()]
+    missing = [str(c) for c in topology.capabilities if not has_services(c)]
     if missing:
         raise ConfigurationError(f"This version has no service for {', '.join(missing)}.")
     if settings.tls_cert is not None and topology.services_tls is None:

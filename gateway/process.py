@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from gateway.child import ends_with_parent
 from gateway.topology import Listener, Topology
 
 _ADMIN_SECONDS = 2.0
@@ -34,11 +35,15 @@ class Envoy:
     async def start(cls, config: Path, topology: Topology) -> Envoy:
         """Start Envoy on a configuration file; its logs go where ours do. Raises EnvoyError.
 
-        It gets a session of its own, so that Ctrl-C reaches only us, who drain it first.
+        It gets a session of its own, so that Ctrl-C reaches only us, who drain it first, and it ends when
+        we are killed.
         """
         command = (str(find_envoy()), *arguments(config, topology))
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=ends_with_parent(),
         )
         return cls(process, topology)
 

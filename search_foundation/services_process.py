@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from gateway.child import ends_with_parent
 from services.core.settings import Settings
-
-_PR_SET_PDEATHSIG = 1
 
 
 class ServicesProcess:
@@ -44,7 +42,7 @@ class ServicesProcess:
             stdout=sys.stderr,
             env=environment,
             start_new_session=True,
-            preexec_fn=_ends_with_parent(),
+            preexec_fn=ends_with_parent(),
         )
         return cls(process)
 
@@ -63,14 +61,3 @@ class ServicesProcess:
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
-
-
-def _ends_with_parent() -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def ask_for_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return ask_for_signal

@@ -14,6 +14,7 @@ from gateway.build import envoy_yaml
 from gateway.local import LOOPBACK, local_topology
 from gateway.process import Envoy, EnvoyError, drain
 from gateway.topology import Listener, Topology
+from search_foundation.capabilities import implemented
 from services.core.catalog import Catalog, CatalogError
 from services.core.settings import Settings, load_settings
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             admin = Listener(host=LOOPBACK, port=settings.admin_port)
             asyncio.run(drain(admin, settings.drain_seconds, settings.grace_seconds))
             return 0
-        topology = local_topology(settings)
+        topology = local_topology(settings, implemented())
         config = configuration(topology, settings)
         if args.print:
             print(config, end="")

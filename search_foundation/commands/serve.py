@@ -10,12 +10,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import uvloop
 
+from search_foundation.capabilities import CAPABILITIES
 from services.core.serving import PortInUseError, Server, StopReason
 from services.core.serving.doors import Capability
 from services.core.serving.exposition import Exposition
@@ -25,9 +26,6 @@ from services.core.serving.workers import Supervisor, WorkerLink
 from services.core.settings import ConfigurationError, Settings, load_settings
 
 logger = logging.getLogger(__name__)
-
-CAPABILITIES: Mapping[str, str] = {"embed": "services.embed.capability"}
-"""Capabilities by name, each a module with ``build(engine, catalog, settings)``; imported when named."""
 
 _ENGINE_SECONDS = 1.0
 """For the engine to stop in: no call is in flight any more."""

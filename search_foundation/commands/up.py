@@ -16,10 +16,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from gateway.contract import implemented
 from gateway.local import LOOPBACK, local_topology
 from gateway.process import Envoy, EnvoyError
 from gateway.topology import Address, Topology
+from search_foundation.capabilities import implemented
 from search_foundation.commands.gateway import configuration
 from search_foundation.first_key import first_key
 from search_foundation.local_ports import settle_ports
@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         return asyncio.run(_up(settings, capabilities))
-    except CatalogError as error:
-        raise ConfigurationError(str(error)) from error
+    except (CatalogError, ConfigurationError) as error:
+        print(error, file=sys.stderr)
+        return 2
     except (EnvoyError, UpError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -110,7 +110,7 @@ def test_rest_calls_come_from_the_annotations() -> None:
     assert (call.method, call.path) == ("POST", "/v1/embeddings")
     assert (call.service, call.rpc) == ("searchfoundation.v1.EmbedRestService", "CreateEmbeddings")
     assert contract.typed_services(Capability.EMBED) == ("searchfoundation.v1.EmbedService",)
-    assert Capability.EMBED in contract.implemented()
+    assert contract.has_services(Capability.EMBED)
 
 
 def test_the_descriptor_set_is_whole_and_in_order() -> None:

@@ -1,0 +1,18 @@
+"""The capabilities of this distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from services.core.catalog.types import Capability
+
+CAPABILITIES: Mapping[str, str] = {
+    "embed": "services.embed.capability",
+    "rerank": "services.rerank.capability",
+}
+"""Capabilities by name, each a module with ``build(engine, catalog, settings)``; imported when named."""
+
+
+def implemented() -> tuple[Capability, ...]:
+    """All of them, as the catalogue's type."""
+    return tuple(map(Capability, CAPABILITIES))

@@ -1,0 +1,84 @@
+"""Callers that keep calling until told to stop, and note every answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from tests.stack import MODEL
+
+REFUSED = "connection refused"
+LOST = "lost"
+
+
+@dataclass
+class Load:
+    """Threads in a closed loop over one kept connection each.
+
+    ``outcomes`` counts statuses, REFUSED connections (never accepted) and LOST calls: sent over a connection
+    on which nothing came back.
+    """
+
+    port: int
+    callers: int
+    headers: dict[str, str] = field(default_factory=dict)
+    text: str = "a text of about ten words to embed once more"
+    outcomes: Counter[int | str] = field(default_factory=Counter)
+    answers: list[tuple[float, int, dict[str, str], bytes]] = field(default_factory=list)
+    keep: bool = False
+
+    def __enter__(self) -> Self:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(self.callers)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def count(self, *outcomes: int | str) -> int:
+        return sum(self.outcomes[outcome] for outcome in outcomes)
+
+    def _run(self) -> None:
+        connection = self._connection()
+        body = json.dumps({"model": MODEL, "input": self.text})
+        headers = {"content-type": "application/json", **self.headers}
+        while not self._stop.is_set():
+            try:
+                if connection.sock is None:
+                    connection.connect()
+            except OSError:
+                self.outcomes[REFUSED] += 1
+                time.sleep(0.02)
+                continue
+            try:
+                connection.request("POST", "/v1/embeddings", body, headers)
+                response = connection.getresponse()
+                self._note(response.status, dict(response.getheaders()), response.read())
+            except (OSError, http.client.HTTPException):
+                self.outcomes[LOST] += 1
+                connection.close()
+        connection.close()
+
+    def _note(self, status: int, headers: dict[str, str], answer: bytes) -> None:
+        self.outcomes[status] += 1
+        if status != 200 or self.keep:
+            fields = {name.lower(): value for name, value in headers.items()}
+            self.answers.append((time.monotonic(), status, fields, answer))
+
+    def _connection(self) -> Any:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
