@@ -15,7 +15,6 @@ import pytest
 import torch
 from google.api import httpbody_pb2
 from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.call import Call
@@ -26,7 +25,8 @@ from services.core.inference.engine import load_encoder
 from services.core.settings import Settings
 from services.embed.logic import Embedder
 from services.embed.types import EmbedRequest
-from tests.embed.conftest import ALIAS, SETTINGS, Rig
+from tests.embed.conftest import SETTINGS, Rig
+from tests.rig import ALIAS, detail, told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -59,8 +59,7 @@ async def refused(rig: Rig, body: Any) -> tuple[int, dict[str, Any]]:
     """HTTP status and body, as the gateway would answer them."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await post(rig, body)
-    trailing = dict(caught.value.trailing_metadata())
-    return int(trailing["sf-http-status"]), orjson.loads(trailing["sf-http-body"])
+    return told(caught.value)
 
 
 def request(*texts: str, model: str = MINILM, **options: Any) -> embed_pb2.EmbedRequest:
@@ -197,7 +196,7 @@ async def test_models_that_are_not_served(rig: Rig, model: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.typed.Embed(request("a", model=model))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert _detail(caught.value, error_details_pb2.ErrorInfo).reason == "INPUT_MODEL_NOT_FOUND"
+    assert detail(caught.value, error_details_pb2.ErrorInfo).reason == "INPUT_MODEL_NOT_FOUND"
 
 
 async def test_validation_error_over_rest(rig: Rig) -> None:
@@ -222,7 +221,7 @@ async def test_validation_error_over_rest(rig: Rig) -> None:
 async def test_validation_error_over_grpc(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.typed.Embed(request("a", dimensions=385, task=99, encodings=[1, 77]))
-    violations = _detail(caught.value, error_details_pb2.BadRequest).field_violations
+    violations = detail(caught.value, error_details_pb2.BadRequest).field_violations
     assert {violation.field for violation in violations} == {"options.dimensions", "options.encodings[1]"}
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -303,14 +302,3 @@ async def test_openai_client(rig: Rig, arguments: dict[str, Any]) -> None:
     assert first.embedding == pytest.approx(expected.tolist(), abs=1e-6)
     assert (first.index, second.index) == (0, 1)
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 7
-
-
-def _detail(error: grpc.aio.AioRpcError, kind: type[Any]) -> Any:
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    assert status is not None
-    for detail in status.details:
-        if detail.Is(kind.DESCRIPTOR):
-            found = kind()
-            detail.Unpack(found)
-            return found
-    raise AssertionError(f"no {kind.__name__} among the details")

@@ -18,7 +18,8 @@ from services.core.errors import ErrorCode, ServiceError
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
 from services.embed.stream import EmbedStream, StreamLimits
-from tests.embed.conftest import ALIAS, Rig
+from tests.embed.conftest import Rig
+from tests.rig import ALIAS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
