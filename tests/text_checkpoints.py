@@ -13,22 +13,8 @@ from tests.checkpoints import Random, Tensors, write
 
 BYTE_PAIR_MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o"), ("r", "l"))
 
-PIECES = (
-    "▁",
-    "▁hello",
-    "▁world",
-    "▁the",
-    "▁quick",
-    "▁brown",
-    "▁fox",
-    "▁dog",
-    "s",
-    "ed",
-    ",",
-    ".",
-    "▁a",
-    "▁b",
-)
+WORDS = ("hello", "world", "the", "quick", "brown", "fox", "dog", "a", "b")
+PIECES = ("▁", *(f"▁{word}" for word in WORDS), "s", "ed", ",", ".")
 
 
 def byte_pairs() -> Tokenizer:
@@ -247,4 +233,47 @@ def write_v3(directory: Path, *, random: Random | None = None, **changes: Any) -
     """Write a tiny jina-embeddings-v3; ``changes`` go into its config.json."""
     config = v3_config(**changes)
     tensors = stored_as(torch.bfloat16, xlm_rotary_tensors(config, random=random))
+    return write(directory, config, tensors, sentence_pieces())
+
+
+def write_reranker_v1(directory: Path, *, random: Random | None = None, **changes: Any) -> Path:
+    """Write a tiny jina-reranker-v1-*: JinaBERT under a prefix, with a pooler and a classifier."""
+    random = random or Random()
+    config = jina_bert_config(architectures=["JinaBertModel"], **changes)
+    body = jina_bert_tensors(config, random=random)
+    tensors = {f"bert.{name}": tensor for name, tensor in body.items()}
+    tensors |= random.linear("classifier", 1, config["hidden_size"])
+    return write(directory, config, stored_as(torch.float16, tensors), byte_pairs())
+
+
+def reranker_v2_config(**changes: Any) -> dict[str, Any]:
+    """Make the config.json of jina-reranker-v2-base-multilingual, tiny unless ``changes`` say otherwise."""
+    own = {
+        "architectures": ["XLMRobertaForSequenceClassification"],
+        "id2label": {"0": "LABEL_0"},
+        "max_position_embeddings": 66,
+        "num_labels": 1,
+        "position_embedding_type": "absolute",
+    }
+    config = xlm_rotary_config(**(own | changes))
+    del config["rotary_emb_base"]
+    return config
+
+
+def reranker_v2_tensors(config: Mapping[str, Any], *, random: Random | None = None) -> Tensors:
+    """Make the tensors of a jina-reranker-v2: no pooler, a RoBERTa head."""
+    random = random or Random()
+    width = config["hidden_size"]
+    tensors = xlm_rotary_tensors(config, random=random)
+    tensors = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
+    table = random.normal(config["max_position_embeddings"], width, scale=0.5)
+    tensors["roberta.embeddings.position_embeddings.weight"] = table
+    head = random.linear("classifier.dense", width, width) | random.linear("classifier.out_proj", 1, width)
+    return tensors | head
+
+
+def write_reranker_v2(directory: Path, *, random: Random | None = None, **changes: Any) -> Path:
+    """Write a tiny jina-reranker-v2-base-multilingual."""
+    config = reranker_v2_config(**changes)
+    tensors = stored_as(torch.bfloat16, reranker_v2_tensors(config, random=random))
     return write(directory, config, tensors, sentence_pieces())

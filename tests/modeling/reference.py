@@ -150,3 +150,8 @@ def rotate(x: torch.Tensor, heads: int, base: float) -> torch.Tensor:
             out[:, a] = x[:, a] * cos - x[:, b] * sin
             out[:, b] = x[:, b] * cos + x[:, a] * sin
     return out
+
+
+def score(w: Tensors, dense: str, out: str, first: torch.Tensor) -> float:
+    """Sigmoid of the logit that a dense layer under tanh and a linear layer make of the first token."""
+    return float(torch.sigmoid(linear(w, out, torch.tanh(linear(w, dense, first)))))

@@ -65,6 +65,13 @@ def load_bert(
         heads=config.heads,
         epsilon=config.epsilon,
     )
+    return post_norm(weights, config, device, dtype)
+
+
+def post_norm(
+    weights: PostNormWeights, config: EncoderConfig, device: torch.device, dtype: torch.dtype
+) -> Backbone:
+    """Make a network of ``weights``, of the compiled kernels where they serve it."""
     if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
         return native.FusedPostNorm(weights)
     return PostNorm(weights, device, dtype)

@@ -11,7 +11,7 @@ from services.core.catalog.types import ModelSpec
 from services.core.modeling import bert, jina_bert, xlm_rotary
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.encoder import DenseHead, Encoder
-from services.core.modeling.encoder_config import EncoderConfig
+from services.core.modeling.encoder_config import refuse_short
 from services.core.modeling.lora import Adapters
 from services.core.modeling.packed import Limits
 from services.core.modeling.pooling import POOLINGS, Pooling
@@ -83,15 +83,6 @@ def load_jina_v3(
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     tokenizer = Tokenizer.load(checkpoint.directory)
     return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
-
-
-def refuse_short(spec: ModelSpec, config: EncoderConfig, checkpoint: Checkpoint) -> None:
-    """CheckpointError if the network takes fewer tokens than the catalogue promises."""
-    if spec.max_tokens > config.positions:
-        raise CheckpointError(
-            f"{checkpoint.directory}: {spec.id} is to take {spec.max_tokens} tokens, "
-            f"the network has {config.positions} positions"
-        )
 
 
 def sentence_transformers_pooling(directory: Path) -> Pooling:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.core.modeling.checkpoint import CheckpointError, Config, require
+from services.core.catalog.types import ModelSpec
+from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +48,12 @@ def refuse_unless(config: Config, name: str, wanted: object, *, default: object)
     found = config.get(name, default)
     if found != wanted:
         raise CheckpointError(f"config.json: '{name}' is {found!r}, this network has {wanted!r}")
+
+
+def refuse_short(spec: ModelSpec, config: EncoderConfig, checkpoint: Checkpoint) -> None:
+    """CheckpointError if the network takes fewer tokens than the catalogue promises."""
+    if spec.max_tokens > config.positions:
+        raise CheckpointError(
+            f"{checkpoint.directory}: {spec.id} is to take {spec.max_tokens} tokens, "
+            f"the network has {config.positions} positions"
+        )

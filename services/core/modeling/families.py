@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import dense
+from services.core.modeling import cross_encoder, dense, xlm_absolute
 from services.core.modeling.checkpoint import Checkpoint, Config
+from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.jina_bert import is_jina_bert
 from services.core.modeling.types import TextEncoder
 
-Loader = Callable[[ModelSpec, Checkpoint, torch.device, torch.dtype], TextEncoder]
+M = TypeVar("M")
+
+Loader = Callable[[ModelSpec, Checkpoint, torch.device, torch.dtype], M]
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Family(Generic[M]):
     """``recognises`` decides by facts of config.json, never by ``model_type`` alone: JinaBERT says bert."""
 
     recognises: Callable[[Config], bool]
-    load: Loader
+    load: Loader[M]
 
 
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, Family[TextEncoder]] = {
     "bert": Family(dense.is_bert, dense.load_bert),
     "jina_bert": Family(is_jina_bert, dense.load_jina_bert),
     "jina_v3": Family(dense.is_jina_v3, dense.load_jina_v3),
 }
+"""Encoders: a text in, a vector or several out."""
+
+CROSS_ENCODERS: Mapping[str, Family[CrossEncoder]] = {
+    "reranker_v1": Family(is_jina_bert, cross_encoder.load_reranker_v1),
+    "reranker_v2": Family(xlm_absolute.is_reranker, cross_encoder.load_reranker_v2),
+}
+"""A query and a document in, a score out."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError
-from services.core.modeling.families import FAMILIES
+from services.core.modeling.cross_encoder import CrossEncoder
+from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, Family, M
 from services.core.modeling.types import TextEncoder
 
 
@@ -20,12 +22,7 @@ def load_text_encoder(
     CheckpointError if the configuration is that of another network, if a tensor is missing, left over or
     of the wrong shape, if a file is broken, or if the vectors have not the width the catalogue promises.
     """
-    family = FAMILIES.get(spec.family)
-    if family is None:
-        raise CheckpointError(f"{spec.id}: no network '{spec.family}'; there are {', '.join(FAMILIES)}")
-    checkpoint = Checkpoint(directory)
-    if not family.recognises(checkpoint.config):
-        raise CheckpointError(_foreign(spec, checkpoint))
+    family, checkpoint = _open(spec, directory, FAMILIES)
     encoder = family.load(spec, checkpoint, device, dtype)
     if spec.dimensions and encoder.width != spec.dimensions:
         raise CheckpointError(
@@ -34,8 +31,34 @@ def load_text_encoder(
     return encoder
 
 
+def load_cross_encoder(
+    spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype
+) -> CrossEncoder:
+    """Load the model of ``directory`` as the cross-encoder that ``spec.family`` names; raises as above."""
+    family, checkpoint = _open(spec, directory, CROSS_ENCODERS)
+    return family.load(spec, checkpoint, device, dtype)
+
+
+def is_cross_encoder(spec: ModelSpec) -> bool:
+    """Whether ``load_cross_encoder`` is the one to load a model."""
+    return spec.family in CROSS_ENCODERS
+
+
+def _open(
+    spec: ModelSpec, directory: Path, families: Mapping[str, Family[M]]
+) -> tuple[Family[M], Checkpoint]:
+    family = families.get(spec.family)
+    if family is None:
+        raise CheckpointError(f"{spec.id}: no network '{spec.family}'; there are {', '.join(families)}")
+    checkpoint = Checkpoint(directory)
+    if not family.recognises(checkpoint.config):
+        raise CheckpointError(_foreign(spec, checkpoint))
+    return family, checkpoint
+
+
 def _foreign(spec: ModelSpec, checkpoint: Checkpoint) -> str:
-    known = [name for name, family in FAMILIES.items() if family.recognises(checkpoint.config)]
+    families = {**FAMILIES, **CROSS_ENCODERS}
+    known = [name for name, family in families.items() if family.recognises(checkpoint.config)]
     found = f"it looks like '{known[0]}'" if known else "it is of no network served here"
     config = checkpoint.config
     kind = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """Return the id of ``token``, None if it is not in the vocabulary."""
         return self._rust.token_to_id(token)
+
+    def pair_specials(self) -> tuple[TokenIds, TokenIds, TokenIds]:
+        """Return the specials before, between and behind the two texts of a pair.
+
+        CheckpointError if nothing stands between them.
+        """
+        probe = self._rust.encode("a", "a")
+        ids = np.asarray(probe.ids, dtype=np.int32)
+        runs = [list(run) for _, run in groupby(range(len(ids)), probe.special_tokens_mask.__getitem__)]
+        if len(runs) != 5:
+            raise CheckpointError("tokenizer.json: it does not tell the two texts of a pair apart")
+        return ids[runs[0]], ids[runs[2]], ids[runs[4]]
 
     def encode_batch(
         self, texts: Sequence[str], prompt: str = "", truncate_to: int | None = None
