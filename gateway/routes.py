@@ -35,6 +35,8 @@ _GRPC_HEADERS = (
     "grpc-accept-encoding",
     "accept-encoding",
 )
+# HTTP/2 callers would get the trailers of the gRPC call that theirs has become.
+_ERROR_TRAILERS = ("sf-http-status", "sf-http-body")
 # What the services never read; each header costs time in every process it passes.
 _NOT_FORWARDED = [
     "accept",
@@ -122,10 +124,11 @@ def _rest_route(match: Config, pool: Pool, topology: Topology) -> Config:
 
 
 def _without_grpc_headers() -> Config:
-    mutations = [{"remove": name} for name in _GRPC_HEADERS]
+    headers = [{"remove": name} for name in _GRPC_HEADERS]
+    trailers = [{"remove": name} for name in (*_GRPC_HEADERS, *_ERROR_TRAILERS)]
     return {
         "@type": f"{_FILTERS}.header_mutation.v3.HeaderMutationPerRoute",
-        "mutations": {"response_mutations": mutations},
+        "mutations": {"response_mutations": headers, "response_trailers_mutations": trailers},
     }
 
 

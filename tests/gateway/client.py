@@ -75,3 +75,28 @@ def raw(port: int, data: bytes, *, timeout: float = 10.0) -> bytes:
         while part := connection.recv(65536):
             received += part
         return received
+
+
+def http2_frames(port: int, body: bytes) -> list[tuple[int, bytes]]:
+    """POST embeddings over HTTP/2 without TLS; type and payload of every frame that comes back."""
+
+    def field(name: bytes, value: bytes) -> bytes:
+        return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+    pseudo = {b":method": b"POST", b":scheme": b"http", b":path": b"/v1/embeddings", b":authority": b"x"}
+    headers = b"".join(field(name, value) for name, value in pseudo.items())
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
+    sent += frame(1, 4, 1, headers) + frame(0, 1, 1, body)
+    frames: list[tuple[int, bytes]] = []
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(sent)
+        received = connection.makefile("rb")
+        while True:
+            head = received.read(9)
+            kind, flags, stream = head[3], head[4], int.from_bytes(head[5:])
+            frames.append((kind, received.read(int.from_bytes(head[:3]))))
+            if stream == 1 and flags & 1:
+                return frames

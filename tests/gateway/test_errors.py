@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from tests.gateway.client import post
+from tests.gateway.client import http2_frames, post
 from tests.gateway.conftest import StartGateway, pool
 from tests.gateway.scripted import ScriptedService
 
 BODY = '{"detail":"Too long.","code":"VALIDATION_ERROR","request_id":"abc"}'
+DATA, HEADERS = 0, 1
 DESCRIBED = {"sf-http-status": "422", "sf-http-body": BODY}
 
 
@@ -35,6 +36,16 @@ def test_nothing_of_grpc_shows(port: int) -> None:
     fine = post(port, {})
     for answer in (failed, fine):
         assert not [name for name in answer.headers if name.startswith(("grpc-", "sf-", "x-envoy"))]
+
+
+@pytest.mark.parametrize(
+    "script", [{"do": "nothing"}, {"do": "abort", "status": "INTERNAL", "headers": {"a": "b"}}]
+)
+def test_no_trailers_reach_callers_over_http2(port: int, script: dict[str, object]) -> None:
+    frames = http2_frames(port, json.dumps(script).encode())
+    data = [index for index, (kind, _) in enumerate(frames) if kind == DATA]
+    assert b"{" in frames[data[0]][1]
+    assert HEADERS not in [kind for kind, _ in frames[data[0] :]]
 
 
 def test_an_error_of_many_fields_passes_whole(port: int) -> None:
