@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart import refusal
+from services.core.settings import TIERS
+from tests.helm.chart import refusal, render
 from tests.helm.value_sets import DIGEST, ISSUER, one_pool, pool
 
 BATCH = {"capability": "batch", "replicas": 2}
@@ -177,6 +178,14 @@ BY_RULE: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"auth": {"existingSecret": "a", "keys": [{"id": "a", "digest": DIGEST}]}},
         ["existingSecret or keys"],
     ),
+    "key-of-unknown-tier": (
+        {"auth": {"keys": [{"id": "a", "digest": DIGEST, "tier": "gold"}]}},
+        ["'a' has tier 'gold'", "free, tier1, tier2, unlimited"],
+    ),
+    "balance-without-database": (
+        {"auth": {"keys": [{"id": "a", "digest": DIGEST, "balance": 5}]}},
+        ["balance of 'a'", "database.existingSecret"],
+    ),
     "nobody-could-call": ({"auth": {"bootstrapKey": {"enabled": False}}}, ["nobody could call"]),
 }
 
@@ -197,6 +206,13 @@ def test_values_that_do_not_fit_together_are_refused(case: str) -> None:
     assert "The values do not fit together" in message
     for word in words:
         assert word in message
+
+
+def test_the_chart_knows_the_built_in_tiers() -> None:
+    entries = [{"id": name, "digest": f"sha256:{i:064}", "tier": name} for i, name in enumerate(TIERS)]
+    assert render({"auth": {"keys": entries}}).one("Secret", "keys")
+    own = {"auth": {"keys": [{"id": "a", "digest": DIGEST, "tier": "gold"}]}}
+    assert render(own | {"settings": {"tiers": {"gold": {"concurrency": 1}}}}).one("Secret", "keys")
 
 
 def test_every_problem_is_told_at_once() -> None:

@@ -150,7 +150,17 @@
 {{- if and $auth.existingSecret $auth.keys -}}
 {{- $problems = append $problems "auth: give existingSecret or keys, not both." -}}
 {{- end -}}
-{{- if and $auth.enabled (not (include "sf.keysSecret" .)) (not (include "sf.storeSecret" (dict "root" . "store" "database"))) -}}
+{{- $database := include "sf.storeSecret" (dict "root" . "store" "database") -}}
+{{- $tiers := concat (list "free" "tier1" "tier2" "unlimited") (keys ($values.settings.tiers | default dict)) -}}
+{{- range $auth.keys -}}
+{{- if and .tier (not (has .tier $tiers)) -}}
+{{- $problems = append $problems (printf "auth.keys: '%s' has tier '%s', which is none of %s; add it to settings.tiers." .id .tier (join ", " (sortAlpha $tiers))) -}}
+{{- end -}}
+{{- if and (hasKey . "balance") (not $database) -}}
+{{- $problems = append $problems (printf "auth.keys: the balance of '%s' needs database.existingSecret to keep what is spent." .id) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $auth.enabled (not (include "sf.keysSecret" .)) (not $database) -}}
 {{- $problems = append $problems "auth: nobody could call: set existingSecret, keys, bootstrapKey.enabled or a database that holds keys." -}}
 {{- end -}}
 {{- toYaml $problems -}}
