@@ -306,3 +306,27 @@ async def test_a_handler_of_the_wrong_kind_is_refused_at_the_start(handler: str)
     dispatcher = Dispatcher(Pipeline(settings(), access=None, known_models=frozenset()))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Probe/Unary"):
         dispatcher.add_capability(Wrong())
+
+
+async def test_a_call_whose_work_was_cancelled_under_it_is_told_to_come_back() -> None:
+    async def act(_call: Call, _request: Any) -> Any:
+        lost = asyncio.get_running_loop().create_future()
+        lost.cancel()
+        await lost
+
+    async with running(act) as house:
+        error = await failure(house.unary())
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "retry-after" in trailers(error)
+
+
+async def test_work_that_answers_in_spite_of_its_deadline_is_answered() -> None:
+    async def act(_call: Call, request: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return request
+
+    async with running(act, request_timeout_seconds=0.05) as house:
+        assert (await house.unary("late")).value == "late"
+        assert (await house.unary("again")).value == "again"

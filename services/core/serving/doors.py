@@ -93,7 +93,7 @@ class Admission(Protocol):
         ...
 
     def headers(self) -> Mapping[str, str]:
-        """The remaining limits as headers."""
+        """The remaining limits as headers, with lower-case names."""
         ...
 
     async def release(self, *, refund: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +91,9 @@ class Exchange:
         metadata = trailing_metadata(error, self.call.request_id)
         if self.admission is not None:
             present = {name for name, _ in metadata}
-            metadata += tuple(item for item in _lower(self.admission.headers()) if item[0] not in present)
+            metadata += tuple(
+                item for item in tuple(self.admission.headers().items()) if item[0] not in present
+            )
         await self.context.abort(error.spec.grpc_status, grpc_message(error), metadata)
 
     def client_address(self, metadata: ArrivalMetadata) -> str:
@@ -121,7 +123,7 @@ class Exchange:
         return response if self.route.render is None else self.route.render(response)
 
     def _limits(self) -> Headers:
-        headers = () if self.admission is None else _lower(self.admission.headers())
+        headers = () if self.admission is None else tuple(self.admission.headers().items())
         return (("x-request-id", self.call.request_id), *headers)
 
     def _timing(self) -> tuple[str, str]:
@@ -149,7 +151,3 @@ def begin(route: Route, context: Context, metadata: ArrivalMetadata) -> Exchange
         elif key == "authorization" and isinstance(value, str):
             authorization = value
     return Exchange(route, context, Call(request_id=request_id or uuid.uuid4().hex), authorization)
-
-
-def _lower(headers: Mapping[str, str]) -> Headers:
-    return tuple((name.lower(), value) for name, value in headers.items())

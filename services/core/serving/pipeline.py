@@ -23,6 +23,7 @@ import grpc.aio
 
 from services.core.call import Call, current_call
 from services.core.errors import ErrorCode, ServiceError
+from services.core.serving.deadlines import Deadlines
 from services.core.serving.doors import Access
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
 from services.core.serving.logs import AccessLog
@@ -59,6 +60,7 @@ class Pipeline:
         self._timeout = settings.request_timeout_seconds
         self._limit = settings.max_concurrent_calls
         self._limits_addresses = settings.ip_requests_per_minute is not None
+        self._deadlines = Deadlines()
         self._calls = 0
         self._idle: asyncio.Event | None = None
 
@@ -101,28 +103,18 @@ class Pipeline:
         """Run the call, count it, and end it with the right status whatever happens."""
         self._calls += 1
         CALLS.in_flight += 1
+        task = self._watch(exchange)
         try:
-            return await self._in_time(exchange, work)
-        except ServiceError as error:
-            failure = error
-            exchange.code = error.code.value
-            if error.code is ErrorCode.INTERNAL_ERROR:
-                logger.exception("call failed", extra=_fields(exchange))
-        except asyncio.CancelledError:
-            # At a deadline of the caller's own, gRPC cancels the call before our clock goes off.
-            exchange.code = ErrorCode.SERVICE_TIMEOUT.value if exchange.call.expired else CANCELLED
-            raise
-        except grpc.aio.AbortError:
-            exchange.code = exchange.context.code().name
-            raise
-        except grpc.aio.InternalError:  # reading or writing failed: the caller is gone
-            exchange.code = CANCELLED
-            raise
-        except Exception:
-            failure = ServiceError(ErrorCode.INTERNAL_ERROR)
+            if self._calls > self._limit:
+                raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE)
+            return await self._admitted(exchange, work)
+        except BaseException as error:
+            failure = self._failure(exchange, task, error)
+            if failure is None:
+                raise
             exchange.code = failure.code.value
-            logger.exception("call failed unexpectedly", extra=_fields(exchange))
         finally:
+            self._deadlines.release(task)
             self._calls -= 1
             if self._calls == 0 and self._idle is not None:
                 self._idle.set()
@@ -131,24 +123,48 @@ class Pipeline:
         await exchange.fail(failure)
         return None
 
-    async def _in_time(self, exchange: Exchange, work: Work) -> bytes | None:
-        """Run the call under its deadline: the caller's own, else, for unary calls, the server's."""
-        if self._calls > self._limit:
-            raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE)
+    def _watch(self, exchange: Exchange) -> asyncio.Task[Any]:
+        """Put the call under its deadline: the caller's own, else, for unary calls, the server's."""
+        task = asyncio.current_task()
+        assert task is not None, "gRPC runs every call in a task"
         timeout = cast("float | None", exchange.context.time_remaining())
-        if timeout is None:
-            if exchange.route.streaming:
-                return await self._admitted(exchange, work)
+        if timeout is None and not exchange.route.streaming:
             timeout = self._timeout
-        exchange.call.deadline = exchange.call.started + timeout
-        clock = asyncio.timeout(timeout)
-        try:
-            async with clock:
-                return await self._admitted(exchange, work)
-        except TimeoutError:
-            if not clock.expired():
-                raise
-            raise ServiceError(ErrorCode.SERVICE_TIMEOUT, timeout_seconds=round(timeout, 3)) from None
+        if timeout is not None:
+            exchange.call.deadline = deadline = exchange.call.started + timeout
+            self._deadlines.watch(task, deadline)
+        return task
+
+    def _failure(
+        self, exchange: Exchange, task: asyncio.Task[Any], error: BaseException
+    ) -> ServiceError | None:
+        """What to tell the caller of an exception; None, with the code noted, if nothing can be told."""
+        call = exchange.call
+        if isinstance(error, ServiceError):
+            if error.code is ErrorCode.INTERNAL_ERROR:
+                logger.error("call failed", exc_info=error, extra=_fields(exchange))
+            return error
+        if isinstance(error, asyncio.CancelledError):
+            if self._deadlines.release(task):
+                seconds = round((call.deadline or call.started) - call.started, 3)
+                return ServiceError(ErrorCode.SERVICE_TIMEOUT, timeout_seconds=seconds)
+            if not task.cancelling():  # what it waited for was cancelled, as happens when things stop
+                logger.warning("call lost what it waited for", exc_info=error, extra=_fields(exchange))
+                return ServiceError(ErrorCode.SERVICE_UNAVAILABLE)
+            # At a deadline of the caller's own, gRPC may cancel the call before we do.
+            exchange.code = ErrorCode.SERVICE_TIMEOUT.value if call.expired else CANCELLED
+            return None
+        if isinstance(error, grpc.aio.AbortError):
+            exchange.code = exchange.context.code().name
+            return None
+        if isinstance(error, grpc.aio.InternalError):  # reading or writing failed: the caller is gone
+            exchange.code = CANCELLED
+            return None
+        if not isinstance(error, Exception):
+            exchange.code = ErrorCode.INTERNAL_ERROR.value
+            return None
+        logger.error("call failed unexpectedly", exc_info=error, extra=_fields(exchange))
+        return ServiceError(ErrorCode.INTERNAL_ERROR)
 
     async def _admitted(self, exchange: Exchange, work: Work) -> bytes | None:
         call = exchange.call
