@@ -9,8 +9,12 @@ from services.core.catalog.types import Capability
 CAPABILITIES: Mapping[str, str] = {
     "embed": "services.embed.capability",
     "rerank": "services.rerank.capability",
+    "classify": "services.classify.capability",
 }
 """Capabilities by name, each a module with ``build(engine, catalog, settings)``; imported when named."""
+
+STORING = frozenset({"classify"})
+"""Those whose ``build`` takes the database of the process as a fourth argument."""
 
 
 def implemented() -> tuple[Capability, ...]:

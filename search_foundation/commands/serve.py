@@ -12,11 +12,11 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from search_foundation.capabilities import CAPABILITIES
+from search_foundation.capabilities import CAPABILITIES, STORING
 from services.core.serving import PortInUseError, Server, StopReason
 from services.core.serving.doors import Capability
 from services.core.serving.exposition import Exposition
@@ -24,6 +24,11 @@ from services.core.serving.logs import configure
 from services.core.serving.ports import check_free, join, write_ports_file
 from services.core.serving.workers import Supervisor, WorkerLink
 from services.core.settings import ConfigurationError, Settings, load_settings
+
+if TYPE_CHECKING:  # they load torch and SQLAlchemy, which other commands and the supervisor do without
+    from services.core.catalog import Catalog
+    from services.core.inference import Engine
+    from services.core.storage import Database
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +99,14 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
         metrics_port = await _expose(exposition, settings, link)
         stack.push_async_callback(exposition.stop)
         catalog = Catalog.load(settings.catalog_file, settings.model_aliases)
-        access = await AccessControl.open(settings)
+        database = await _database(settings, names)
+        if database is not None:
+            stack.push_async_callback(database.close)
+        access = await AccessControl.open(settings, database=database)
         stack.push_async_callback(access.close)
         engine = await Engine.start(settings, catalog)
         stack.push_async_callback(engine.stop, _ENGINE_SECONDS)
-        capabilities = [_build(name)(engine, catalog, settings) for name in names]
+        capabilities = [_build(name, engine, catalog, settings, database) for name in names]
         capabilities.append(ModelsCapability(engine.served))
         server = Server(settings, capabilities, engine, access, share_port=link is not None)
         if link is not None:
@@ -131,8 +139,23 @@ async def _until_stopped(settings: Settings, server: Server) -> int:
     return 1 if reason is StopReason.ENGINE_FAILED else 0
 
 
-def _build(name: str) -> Callable[..., Capability]:
-    return importlib.import_module(CAPABILITIES[name]).build
+async def _database(settings: Settings, names: Sequence[str]) -> Database | None:
+    """Open the one database of this process, if keys or a named capability are kept there."""
+    from services.core.access.control import uses_database
+    from services.core.storage import Database
+
+    if not STORING.isdisjoint(names) or (settings.auth and uses_database(settings)):
+        return await Database.open(settings)
+    return None
+
+
+def _build(
+    name: str, engine: Engine, catalog: Catalog, settings: Settings, database: Database | None
+) -> Capability:
+    build: Callable[..., Capability] = importlib.import_module(CAPABILITIES[name]).build
+    if name in STORING:
+        return build(engine, catalog, settings, database)
+    return build(engine, catalog, settings)
 
 
 def _announce(settings: Settings, names: Sequence[str], grpc_port: int, metrics_port: int) -> None:

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
 
     # Requests
     max_items: int = Field(2048, ge=1, description="Items per embedding request.")
+    max_classify_items: int = Field(512, ge=1, description="Items per classify or train request.")
+    max_classifiers: int = Field(16, ge=1, description="Classifiers per API key.")
+    max_classifier_labels: int = Field(16, ge=2, description="Labels of one classifier.")
+    label_cache_bytes: int = Field(
+        64 << 20, ge=0, description="Memory for the vectors of labels already seen; 0 keeps none."
+    )
     max_documents: int = Field(2048, ge=1, description="Documents per rerank request.")
     rerank_objects: bool = Field(
         False, description='true answers every reranked string as {"text": ...}, which some clients need.'

@@ -48,10 +48,7 @@ class ModelSchemas(Generic[S]):
         model that is unknown or not served here.
         """
         model = self._model(fields, locate)
-        try:
-            return model, self._schemas[model].model_validate(fields)
-        except ValidationError as error:
-            raise validation_error(self._field_errors(error, model, locate)) from None
+        return model, checked(self._schemas[model], fields, locate, model, whole=self._whole)
 
     def _model(self, fields: dict[str, Any], locate: Locate) -> str:
         """Return the id of the served model that is named, which may be by an alias or with a prefix."""
@@ -72,11 +69,32 @@ class ModelSchemas(Generic[S]):
             )
         return spec.id
 
-    def _field_errors(self, error: ValidationError, model: str, locate: Locate) -> list[FieldError]:
-        errors: list[FieldError] = []
-        for line in error.errors(include_url=False, include_context=False)[:MAX_ERRORS]:
-            location = line["loc"]
-            if line["type"] in ("too_short", "too_long") and location[0] in self._whole:
-                location = ()
-            errors.append(FieldError(locate(model, location), line["msg"], line["type"], line["input"]))
-        return errors
+
+def checked(
+    schema: type[S],
+    fields: dict[str, Any],
+    locate: Locate = rest_location,
+    model: str | None = None,
+    *,
+    whole: Sequence[str] = (),
+) -> S:
+    """Check fields against one schema; ``model`` and ``whole`` only word where errors are.
+
+    Raises ``ServiceError`` ``VALIDATION_ERROR`` naming the fields.
+    """
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        raise validation_error(_field_errors(error, locate, model, whole)) from None
+
+
+def _field_errors(
+    error: ValidationError, locate: Locate, model: str | None, whole: Sequence[str]
+) -> list[FieldError]:
+    errors: list[FieldError] = []
+    for line in error.errors(include_url=False, include_context=False)[:MAX_ERRORS]:
+        location = line["loc"]
+        if line["type"] in ("too_short", "too_long") and len(location) == 1 and location[0] in whole:
+            location = ()
+        errors.append(FieldError(locate(model, location), line["msg"], line["type"], line["input"]))
+    return errors

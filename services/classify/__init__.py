@@ -1,0 +1,1 @@
+"""Classification: zero-shot by labels, few-shot by trained classifiers."""

@@ -1,0 +1,247 @@
+"""Few-shot classification: classifiers trained on a caller's examples."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.classify.cache import ByteCache
+from services.classify.errors import busy, not_found, too_few_labels, too_many_classifiers, too_many_labels
+from services.classify.ids import new_id, parse_id
+from services.classify.learner import decide, learn
+from services.classify.lease import Leases
+from services.classify.metrics import CLASSIFIER_HITS, CLASSIFIER_MISSES, LEARN_SECONDS
+from services.classify.scores import best, softmax
+from services.classify.table import ClassifierTable, Trained
+from services.classify.types import (
+    Classifier,
+    ClassifyResult,
+    FewShotRequest,
+    LabelGroup,
+    TrainRequest,
+    TrainResult,
+    UpdateRequest,
+)
+from services.classify.uses import UseCounter
+from services.core.call import Call
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference import EmbeddingModel, Engine, finish, require_finite
+from services.core.inference.embedding import Texts
+
+Vectors = NDArray[np.float32]
+
+_CACHE_BYTES = 64 << 20
+_ENTRY_BYTES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one key may have: ``classifiers``, and ``labels`` in each of them."""
+
+    classifiers: int
+    labels: int
+
+
+class FewShot:
+    """Trains classifiers and classifies with them.
+
+    Owners are known by ``Call.tenant``. Every method raises ``ServiceError``: RESOURCE_NOT_FOUND for a
+    classifier that is not there or not for this caller, SERVICE_UNAVAILABLE while the database is away, and
+    what embedding raises. Learning runs in ``executor``.
+    """
+
+    def __init__(self, engine: Engine, table: ClassifierTable, executor: Executor, limits: Limits) -> None:
+        self._engine = engine
+        self._table = table
+        self._executor = executor
+        self._limits = limits
+        self._leases = Leases(table)
+        self._cache: ByteCache[str, Trained] = ByteCache(_CACHE_BYTES)
+        self.uses = UseCounter(table)
+
+    async def classify(self, request: FewShotRequest, call: Call) -> ClassifyResult:
+        """Classify all texts of ``request`` by the last version that was stored when the call came.
+
+        Texts longer than the model's context are cut.
+        """
+        classifier_id = _known_form(request.classifier_id)
+        trained = await self._open(classifier_id, call.tenant)
+        model = self._model(trained, call)
+        vectors, tokens = await _embed(model, request.texts, 1, call)
+        call.usage_tokens += tokens
+        _must_fit(classifier_id, trained, vectors)
+        scores = softmax(decide(trained.weights, vectors))
+        self.uses.count(classifier_id)
+        return ClassifyResult(
+            model=model.spec.id,
+            groups=(LabelGroup(trained.labels),),
+            grouped=False,
+            scores=[scores],
+            best=[best(scores)],
+            total_tokens=tokens,
+        )
+
+    async def train(self, request: TrainRequest, call: Call) -> TrainResult:
+        """Make a classifier; it is stored when this returns.
+
+        Raises also INPUT_INVALID_LABELS, INPUT_LABEL_LIMIT_EXCEEDED and AUTHZ_RESOURCE_LIMIT_EXCEEDED.
+        """
+        call.model = request.model
+        model = self._engine.embedder(request.model)
+        labels = self._labels((), request.labels)
+        if len(labels) < 2:
+            raise too_few_labels()
+        limit = self._limits.classifiers
+        if (current := await self._table.count(call.tenant)) >= limit:
+            raise too_many_classifiers(current, limit)
+        vectors, tokens = await _embed(model, request.texts, request.iterations, call)
+        start = np.zeros((len(labels), vectors.shape[1] + 1), np.float32)
+        weights = await self._learn(vectors, labels, request.labels, start, request.iterations)
+        now = time.time()
+        classifier = Classifier(
+            id=new_id(model.spec.id),
+            owner=call.tenant,
+            model=model.spec.id,
+            access=request.access,
+            labels=labels,
+            version=1,
+            used_number=0,
+            created_at=now,
+            updated_at=now,
+            used_at=None,
+        )
+        if not await self._table.create(classifier, weights, limit):
+            raise too_many_classifiers(limit, limit)
+        call.usage_tokens += tokens
+        return TrainResult(classifier.id, len(request.texts), tokens)
+
+    async def update(self, request: UpdateRequest, call: Call) -> TrainResult:
+        """Train a classifier of the caller's further, as the only call to do so at a time.
+
+        The new version replaces the old one whole, or not at all. Raises also INPUT_LABEL_LIMIT_EXCEEDED and
+        CONFLICT_RESOURCE_BUSY.
+        """
+        classifier_id = _known_form(request.classifier_id)
+        async with self._leases.hold(classifier_id, call.tenant) as holder:
+            trained = await self._table.trained(classifier_id)
+            if trained is None:
+                raise not_found(classifier_id)
+            model = self._model(trained, call)
+            labels = self._labels(trained.labels, request.labels)
+            vectors, tokens = await _embed(model, request.texts, request.iterations, call)
+            _must_fit(classifier_id, trained, vectors)
+            added = len(labels) - len(trained.labels)
+            start = np.pad(trained.weights, ((0, added), (0, 0)))
+            weights = await self._learn(vectors, labels, request.labels, start, request.iterations)
+            if not await self._table.replace(classifier_id, holder, trained.version, labels, weights):
+                gone = await self._table.head(classifier_id) is None
+                raise not_found(classifier_id) if gone else busy(classifier_id)
+        call.usage_tokens += tokens
+        return TrainResult(classifier_id, len(request.texts), tokens)
+
+    async def list(self, call: Call) -> list[Classifier]:
+        """Give the caller's classifiers, oldest first."""
+        await self.uses.flush()
+        return await self._table.list(call.tenant)
+
+    async def get(self, classifier_id: str, call: Call) -> Classifier:
+        """Describe a classifier that the caller may classify with."""
+        await self.uses.flush()
+        found = await self._table.find(_known_form(classifier_id))
+        if found is None or not found.open_to(call.tenant):
+            raise not_found(classifier_id)
+        return found
+
+    async def delete(self, classifier_id: str, call: Call) -> str:
+        """Delete a classifier of the caller's; returns its id."""
+        found = _known_form(classifier_id)
+        if not await self._table.delete(found, call.tenant):
+            raise not_found(classifier_id)
+        self._cache.drop(found)
+        return found
+
+    async def _open(self, classifier_id: str, caller: str) -> Trained:
+        """Give the last version of a classifier that ``caller`` may use."""
+        head = await self._table.head(classifier_id)
+        if head is None or not head.open_to(caller):
+            raise not_found(classifier_id)
+        cached = self._cache.get(classifier_id)
+        if cached is not None and cached.version == head.version:
+            CLASSIFIER_HITS.inc()
+            return cached
+        CLASSIFIER_MISSES.inc()
+        trained = await self._table.trained(classifier_id)
+        if trained is None:
+            raise not_found(classifier_id)
+        self._cache.put(classifier_id, trained, _ENTRY_BYTES + trained.weights.nbytes)
+        return trained
+
+    def _model(self, trained: Trained, call: Call) -> EmbeddingModel:
+        """Give the model of a classifier; raises INPUT_MODEL_NOT_FOUND when it is not served here."""
+        call.model = trained.model
+        return self._engine.embedder(trained.model)
+
+    def _labels(self, known: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
+        """Return the labels known and those that are new, in the order in which they came."""
+        labels = tuple(dict.fromkeys((*known, *given)))
+        if len(labels) > self._limits.labels:
+            raise too_many_labels(len(labels), self._limits.labels)
+        return labels
+
+    async def _learn(
+        self,
+        vectors: Vectors,
+        labels: tuple[str, ...],
+        given: Sequence[str],
+        start: Vectors,
+        iterations: int,
+    ) -> Vectors:
+        places = {label: place for place, label in enumerate(labels)}
+        targets = np.array([places[label] for label in given], np.intp)
+        stop = threading.Event()
+        work = partial(_timed, partial(learn, vectors, targets, start, iterations, stop))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            stop.set()
+
+
+async def _embed(model: EmbeddingModel, texts: Sequence[str], times: int, call: Call) -> tuple[Vectors, int]:
+    """Return unit vectors (texts, width) and the tokens billed, which are ``times`` those of the texts."""
+    copies = None if times == 1 else [times] * len(texts)
+    encoded = await model.encode([Texts(texts, model.spec.classify_task, copies=copies)], True, call)
+    vectors = finish(np.stack(cast("list[Vectors]", encoded.results)))
+    require_finite(vectors, model.spec.id)
+    return vectors, encoded.billed
+
+
+def _timed(work: partial[Vectors]) -> Vectors:
+    with LEARN_SECONDS.time():
+        return work()
+
+
+def _known_form(classifier_id: str) -> str:
+    """Return the id as it is stored; what has no such form is simply not there."""
+    found = parse_id(classifier_id)
+    if found is None:
+        raise not_found(classifier_id)
+    return found
+
+
+def _must_fit(classifier_id: str, trained: Trained, vectors: Vectors) -> None:
+    """Refuse vectors of another width than those learned from: the name now stands for another model."""
+    if trained.weights.shape[1] != vectors.shape[1] + 1:
+        raise ServiceError(
+            ErrorCode.INPUT_INVALID,
+            reason=f"Classifier '{classifier_id}' was trained with another model that was then called "
+            f"'{trained.model}'. Delete it and train a new one.",
+        )
