@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def configuration(topology: Topology, settings: Settings) -> str:
     """Envoy's configuration file; raises CatalogError."""
     catalog = Catalog.load(settings.catalog_file, settings.model_aliases)
-    return envoy_yaml(topology, catalog, max_items=settings.max_items)
+    return envoy_yaml(topology, catalog, max_items=settings.max_items, max_documents=settings.max_documents)
 
 
 async def _run(topology: Topology, config: str, grace_seconds: float) -> int:
