@@ -162,7 +162,7 @@ def test_what_the_catalogue_promises_must_hold(tmp_path: Path) -> None:
 
 def test_a_tokenizer_with_more_ids_than_the_network_is_refused(tmp_path: Path) -> None:
     write_bert(tmp_path, vocab_size=18)
-    with pytest.raises(CheckpointError, match="tokenizer has 19 ids, the network 18"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 19 ids, the network 18"):
         load(tmp_path)
 
 
@@ -218,3 +218,12 @@ def test_a_tensor_is_read_in_the_asked_dtype(tmp_path: Path) -> None:
     assert checkpoint.tensor("embeddings.LayerNorm.bias", torch.bfloat16).dtype == torch.bfloat16
     with pytest.raises(CheckpointError, match="no tensor 'nothing'"):
         checkpoint.tensor("nothing")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what a process has mapped")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_model_does_not_keep_the_file_in_memory(tmp_path: Path, dtype: torch.dtype) -> None:
+    write_bert(tmp_path)
+    encoder = load_text_encoder(spec(), tmp_path, device=torch.device("cpu"), dtype=dtype)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    encoder.warm_up()

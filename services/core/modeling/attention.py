@@ -37,8 +37,7 @@ def attention(
     if ops.serves_attention(query, key, value):
         factor = query.shape[2] ** -0.5 if scale is None else scale
         return ops.attention(query, key, value, batch, causal=causal, slopes=alibi_slopes, scale=factor)
-    varlen = query.is_cuda and alibi_slopes is None and query.dtype in (torch.float16, torch.bfloat16)
-    if varlen:
+    if alibi_slopes is None and _serves_varlen(query):
         return _varlen(query, key, value, batch, causal=causal, scale=scale)
     if len(batch.groups) == 1:
         return _group(query, key, value, batch.groups[0], causal, alibi_slopes, scale)
@@ -59,6 +58,17 @@ def alibi_slopes(heads: int) -> torch.Tensor:
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(heads - power)]
     return torch.tensor(slopes, dtype=torch.float32)
+
+
+def _serves_varlen(query: torch.Tensor) -> bool:
+    """Whether flash attention takes this dtype and head width on this device (Ampere or newer)."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[2] % 8 == 0
+        and query.shape[2] <= 256
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _varlen(

@@ -73,13 +73,16 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: {'; '.join(complaints)}")
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Read one tensor on the CPU as ``dtype``; a copy unless the dtype is that of the file."""
+        """Read one tensor on the CPU as ``dtype`` (that of the file by default).
+
+        Always a copy: a tensor that shared the file's mapping would keep the whole file in memory.
+        """
         path, full = self._locate(name)
         try:
             tensor = cast(torch.Tensor, self._files[path].get_tensor(full))
         except SafetensorError as error:
             raise CheckpointError(f"{path}: cannot read '{full}': {error}") from error
-        return tensor if dtype is None else tensor.to(dtype)
+        return tensor.to(dtype or tensor.dtype, copy=True)
 
     def _wrong(self, name: str, shape: Shape) -> str | None:
         path, full = self._locate(name)

@@ -35,7 +35,7 @@ class Encoder:
         """Join the parts; ``width`` is that of one result vector. CheckpointError if they do not fit."""
         if tokenizer.vocabulary_size > limits.vocabulary:
             raise CheckpointError(
-                f"the tokenizer has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
+                f"tokenizer.json has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
             )
         self.tokenizer = tokenizer
         self.width = width
