@@ -21,7 +21,7 @@ from services.core.call import Call
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, NotANumberError
-from services.core.inference.engine import load_encoder
+from services.core.inference.engine import load_model
 from services.core.settings import Settings
 from services.embed.logic import Embedder
 from services.embed.types import EmbedRequest
@@ -265,7 +265,7 @@ async def test_vectors_that_are_not_numbers_are_no_answer(rig: Rig) -> None:
             return [np.full_like(vector, np.nan) for vector in self._encoder.forward(batch)]
 
     def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Any:
-        return Broken(load_encoder(spec, settings, device))
+        return Broken(load_model(spec, settings, device))
 
     engine = await Engine.start(SETTINGS, rig.catalog, load=load)
     with pytest.raises(NotANumberError):

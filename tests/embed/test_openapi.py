@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from jsonschema import Draft202012Validator
 
 from gateway.openapi import build_openapi
 from services.core.catalog import Catalog, model_info, models_list
@@ -17,6 +16,7 @@ from services.core.serving.failure import http_body
 from services.embed.parsing import RequestParser
 from services.embed.rest import response_body, response_items
 from services.embed.types import EmbedResult, Encoding
+from tests.described import Described
 
 CATALOG = Catalog.load()
 SERVED = CATALOG.select(
@@ -24,20 +24,8 @@ SERVED = CATALOG.select(
 )
 PARSER = RequestParser(CATALOG, SERVED, max_items=4)
 DOCUMENT = build_openapi({Capability.EMBED: SERVED}, max_items=4)
-OPERATION = DOCUMENT["paths"]["/v1/embeddings"]["post"]
+DESCRIBED = Described(DOCUMENT, "/v1/embeddings")
 VECTORS = np.random.default_rng(5).standard_normal((2, 16)).astype(np.float32)
-
-
-def validator(schema: dict[str, Any]) -> Draft202012Validator:
-    return Draft202012Validator({**schema, "components": DOCUMENT["components"]})
-
-
-def component(name: str) -> Draft202012Validator:
-    assert name in DOCUMENT["components"]["schemas"]
-    return validator({"$ref": f"#/components/schemas/{name}"})
-
-
-REQUEST = validator(OPERATION["requestBody"]["content"]["application/json"]["schema"])
 
 
 def references(value: Any) -> set[str]:
@@ -61,7 +49,7 @@ def test_it_is_json() -> None:
 
 
 def test_each_served_model_has_its_schema() -> None:
-    mapping = OPERATION["requestBody"]["content"]["application/json"]["schema"]["discriminator"]["mapping"]
+    mapping = DESCRIBED.schema["discriminator"]["mapping"]
     assert list(mapping) == [spec.id for spec in SERVED]
     for model, reference in mapping.items():
         schema = DOCUMENT["components"]["schemas"][reference.rpartition("/")[2]]
@@ -70,10 +58,7 @@ def test_each_served_model_has_its_schema() -> None:
 
 
 def test_fields_of_a_model() -> None:
-    properties = {
-        spec.id: DOCUMENT["components"]["schemas"][name]["properties"]
-        for spec, name in zip(SERVED, (r["$ref"].rpartition("/")[2] for r in _branches()), strict=True)
-    }
+    properties = {spec.id: DESCRIBED.properties(spec.id) for spec in SERVED}
     common = {"model", "input", "embedding_type"}
     assert properties["all-MiniLM-L6-v2"].keys() == common | {"truncate", "normalized", "dimensions"}
     assert properties["jina-embeddings-v2-base-en"].keys() == common | {"truncate", "normalized"}
@@ -81,10 +66,6 @@ def test_fields_of_a_model() -> None:
     assert dimensions == [{"type": "integer", "exclusiveMinimum": 0, "maximum": 384}, {"type": "null"}]
     tasks = properties["jina-embeddings-v3"]["task"]["anyOf"][0]["enum"]
     assert tasks == list(CATALOG.models["jina-embeddings-v3"].tasks)
-
-
-def _branches() -> list[dict[str, str]]:
-    return OPERATION["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
 
 
 MINILM = {"model": "all-MiniLM-L6-v2"}
@@ -132,7 +113,7 @@ def test_what_the_document_allows_is_what_is_taken(body: dict[str, Any]) -> None
         taken = True
     except ServiceError:
         taken = False
-    assert REQUEST.is_valid(body) is taken
+    assert DESCRIBED.request.is_valid(body) is taken
 
 
 @pytest.mark.parametrize(
@@ -141,7 +122,7 @@ def test_what_the_document_allows_is_what_is_taken(body: dict[str, Any]) -> None
 def test_answers_are_as_described(encodings: tuple[Encoding, ...]) -> None:
     result = EmbedResult("all-MiniLM-L6-v2", VECTORS, encodings, 9)
     body = response_body(result, response_items(result, 0, 2))
-    component("EmbeddingResponse").validate(
+    DESCRIBED.component("EmbeddingResponse").validate(
         orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
     )
 
@@ -150,23 +131,23 @@ def test_errors_are_as_described() -> None:
     with pytest.raises(ServiceError) as caught:
         PARSER.parse({**MINILM, "input": [None, "a"], "dimensions": -1})
     body = orjson.loads(http_body(caught.value, "0" * 32))
-    component("HTTPValidationError").validate(body)
+    DESCRIBED.component("HTTPValidationError").validate(body)
     unavailable = ServiceError(ErrorCode.SERVICE_UNAVAILABLE)
-    component("ErrorResponse").validate(orjson.loads(http_body(unavailable, "0" * 32)))
+    DESCRIBED.component("ErrorResponse").validate(orjson.loads(http_body(unavailable, "0" * 32)))
 
 
 def test_models_are_as_described() -> None:
-    component("ModelListResponse").validate(models_list(SERVED))
+    DESCRIBED.component("ModelListResponse").validate(models_list(SERVED))
     for spec in CATALOG.models.values():
-        component("ModelInfo").validate(model_info(spec))
+        DESCRIBED.component("ModelInfo").validate(model_info(spec))
 
 
 def test_statuses_are_those_of_the_error_table() -> None:
-    assert list(OPERATION["responses"]) == [
+    assert list(DESCRIBED.operation["responses"]) == [
         "200", "400", "401", "403", "413", "422", "429", "500", "503", "504"
     ]  # fmt: skip
-    assert "INPUT_TOKEN_LIMIT_EXCEEDED" in OPERATION["responses"]["400"]["description"]
-    assert "Retry-After" in OPERATION["responses"]["429"]["headers"]
+    assert "INPUT_TOKEN_LIMIT_EXCEEDED" in DESCRIBED.operation["responses"]["400"]["description"]
+    assert "Retry-After" in DESCRIBED.operation["responses"]["429"]["headers"]
 
 
 def test_without_embedding_models_there_is_no_such_path() -> None:
