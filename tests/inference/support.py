@@ -16,7 +16,7 @@ from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.inference import EmbeddingModel, EmbedOptions, Engine, finish
-from services.core.inference.engine import load_encoder
+from services.core.inference.engine import load_model
 from services.core.modeling.types import EncodeItem, Encoding, TextEncoder, TextTokenizer
 from services.core.settings import Settings
 
@@ -36,7 +36,7 @@ def settings(**values: Any) -> Settings:
 
 @cache
 def _encoder(dtype: str) -> TextEncoder:
-    return load_encoder(Catalog.load().require(MINILM), settings(dtype=dtype), torch.device("cpu"))
+    return load_model(Catalog.load().require(MINILM), settings(dtype=dtype), torch.device("cpu"))
 
 
 class Watched:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Vectors = NDArray[np.float32]
 
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 """To guess how much a call will queue before its tokens are counted."""
 
 
@@ -124,7 +124,7 @@ class EmbeddingModel:
 
     def _guess(self, group: Texts) -> int:
         limit = self._limit(group)
-        return sum(min(1 + len(text) // _CHARACTERS_PER_TOKEN, limit) for text in group.texts)
+        return sum(min(1 + len(text) // CHARACTERS_PER_TOKEN, limit) for text in group.texts)
 
     def _limit(self, group: Texts) -> int:
         longest = self.spec.max_tokens

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 
@@ -20,14 +20,16 @@ from services.core.inference.device import TorchDevice, available_cores
 from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
 from services.core.inference.metrics import LOAD_SECONDS, watch_device
+from services.core.inference.pair_scoring import PairScorer
 from services.core.inference.runtime import Runtime
 from services.core.inference.scheduler import Scheduler
 from services.core.inference.scoring import SCORERS, Scorer
-from services.core.inference.tokenizing import TokenizeStage
+from services.core.inference.tokenizing import TextThreads, TokenizeStage
 from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.device import choose_device, choose_dtype
-from services.core.modeling.registry import load_text_encoder
-from services.core.modeling.types import EncodeItem, Encoding, TextEncoder
+from services.core.modeling.registry import is_cross_encoder, load_cross_encoder, load_text_encoder
+from services.core.modeling.types import EncodeItem, TextEncoder
 from services.core.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -46,7 +48,12 @@ _SWITCH_INTERVAL = 0.0002
 which a worker runs several short batches."""
 
 
-Loader = Callable[[ModelSpec, Settings, torch.device], TextEncoder]
+R = TypeVar("R")
+
+Network = TextEncoder | CrossEncoder
+Model = EmbeddingModel | PairScorer
+
+Loader = Callable[[ModelSpec, Settings, torch.device], Network]
 
 
 class EngineStartError(Exception):
@@ -64,7 +71,8 @@ class Engine:
         self._runtime = runtime
         self._device = device
         self._executor = executor
-        self._models: dict[str, EmbeddingModel] = {}
+        self._threads = TextThreads(executor, device.workers)
+        self._models: dict[str, Model] = {}
         self._scorers: dict[str, Scorer] = {}
 
     @classmethod
@@ -86,7 +94,7 @@ class Engine:
         runtime.start()
         try:
             for spec in specs:
-                await engine._serve(spec, settings, load or load_encoder)
+                await engine._serve(spec, settings, load or load_model)
         except BaseException:
             await engine.stop(0.0)
             raise
@@ -125,7 +133,7 @@ class Engine:
         Raises ServiceError INPUT_MODEL_NOT_FOUND, naming those that are served.
         """
         found = self._models.get(model) or self._models.get(canonical_id(model))
-        if found is None or not found.spec.supports(Capability.EMBED):
+        if not isinstance(found, EmbeddingModel) or not found.spec.supports(Capability.EMBED):
             raise _not_found(model, [spec.id for spec in self.served if spec.supports(Capability.EMBED)])
         return found
 
@@ -140,24 +148,36 @@ class Engine:
         original = self._models.get(spec.weights_id)
         model = original.renamed(spec) if original else await self._loaded(spec, settings, load)
         self._models[spec.id] = model
-        if spec.rerank is not None and (make := SCORERS.get(spec.rerank)):
+        if isinstance(model, PairScorer):
+            self._scorers[spec.id] = model
+        elif spec.rerank is not None and (make := SCORERS.get(spec.rerank)):
             self._scorers[spec.id] = make(model)
 
-    async def _loaded(self, spec: ModelSpec, settings: Settings, load: Loader) -> EmbeddingModel:
+    async def _loaded(self, spec: ModelSpec, settings: Settings, load: Loader) -> Model:
         began = time.monotonic()
         try:
-            encoder = await asyncio.to_thread(load, spec, settings, self._device.torch)
+            network = await asyncio.to_thread(load, spec, settings, self._device.torch)
         except (WeightsNotFound, CheckpointError, ValueError) as error:
             raise EngineStartError(str(error)) from error
-        model = self._model(spec, encoder, settings)
+        model = self._model(spec, network, settings)
         seconds = time.monotonic() - began
         LOAD_SECONDS.labels(spec.id).set(seconds)
         _log.info("%s is ready on %s after %.1f s", spec.id, self._device.torch, seconds)
         return model
 
-    def _model(self, spec: ModelSpec, encoder: TextEncoder, settings: Settings) -> EmbeddingModel:
+    def _model(self, spec: ModelSpec, network: Network, settings: Settings) -> Model:
+        if isinstance(network, CrossEncoder):
+            pairs = self._lane(spec, network.forward, settings)
+            return PairScorer(spec, network.tokenizer, self._threads, pairs, self._runtime)
+        texts = self._lane(spec, network.forward, settings)
+        stage = TokenizeStage(network.tokenizer, self._threads)
+        return EmbeddingModel(spec, stage, texts, self._runtime)
+
+    def _lane(
+        self, spec: ModelSpec, run: Callable[[Sequence[EncodeItem]], Sequence[R]], settings: Settings
+    ) -> Lane[EncodeItem, R]:
         budget = settings.max_batch_tokens
-        lane: Lane[EncodeItem, Encoding] = Lane(spec.id, encoder.forward, weight=float(spec.parameters))
+        lane = Lane(spec.id, run, weight=float(spec.parameters))
         if self._device.on_cpu:
             lane.max_tokens = min(budget, _CPU_BATCH_TOKENS)
             lane.min_tokens = min(budget, _CPU_MIN_TOKENS)
@@ -165,8 +185,7 @@ class Engine:
         else:
             lane.max_tokens = lane.min_tokens = budget
         self._runtime.add(lane)
-        stage = TokenizeStage(encoder.tokenizer, self._executor, self._device.workers)
-        return EmbeddingModel(spec, stage, lane, self._runtime)
+        return lane
 
 
 def _not_found(model: str, available: Iterable[str]) -> ServiceError:
@@ -174,9 +193,10 @@ def _not_found(model: str, available: Iterable[str]) -> ServiceError:
     return ServiceError(ErrorCode.INPUT_MODEL_NOT_FOUND, model=model, available=names)
 
 
-def load_encoder(spec: ModelSpec, settings: Settings, device: torch.device) -> TextEncoder:
+def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
     """Load a model from where its weights are and warm it up."""
     dtype = choose_dtype(device, settings.dtype)
-    encoder = load_text_encoder(spec, locate(spec, settings), device=device, dtype=dtype)
-    encoder.warm_up()
-    return encoder
+    load = load_cross_encoder if is_cross_encoder(spec) else load_text_encoder
+    network = load(spec, locate(spec, settings), device=device, dtype=dtype)
+    network.warm_up()
+    return network

@@ -75,12 +75,12 @@ class VectorScorer:
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
         """Score ``documents``; each distinct one runs once, in one job with the query."""
-        distinct, places = _distinct(documents)
+        texts, places = distinct(documents)
         encoded = await self._model.encode(
             [
                 Texts([query], self._query_task, self.spec.max_query_length),
                 Texts(
-                    distinct,
+                    texts,
                     self._document_task,
                     options.max_document_length or self.spec.max_document_length,
                     np.bincount(places).tolist(),
@@ -103,7 +103,7 @@ SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {RerankMeth
 """What makes a scorer of a loaded model, by the catalogue's method."""
 
 
-def _distinct(documents: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
+def distinct(documents: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
     """Return the documents without repetitions and, for each document, its place among them."""
     found: dict[str, int] = {}
     places = [found.setdefault(document, len(found)) for document in documents]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from typing import TypeVar
 
 from services.core.errors import ErrorCode, ServiceError
 from services.core.modeling.types import TextTokenizer, Tokens
@@ -17,31 +18,35 @@ _CHUNK_CHARACTERS = 1 << 16
 hundreds of megabytes; and one call's chunks take turns with those of other calls."""
 
 
-class TokenizeStage:
-    """Tokenises for one model, in ``executor``, where up to ``width`` chunks of a call run side by side."""
+R = TypeVar("R")
 
-    def __init__(self, tokenizer: TextTokenizer, executor: Executor, width: int) -> None:
-        self._tokenizer = tokenizer
+
+class TextThreads:
+    """Work on the texts of a call in ``executor``, where up to ``width`` chunks run side by side."""
+
+    def __init__(self, executor: Executor, width: int) -> None:
         self._executor = executor
         self._width = width
-        self.shortest_limit = tokenizer.special_length + 1
 
-    async def encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
-        """Tokenise ``prompt + text`` for each text, cut to ``limit`` tokens, at least ``shortest_limit``.
+    async def map(
+        self, texts: Sequence[str], work: Callable[[Sequence[str]], list[R]], extra: int = 0
+    ) -> list[R]:
+        """Apply ``work``, one result per text, to chunks of ``texts``; few are worked on at once and here.
 
-        Raises ServiceError INPUT_INVALID for a text that is not Unicode (a lone surrogate).
+        ``extra`` are characters that ``work`` adds to each text. Raises ServiceError INPUT_INVALID for a text
+        that is not Unicode (a lone surrogate).
         """
-        if len(prompt) * len(texts) + sum(map(len, texts)) <= INLINE_CHARACTERS:
-            return self._encode(texts, prompt, limit)
+        if extra * len(texts) + sum(map(len, texts)) <= INLINE_CHARACTERS:
+            return _checked(texts, work)
         chunks = list(_chunks(texts))
         if len(chunks) == 1:
-            return await self._in_thread(texts, prompt, limit)
-        encoded: list[list[Tokens]] = [[] for _ in chunks]
+            return await self._in_thread(texts, work)
+        results: list[list[R]] = [[] for _ in chunks]
         pending = iter(range(len(chunks)))
 
         async def take_turns() -> None:
             for i in pending:
-                encoded[i] = await self._in_thread(chunks[i], prompt, limit)
+                results[i] = await self._in_thread(chunks[i], work)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -49,22 +54,43 @@ class TokenizeStage:
                     group.create_task(take_turns())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        return [tokens for chunk in encoded for tokens in chunk]
+        return [result for chunk in results for result in chunk]
 
-    async def _in_thread(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
+    async def _in_thread(self, texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._encode, texts, prompt, limit)
+        return await loop.run_in_executor(self._executor, _checked, texts, work)
 
-    def _encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
-        try:
-            return self._tokenizer.encode_batch(texts, prompt, truncate_to=limit)
-        except (TypeError, UnicodeEncodeError):
-            for text in texts:
-                if not _is_unicode(text):
-                    raise ServiceError(
-                        ErrorCode.INPUT_INVALID, reason="The input text is not valid Unicode."
-                    ) from None
-            raise
+
+class TokenizeStage:
+    """Tokenises for one model."""
+
+    def __init__(self, tokenizer: TextTokenizer, threads: TextThreads) -> None:
+        self._tokenizer = tokenizer
+        self._threads = threads
+        self.shortest_limit = tokenizer.special_length + 1
+
+    async def encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
+        """Tokenise ``prompt + text`` for each text, cut to ``limit`` tokens, at least ``shortest_limit``.
+
+        Raises ServiceError INPUT_INVALID for a text that is not Unicode (a lone surrogate).
+        """
+
+        def work(part: Sequence[str]) -> list[Tokens]:
+            return self._tokenizer.encode_batch(part, prompt, truncate_to=limit)
+
+        return await self._threads.map(texts, work, len(prompt))
+
+
+def _checked(texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:
+    try:
+        return work(texts)
+    except (TypeError, UnicodeEncodeError):
+        for text in texts:
+            if not _is_unicode(text):
+                raise ServiceError(
+                    ErrorCode.INPUT_INVALID, reason="The input text is not valid Unicode."
+                ) from None
+        raise
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:

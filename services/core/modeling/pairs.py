@@ -30,12 +30,11 @@ class PairRules:
 class Pair:
     """A query with a document: one sequence, or one for each window of the document.
 
-    ``query_length`` and ``document_length`` count the tokens that are read of each, specials of a text alone
-    included. ``truncated`` says that some of the query or the document is not read.
+    ``document_length`` counts the tokens that are read of the document, specials of a text alone included.
+    ``truncated`` says that some of the query or the document is not read.
     """
 
     windows: tuple[TokenIds, ...]
-    query_length: int
     document_length: int
     truncated: bool
 
@@ -50,6 +49,7 @@ class PairTokenizer:
                 f"sequences of {rules.longest} tokens have to hold two queries of {rules.longest_query}"
             )
         self.plain = tokenizer
+        self.special_length = tokenizer.special_length
         self._rules = rules
         self._before, self._between, self._after = tokenizer.pair_specials()
         self._room = rules.longest - len(self._before) - len(self._between) - len(self._after)
@@ -65,7 +65,7 @@ class PairTokenizer:
         cuts = self._rules.overlap is None
         limit = min(longest or self._rules.longest, self._rules.longest) if cuts else longest
         if limit is not None:
-            limit = max(limit, self.plain.special_length + 1)
+            limit = max(limit, self.special_length + 1)
         tokens = self.plain.encode_batch(documents, truncate_to=limit)
         return [self._pair(query, each) for each in tokens]
 
@@ -77,9 +77,8 @@ class PairTokenizer:
             kept, rest = len(first), len(second)
         truncated = query.truncated or document.truncated or kept < len(first) or rest < len(second)
         first, second = first[:kept], second[:rest]
-        specials = self.plain.special_length
         sequences = tuple(self._join(first, window) for window in self._windows(first, second))
-        return Pair(sequences, kept + specials, rest + specials, truncated)
+        return Pair(sequences, rest + self.special_length, truncated)
 
     def _windows(self, query: TokenIds, document: TokenIds) -> list[TokenIds]:
         room = self._room - len(query)
