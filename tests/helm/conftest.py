@@ -25,7 +25,8 @@ def release(request: pytest.FixtureRequest) -> Release:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One pool of two replicas behind one gateway, all running."""
     drain = {"preStopSeconds": 1, "graceSeconds": 20}
-    with Cluster(render(small(pool(replicas=2, drain=drain))), tmp_path_factory.mktemp("cluster")) as running:
+    values = small(pool(capability=["embed", "rerank"], replicas=2, drain=drain))
+    with Cluster(render(values), tmp_path_factory.mktemp("cluster")) as running:
         running.run()
         yield running
 

@@ -60,6 +60,13 @@ def test_rest_asks_for_the_key_of_the_release(cluster: Cluster, key: str) -> Non
     assert call(f"{_url(cluster)}/v1/embeddings", body)[0] == 401
 
 
+def test_documents_are_ranked(cluster: Cluster, key: str) -> None:
+    body = {"model": MINILM, "query": "a small dog", "documents": ["a stock exchange", "a little puppy"]}
+    status, answer = call(f"{_url(cluster)}/v1/rerank", body, {"Authorization": f"Bearer {key}"})
+    assert status == 200, answer
+    assert [result["index"] for result in answer["results"]] == [1, 0]
+
+
 def test_the_grpc_port_answers_typed_calls(cluster: Cluster, key: str) -> None:
     with grpc.insecure_channel(f"{cluster.pods['gateway'][0].address}:50051") as channel:
         vector = _embed(channel, MINILM, key)
