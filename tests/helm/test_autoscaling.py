@@ -38,6 +38,13 @@ def test_keda_scales_on_the_queue_of_this_pool() -> None:
     assert trigger["metadata"]["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
 
 
+def test_keda_may_have_to_say_who_it_is() -> None:
+    values = _scaled() | {"metrics": {"triggerAuthentication": "prometheus", "authModes": "bearer"}}
+    (trigger,) = render(values).one("ScaledObject", "embed")["spec"]["triggers"]
+    assert trigger["authenticationRef"] == {"name": "prometheus"}
+    assert trigger["metadata"]["authModes"] == "bearer"
+
+
 def test_the_queue_can_be_counted_in_tokens() -> None:
     release = render(_scaled(signal="tokens", queueDepth=65536))
     metadata = release.one("ScaledObject", "embed")["spec"]["triggers"][0]["metadata"]

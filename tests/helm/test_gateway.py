@@ -253,3 +253,10 @@ def test_the_test_pod_trusts_the_certificates_authority() -> None:
 def test_without_an_embedding_pool_there_is_nothing_to_try() -> None:
     assert not render(one_pool(capability="rerank")).all("Pod")
     assert not render({"pools": [pool("b", capability="batch")]}).all("Pod")
+
+
+def test_services_of_a_dual_stack_cluster() -> None:
+    assert {s["spec"]["ipFamilyPolicy"] for s in render(SETS["dual-stack"]).all("Service")} == {
+        "PreferDualStack"
+    }
+    assert not [s for s in render().all("Service") if "ipFamilyPolicy" in s["spec"]]

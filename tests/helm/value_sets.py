@@ -137,6 +137,7 @@ SETS: dict[str, dict[str, Any]] = {
     "labelled": {"commonLabels": {"cost-centre": "search"}, "commonAnnotations": {"owner": "platform"}},
     "catalog": {"catalog": {"aliases": {"company-embedder": "all-MiniLM-L6-v2"}}},
     "ipv6": {"listenAddress": "::"},
+    "dual-stack": {"ipFamilyPolicy": "PreferDualStack", "evaluation": {"redis": {"enabled": True}}},
     "openshift": {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}},
     "extras": {
         "extraObjects": [
