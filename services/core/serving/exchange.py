@@ -91,9 +91,7 @@ class Exchange:
         metadata = trailing_metadata(error, self.call.request_id)
         if self.admission is not None:
             present = {name for name, _ in metadata}
-            metadata += tuple(
-                item for item in tuple(self.admission.headers().items()) if item[0] not in present
-            )
+            metadata += tuple(item for item in self.admission.headers().items() if item[0] not in present)
         await self.context.abort(error.spec.grpc_status, grpc_message(error), metadata)
 
     def client_address(self, metadata: ArrivalMetadata) -> str:
