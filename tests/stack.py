@@ -26,6 +26,7 @@ from typing import Any, Self
 
 import yaml
 
+from search_foundation.capabilities import CAPABILITIES
 from tests.servers import free_port
 
 MODEL = "all-MiniLM-L6-v2"
@@ -208,7 +209,7 @@ class Stack:
     def pool(services: Services, name: str) -> dict[str, Any]:
         return {
             "name": name,
-            "capabilities": ["embed"],
+            "capabilities": [word for word in services.words[1:] if word in CAPABILITIES],
             "models": list(services.models),
             "addresses": [services.address],
         }

@@ -25,15 +25,19 @@ class Api:
     def embed(self, input: Any = "hello world", *, model: Any = MODEL, **fields: Any) -> Answer:
         return self.post({"model": model, "input": input, **fields})
 
-    def post(self, body: Any) -> Answer:
-        return post(self.stack.http_port, body, self.authorization)
+    def rerank(self, query: Any, documents: Any, *, model: Any = MODEL, **fields: Any) -> Answer:
+        body = {"model": model, "query": query, "documents": documents, **fields}
+        return self.post(body, "/v1/rerank")
+
+    def post(self, body: Any, path: str = "/v1/embeddings") -> Answer:
+        return post(self.stack.http_port, body, self.authorization, path)
 
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One service and the gateway, with default settings and a key."""
     with Stack(tmp_path_factory.mktemp("e2e")) as stack:
-        stack.serve()
+        stack.serve("embed", "rerank")
         stack.gateway()
         yield Api(stack, stack.create_key())
 
