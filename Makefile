@@ -47,6 +47,9 @@ lint: setup
 
 docs: setup
 	$(BIN)/python scripts/settings-table
+	$(BIN)/python deploy/helm/tools/chart_docs.py
+	$(BIN)/python deploy/helm/tools/dashboards.py
+	$(BIN)/python deploy/helm/tools/sizing.py
 
 bench: setup
 	$(BIN)/python -m benchmarks

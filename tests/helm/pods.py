@@ -347,9 +347,10 @@ def call(url: str, body: Any, headers: Mapping[str, str] | None = None) -> tuple
             return error.code, json.loads(error.read() or b"null")
 
 
-def fetch(url: str) -> str:
+def fetch(url: str, headers: Mapping[str, str] | None = None) -> str:
     """GET a text."""
-    with urllib.request.urlopen(url, timeout=10, context=_unverified()) as response:
+    request = urllib.request.Request(url, headers=dict(headers or {}))
+    with urllib.request.urlopen(request, timeout=10, context=_unverified()) as response:
         return response.read().decode()
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
 
 import grpc
 import pytest
+import yaml
 from searchfoundation.v1 import common_pb2, embed_pb2, embed_pb2_grpc
 
+from search_foundation.capabilities import implemented
 from tests import checkpoints
 from tests.helm.certificates import Authority
-from tests.helm.chart import render
+from tests.helm.chart import CHART, render
 from tests.helm.load import Load
 from tests.helm.pods import Cluster, Pod, call, fetch
 from tests.helm.value_sets import SMALL_GATEWAY, pool, small
@@ -154,6 +157,43 @@ def test_pools_of_different_models_are_told_apart(tmp_path: Path) -> None:
         models = fetch(f"{_url(cluster)}/v1/models")
         assert '"tiny"' in models
         assert f'"{MINILM}"' in models
+
+
+def test_the_default_pools_answer_every_capability(tmp_path: Path) -> None:
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["pools"]
+    served = set(map(str, implemented()))
+    pools = [p for p in defaults if p["capability"] != "batch" or "batch" in served]
+    with Cluster(render(small(*pools)), tmp_path) as cluster:
+        cluster.run()
+        header = {"Authorization": f"Bearer {cluster.secret('bootstrap-key', 'api-key')}"}
+        url = _url(cluster)
+        assert call(f"{url}/v1/embeddings", {"model": MINILM, "input": "a"}, header)[0] == 200
+        ranking = {
+            "model": MINILM,
+            "query": "a small dog",
+            "documents": ["a stock exchange", "a little puppy"],
+        }
+        status, answer = call(f"{url}/v1/rerank", ranking, header)
+        assert (status, answer["results"][0]["index"]) == (200, 1)
+        labels = {"model": MINILM, "input": ["the stock market fell"], "labels": ["finance", "cooking"]}
+        status, answer = call(f"{url}/v1/classify", labels, header)
+        assert (status, answer["data"][0]["prediction"]) == (200, "finance")
+        if "batch" in served:
+            _batch(url, header)
+
+
+def _batch(url: str, header: dict[str, str]) -> None:
+    lines = [{"custom_id": f"line-{i}", "body": {"input": f"text {i}"}} for i in range(5)]
+    status, job = call(f"{url}/v1/batch/embeddings", {"model": MINILM, "input": lines}, header)
+    assert status in (200, 201, 202), job
+    until = time.monotonic() + 60
+    while job["status"] in ("pending", "processing"):
+        assert time.monotonic() < until, job
+        time.sleep(0.2)
+        job = json.loads(fetch(f"{url}/v1/batch/{job['batch_id']}", header))
+    assert job["status"] == "completed", job
+    output = fetch(f"{url}/v1/batch/{job['batch_id']}/output", header).splitlines()
+    assert [json.loads(line)["custom_id"] for line in output] == [line["custom_id"] for line in lines]
 
 
 def test_state_in_postgresql_and_redis(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Generate the chart's values.schema.json and the table of its README from values.yaml.
 
-    python deploy/helm/tools/chart_docs.py          # write both
+    python deploy/helm/tools/chart_docs.py          # write both (`make docs` does)
     python deploy/helm/tools/chart_docs.py --check  # exit 1 if either is not what values.yaml says
 
 The comment above a key describes it: ``# -- `` begins the text, ``# @schema {...}`` adds JSON Schema
