@@ -2,7 +2,7 @@
 -- The renderer puts STATUS before this file: gRPC status -> {status, code, detail, retry_after} for errors
 -- that come without a description.
 
-local find, format, gsub, byte = string.find, string.format, string.gsub, string.byte
+local find, format, byte = string.find, string.format, string.byte
 
 local PASSED_ON = {
   "retry-after", "server-timing", "x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens",
@@ -11,15 +11,13 @@ local PASSED_ON = {
 local random = assert(io.open("/dev/urandom", "rb"))
 random:setvbuf("full", 4096)
 
-local function hex(character)
-  return format("%02x", byte(character))
-end
+local HEX_16 = string.rep("%02x", 16)
 
 function envoy_on_request(handle)
   local headers = handle:headers()
   local id = headers:get("x-request-id")
   if id == nil or id == "" or #id > 128 or find(id, "[^%w%-._:/+=@]") then
-    headers:replace("x-request-id", (gsub(random:read(16), ".", hex)))
+    headers:replace("x-request-id", format(HEX_16, byte(random:read(16), 1, 16)))
   end
 end
 
