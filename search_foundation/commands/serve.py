@@ -69,6 +69,10 @@ async def _supervise(settings: Settings, names: Sequence[str]) -> int:
     def announce(grpc_port: int, metrics_port: int) -> None:
         _announce(settings, names, grpc_port, metrics_port)
 
+    if settings.redis_url is None:
+        logger.warning(
+            "each of the %d workers keeps limits of its own; set SF_REDIS_URL to share them", settings.workers
+        )
     try:
         return await Supervisor(settings, _work, names, announce).run()
     finally:

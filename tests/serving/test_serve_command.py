@@ -177,6 +177,7 @@ def test_workers_share_a_port_and_a_page_of_metrics(serve: Any) -> None:
     workers = served.workers()
     assert len(workers) == 2
     assert served.end() == 0
+    assert "each of the 2 workers keeps limits of its own" in served.log.read_text()
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
