@@ -9,7 +9,7 @@ PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
 setup: $(VENV)/.stamp protos
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
-	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
+	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
