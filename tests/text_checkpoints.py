@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tests.checkpoints import Random, Tensors, write
+from tests.checkpoints import Random, Tensors, word_pieces, write
 
 BYTE_PAIR_MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o"), ("r", "l"))
 
@@ -277,3 +278,70 @@ def write_reranker_v2(directory: Path, *, random: Random | None = None, **change
     config = reranker_v2_config(**changes)
     tensors = stored_as(torch.bfloat16, reranker_v2_tensors(config, random=random))
     return write(directory, config, tensors, sentence_pieces())
+
+
+def colbert_pieces() -> Tokenizer:
+    """Make a WordPiece tokenizer in which BERT's unused tokens are the markers of jina-colbert-v1."""
+    words = ("[unused0]", "[unused1]", *WORDS, "##s", "##ed", *string.punctuation)
+    return word_pieces(words)
+
+
+def write_colbert_v1(
+    directory: Path, *, dimensions: int = 128, random: Random | None = None, **changes: Any
+) -> Path:
+    """Write a tiny jina-colbert-v1-en: fp32, prefixed names, a projection, ``artifact.metadata``."""
+    random = random or Random()
+    tokenizer = colbert_pieces()
+    config = jina_bert_config(
+        architectures=["HF_ColBERT"], **({"vocab_size": tokenizer.get_vocab_size()} | changes)
+    )
+    body = jina_bert_tensors(config, random=random)
+    tensors = {f"bert.{name}": tensor for name, tensor in body.items()}
+    tensors["linear.weight"] = random.matrix(dimensions, config["hidden_size"])
+    metadata = {
+        "query_token_id": "[unused0]",
+        "doc_token_id": "[unused1]",
+        "query_token": "[Q]",
+        "doc_token": "[D]",
+        "attend_to_mask_tokens": False,
+        "dim": dimensions,
+        "doc_maxlen": 160,
+        "mask_punctuation": True,
+        "query_maxlen": 32,
+        "similarity": "cosine",
+    }
+    return write(
+        directory,
+        config,
+        stored_as(torch.float32, tensors),
+        tokenizer,
+        files={"artifact.metadata": metadata},
+    )
+
+
+def write_colbert_v2(
+    directory: Path, *, dimensions: int = 128, random: Random | None = None, **changes: Any
+) -> Path:
+    """Write a tiny jina-colbert-v2: bf16, two added markers, a projection, ``artifact.metadata``."""
+    random = random or Random()
+    tokenizer = sentence_pieces("[QueryMarker]", "[DocumentMarker]")
+    config = xlm_rotary_config(**({"vocab_size": tokenizer.get_vocab_size()} | changes))
+    tensors = xlm_rotary_tensors(config, random=random)
+    tensors["linear.weight"] = random.matrix(dimensions, config["hidden_size"])
+    metadata = {
+        "query_token_id": "[QueryMarker]",
+        "doc_token_id": "[DocumentMarker]",
+        "attend_to_mask_tokens": True,
+        "dim": dimensions,
+        "doc_maxlen": 300,
+        "mask_punctuation": True,
+        "query_maxlen": 32,
+        "similarity": "cosine",
+    }
+    return write(
+        directory,
+        config,
+        stored_as(torch.bfloat16, tensors),
+        tokenizer,
+        files={"artifact.metadata": metadata},
+    )

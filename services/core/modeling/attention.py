@@ -7,6 +7,8 @@ CUDA) each group of equally long items runs as one dense call of torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -32,8 +34,26 @@ def attention(
     ``query`` is (tokens, heads, head_dim); ``key`` and ``value`` may have fewer heads, each then serving
     ``heads / key_heads`` query heads. They may be strided views of one projection. ``alibi_slopes``
     (heads,) fp32 adds ``-slope * |i - j|`` to the scaled scores. ``scale`` defaults to
-    ``head_dim ** -0.5``. Returns (tokens, heads, head_dim), contiguous.
+    ``head_dim ** -0.5``. Items of which ``batch.attended`` hides the end are computed by torch. Returns
+    (tokens, heads, head_dim), contiguous.
     """
+    out = _unmasked(query, key, value, batch, causal=causal, alibi_slopes=alibi_slopes, scale=scale)
+    for group, visible in _partly_hidden(batch):
+        rows = slice(group.start, group.end)
+        out[rows] = _group(query[rows], key[rows], value[rows], group, causal, alibi_slopes, scale, visible)
+    return out
+
+
+def _unmasked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: PackedBatch,
+    *,
+    causal: bool,
+    alibi_slopes: torch.Tensor | None,
+    scale: float | None,
+) -> torch.Tensor:
     if ops.serves_attention(query, key, value):
         factor = query.shape[2] ** -0.5 if scale is None else scale
         return ops.attention(query, key, value, batch, causal=causal, slopes=alibi_slopes, scale=factor)
@@ -46,6 +66,18 @@ def attention(
         rows = slice(group.start, group.end)
         out[rows] = _group(query[rows], key[rows], value[rows], group, causal, alibi_slopes, scale)
     return out
+
+
+def _partly_hidden(batch: PackedBatch) -> Iterator[tuple[Group, torch.Tensor]]:
+    """Yield the groups with items that hide their end, and how many tokens each item of them shows."""
+    if batch.attended is None:
+        return
+    item = 0
+    for group in batch.groups:
+        visible = batch.attended[item : item + group.count]
+        item += group.count
+        if min(visible) < group.length:
+            yield group, torch.tensor(visible, device=batch.device)
 
 
 def alibi_slopes(heads: int) -> torch.Tensor:
@@ -107,14 +139,18 @@ def _group(
     causal: bool,
     slopes: torch.Tensor | None,
     scale: float | None,
+    visible: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend inside ``group``, whose rows the tensors hold; (rows, heads, head_dim)."""
+    """Attend inside ``group``, whose rows the tensors hold, of each item to its first ``visible`` tokens.
+
+    Returns (rows, heads, head_dim).
+    """
     q, k, v = (t.unflatten(0, (group.count, group.length)).transpose(1, 2) for t in (query, key, value))
     gqa = query.shape[1] != key.shape[1]
-    if slopes is None:
+    if slopes is None and visible is None:
         out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=gqa)
     else:
-        out = _biased(q, k, v, slopes, causal=causal, scale=scale, gqa=gqa)
+        out = _biased(q, k, v, slopes, visible, causal=causal, scale=scale, gqa=gqa)
     return out.transpose(1, 2).reshape(query.shape).contiguous()
 
 
@@ -122,33 +158,35 @@ def _biased(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    slopes: torch.Tensor,
+    slopes: torch.Tensor | None,
+    visible: torch.Tensor | None,
     *,
     causal: bool,
     scale: float | None,
     gqa: bool,
 ) -> torch.Tensor:
-    """Attention with ALiBi, in blocks of queries so that the bias never stands for a whole long text.
+    """Attention with ALiBi or hidden tokens, in blocks of queries: the bias never stands for a long text.
 
     In fp32 whatever the dtype: a bias of 100 in bf16 is off by up to a quarter.
     """
-    dtype, heads, length = q.dtype, q.shape[1], q.shape[2]
+    dtype, length = q.dtype, q.shape[2]
     q, k, v = q.float(), k.float(), v.float()
-    block = max(1, min(length, _BIAS_ELEMENTS // (heads * length)))
+    rows_at_once = max(1, _BIAS_ELEMENTS // (q.shape[1] * length * (1 if visible is None else q.shape[0])))
     positions = torch.arange(length, device=q.device, dtype=torch.float32)
     blocks: list[torch.Tensor] = []
-    for start in range(0, length, block):
-        rows = positions[start : start + block, None]
-        bias = (rows - positions).abs_().neg_() * slopes[:, None, None]
+    for start in range(0, length, rows_at_once):
+        rows = positions[start : start + rows_at_once, None]
+        if slopes is None:
+            bias = torch.zeros(1, len(rows), length, device=q.device)
+        else:
+            bias = (rows - positions).abs_().neg_() * slopes[:, None, None]
         if causal:
             bias.masked_fill_(positions > rows, float("-inf"))
+        bias = bias[None]
+        if visible is not None:
+            bias = bias.masked_fill(positions >= visible[:, None, None, None], float("-inf"))
         part = scaled_dot_product_attention(
-            q[:, :, start : start + block],
-            k,
-            v,
-            attn_mask=bias[None],
-            scale=scale,
-            enable_gqa=gqa,
+            q[:, :, start : start + rows_at_once], k, v, attn_mask=bias, scale=scale, enable_gqa=gqa
         )
         blocks.append(part)
     return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)).to(dtype)

@@ -38,6 +38,7 @@ class Encoder:
                 f"tokenizer.json has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
             )
         self.tokenizer = tokenizer
+        self.query_tokenizer = tokenizer
         self.width = width
         self._backbone = backbone
         self._head = head

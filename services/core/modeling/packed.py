@@ -25,6 +25,11 @@ class Packable(Protocol):
         """Task adapter, None for the base network."""
         ...
 
+    @property
+    def attended(self) -> int | None:
+        """How many of the first tokens may be attended to, None for all."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -54,7 +59,8 @@ class PackedBatch:
     """Items sorted by adapter, then length, so that equal ones are neighbours and need no padding.
 
     ``token_ids`` (tokens,) and ``cu_lengths`` (items + 1,) are int32 on the device. ``order[i]`` is the
-    place that packed item i had in the input.
+    place that packed item i had in the input. ``attended`` says for each item how many of its first tokens
+    may be attended to; None where every item may see all of itself.
     """
 
     token_ids: torch.Tensor
@@ -63,6 +69,7 @@ class PackedBatch:
     order: tuple[int, ...]
     groups: tuple[Group, ...]
     adapter_runs: tuple[AdapterRun, ...]
+    attended: tuple[int, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -129,7 +136,18 @@ def pack(items: Sequence[Packable], device: torch.device, limits: Limits) -> Pac
         order=tuple(order),
         groups=_groups(lengths),
         adapter_runs=_adapter_runs([adapters[i] for i in order], ends),
+        attended=_attended([items[i] for i in order]),
     )
+
+
+def _attended(items: Sequence[Packable]) -> tuple[int, ...] | None:
+    if all(item.attended is None for item in items):
+        return None
+    seen = tuple(len(item.token_ids) if item.attended is None else item.attended for item in items)
+    for item, count in zip(items, seen, strict=True):
+        if not 0 < count <= len(item.token_ids):
+            raise ValueError(f"an item of {len(item.token_ids)} tokens cannot attend to {count} of them")
+    return seen
 
 
 def _to_device(array: NDArray[np.int32], device: torch.device) -> torch.Tensor:

@@ -60,6 +60,11 @@ class Tokenizer:
         """Return the id of ``token``, None if it is not in the vocabulary."""
         return self._rust.token_to_id(token)
 
+    def first_ids(self, texts: Sequence[str]) -> list[int]:
+        """Return the first id of each text, without specials."""
+        encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids[0] for encoding in encodings if encoding.ids]
+
     def pair_specials(self) -> tuple[TokenIds, TokenIds, TokenIds]:
         """Return the specials before, between and behind the two texts of a pair.
 

@@ -32,12 +32,14 @@ class EncodeItem:
     """One input of a forward pass.
 
     ``token_ids`` (tokens,) int32 with specials. ``adapter`` names a task adapter of the checkpoint, None is
-    the base network. ``spans`` asks for one vector per half-open token range instead of one per item.
+    the base network. ``spans`` asks for one vector per half-open token range instead of one per item. Only
+    the first ``attended`` tokens are attended to, by all of them; None is all.
     """
 
     token_ids: TokenIds
     adapter: str | None = None
     spans: tuple[tuple[int, int], ...] | None = None
+    attended: int | None = None
 
 
 class SparseVector(NamedTuple):
@@ -90,6 +92,11 @@ class TextEncoder(Protocol):
     @property
     def tokenizer(self) -> TextTokenizer:
         """The checkpoint's own tokenizer."""
+        ...
+
+    @property
+    def query_tokenizer(self) -> TextTokenizer:
+        """The form of a query, where the model gives queries another form than documents."""
         ...
 
     @property
