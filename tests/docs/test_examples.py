@@ -1,0 +1,44 @@
+"""What the documentation prints is what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.examples import ROOT, Example, examples
+from tests.stack import Stack
+
+PAGES = ("README.md", "docs/rerank.md")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("docs")) as running:
+        running.serve("embed", "rerank")
+        running.gateway()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def key(stack: Stack) -> str:
+    return stack.create_key()
+
+
+@pytest.mark.parametrize("example", [each for page in PAGES for each in examples(page)], ids=str)
+def test_examples_run(example: Example, stack: Stack, key: str) -> None:
+    replaced = {
+        "127.0.0.1:8080": f"127.0.0.1:{stack.http_port}",
+        "127.0.0.1:50051": stack.services[0].address,
+        "jina_...": key,
+    }
+    example.check(example.run(replaced, SF_KEY=key))
+
+
+def test_pages_have_examples_of_each_kind() -> None:
+    found = [(each.page, each.language) for page in PAGES for each in examples(page)]
+    for page in PAGES:
+        assert found.count((page, "sh")) >= 1
+        assert found.count((page, "python")) >= 2
+        assert Path(ROOT / page).is_file()
