@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from services.classify.cache import ByteCache
 from services.classify.errors import busy, not_found, too_few_labels, too_many_classifiers, too_many_labels
 from services.classify.ids import new_id, parse_id
-from services.classify.learner import decide, learn
+from services.classify.learner import Head, learn
 from services.classify.lease import Leases
 from services.classify.metrics import CLASSIFIER_HITS, CLASSIFIER_MISSES, LEARN_SECONDS
 from services.classify.scores import best, softmax
@@ -79,7 +79,7 @@ class FewShot:
         vectors, tokens = await _embed(model, request.texts, 1, call)
         call.usage_tokens += tokens
         _must_fit(classifier_id, trained, vectors)
-        scores = softmax(decide(trained.weights, vectors))
+        scores = softmax(trained.head.decide(vectors))
         self.uses.count(classifier_id)
         return ClassifyResult(
             model=model.spec.id,
@@ -104,8 +104,8 @@ class FewShot:
         if (current := await self._table.count(call.tenant)) >= limit:
             raise too_many_classifiers(current, limit)
         vectors, tokens = await _embed(model, request.texts, request.iterations, call)
-        start = np.zeros((len(labels), vectors.shape[1] + 1), np.float32)
-        weights = await self._learn(vectors, labels, request.labels, start, request.iterations)
+        start = Head.new(vectors, len(labels))
+        head = await self._learn(start, vectors, labels, request.labels, request.iterations)
         now = time.time()
         classifier = Classifier(
             id=new_id(model.spec.id),
@@ -119,7 +119,7 @@ class FewShot:
             updated_at=now,
             used_at=None,
         )
-        if not await self._table.create(classifier, weights, limit):
+        if not await self._table.create(classifier, head.matrix(), limit):
             raise too_many_classifiers(limit, limit)
         call.usage_tokens += tokens
         return TrainResult(classifier.id, len(request.texts), tokens)
@@ -139,11 +139,10 @@ class FewShot:
             labels = self._labels(trained.labels, request.labels)
             vectors, tokens = await _embed(model, request.texts, request.iterations, call)
             _must_fit(classifier_id, trained, vectors)
-            added = len(labels) - len(trained.labels)
-            start = np.pad(trained.weights, ((0, added), (0, 0)))
-            weights = await self._learn(vectors, labels, request.labels, start, request.iterations)
-            if not await self._table.replace(classifier_id, holder, trained.version, labels, weights):
-                gone = await self._table.head(classifier_id) is None
+            start = trained.head.widened(len(labels))
+            head = await self._learn(start, vectors, labels, request.labels, request.iterations)
+            if not await self._table.replace(classifier_id, holder, trained.version, labels, head.matrix()):
+                gone = await self._table.standing(classifier_id) is None
                 raise not_found(classifier_id) if gone else busy(classifier_id)
         call.usage_tokens += tokens
         return TrainResult(classifier_id, len(request.texts), tokens)
@@ -171,18 +170,18 @@ class FewShot:
 
     async def _open(self, classifier_id: str, caller: str) -> Trained:
         """Give the last version of a classifier that ``caller`` may use."""
-        head = await self._table.head(classifier_id)
-        if head is None or not head.open_to(caller):
+        standing = await self._table.standing(classifier_id)
+        if standing is None or not standing.open_to(caller):
             raise not_found(classifier_id)
         cached = self._cache.get(classifier_id)
-        if cached is not None and cached.version == head.version:
+        if cached is not None and cached.version == standing.version:
             CLASSIFIER_HITS.inc()
             return cached
         CLASSIFIER_MISSES.inc()
         trained = await self._table.trained(classifier_id)
         if trained is None:
             raise not_found(classifier_id)
-        self._cache.put(classifier_id, trained, _ENTRY_BYTES + trained.weights.nbytes)
+        self._cache.put(classifier_id, trained, _ENTRY_BYTES + trained.head.weights.nbytes)
         return trained
 
     def _model(self, trained: Trained, call: Call) -> EmbeddingModel:
@@ -199,16 +198,16 @@ class FewShot:
 
     async def _learn(
         self,
+        start: Head,
         vectors: Vectors,
         labels: tuple[str, ...],
         given: Sequence[str],
-        start: Vectors,
         iterations: int,
-    ) -> Vectors:
+    ) -> Head:
         places = {label: place for place, label in enumerate(labels)}
         targets = np.array([places[label] for label in given], np.intp)
         stop = threading.Event()
-        work = partial(_timed, partial(learn, vectors, targets, start, iterations, stop))
+        work = partial(_timed, partial(learn, start, vectors, targets, iterations, stop))
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         finally:
@@ -224,7 +223,7 @@ async def _embed(model: EmbeddingModel, texts: Sequence[str], times: int, call: 
     return vectors, encoded.billed
 
 
-def _timed(work: partial[Vectors]) -> Vectors:
+def _timed(work: partial[Head]) -> Head:
     with LEARN_SECONDS.time():
         return work()
 
@@ -239,7 +238,7 @@ def _known_form(classifier_id: str) -> str:
 
 def _must_fit(classifier_id: str, trained: Trained, vectors: Vectors) -> None:
     """Refuse vectors of another width than those learned from: the name now stands for another model."""
-    if trained.weights.shape[1] != vectors.shape[1] + 1:
+    if trained.head.width != vectors.shape[1]:
         raise ServiceError(
             ErrorCode.INPUT_INVALID,
             reason=f"Classifier '{classifier_id}' was trained with another model that was then called "

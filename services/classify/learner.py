@@ -7,6 +7,10 @@ cut at ``AGGRESSIVENESS``; here the constraint is the mean of the violated ones,
 violations, so that all rivals learn from an example and not only the nearest. The answer is the mean of the
 weights after each step, as in averaged perceptrons: it depends less on the examples that came last.
 
+The vectors of one encoder lie in a cone, so each of them has much of the cone's axis in it. A classifier
+therefore looks at them from the middle of its first examples. That does what a bias would do, and unlike a
+bias it does not let examples of one label alone, as a later training may bring, outweigh all others.
+
 Weights are written as sums of examples while learning, so that one step costs a product with a row of the
 examples' Gram matrix, whatever the width of the vectors.
 """
@@ -14,78 +18,104 @@ examples' Gram matrix, whatever the width of the vectors.
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+Sums = NDArray[np.float64]
 
-AGGRESSIVENESS = 1.0
-BIAS = 2.0
-"""What the vectors are extended by. Larger than their length of 1: a longer x makes smaller steps, and the
-vectors of one encoder lie in a cone, whose axis says nothing."""
-
+AGGRESSIVENESS = 0.3
 _SEED = 0
+_TINY = 1e-6
 
 
 class LearningStoppedError(Exception):
     """Nobody waits for the result any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What was learned: ``weights`` (labels, width), and the ``centre`` (width,) vectors are seen from."""
+
+    centre: Vectors
+    weights: Vectors
+
+    @classmethod
+    def new(cls, vectors: Vectors, labels: int) -> Self:
+        """Know nothing yet, and look from the middle of ``vectors`` (n, width)."""
+        return cls(vectors.mean(axis=0), np.zeros((labels, vectors.shape[1]), np.float32))
+
+    @classmethod
+    def from_matrix(cls, matrix: Vectors) -> Self:
+        """Read what ``matrix`` wrote."""
+        return cls(matrix[0], matrix[1:])
+
+    def matrix(self) -> Vectors:
+        """Write all of it as one matrix (1 + labels, width)."""
+        return np.vstack([self.centre, self.weights])
+
+    @property
+    def width(self) -> int:
+        """Of the vectors it knows."""
+        return len(self.centre)
+
+    def widened(self, labels: int) -> Head:
+        """Know nothing of further labels, ``labels`` in all."""
+        return Head(self.centre, np.pad(self.weights, ((0, labels - len(self.weights)), (0, 0))))
+
+    def seen(self, vectors: Vectors) -> Vectors:
+        """Return the directions (n, width) in which unit vectors lie from the centre."""
+        seen = vectors - self.centre
+        lengths = np.sqrt(np.einsum("nd,nd->n", seen, seen))
+        return seen / np.maximum(lengths, _TINY)[:, np.newaxis]
+
+    def decide(self, vectors: Vectors) -> Vectors:
+        """Return the decision values (n, labels) of unit vectors (n, width)."""
+        return np.einsum("nd,ld->nl", self.seen(vectors), self.weights)
+
+
 def learn(
+    head: Head,
     vectors: Vectors,
     targets: NDArray[np.intp],
-    start: Vectors,
     iterations: int,
     stop: threading.Event | None = None,
-) -> Vectors:
+) -> Head:
     """Go ``iterations`` times through the examples, each time in another order that is always the same.
 
-    ``vectors`` (n, width) have unit length; ``targets`` (n,) are rows of ``start`` (labels, width + 1), the
-    weights to begin with, of which the last column is the bias. Returns weights of that shape. Raises
-    LearningStoppedError soon after ``stop`` is set.
+    ``vectors`` (n, width) have unit length; ``targets`` (n,) are their labels. Raises LearningStoppedError
+    soon after ``stop`` is set.
     """
-    examples = _extended(vectors)
-    gram = examples @ examples.T
-    values = examples @ start.T
-    alpha, delay, steps = _passes(gram, values, targets, iterations, stop)
+    examples = head.seen(vectors)
+    gram = (examples @ examples.T).astype(np.float64)
+    values = (examples @ head.weights.T).astype(np.float64)
+    alpha, delay = _passes(gram, values, targets.tolist(), iterations, stop)
     # The mean over all steps of sums that grew step by step: each change counts from when it was made.
-    mean = alpha - delay / steps
-    return (start + mean.T @ examples).astype(np.float32)
-
-
-def decide(weights: Vectors, vectors: Vectors) -> Vectors:
-    """Return the decision values (n, labels) of unit vectors (n, width)."""
-    values: Vectors = np.einsum("nd,ld->nl", vectors, weights[:, :-1])
-    values += BIAS * weights[:, -1]
-    return values
-
-
-def _extended(vectors: Vectors) -> Vectors:
-    return np.hstack([vectors, np.full((len(vectors), 1), BIAS, np.float32)])
+    mean = alpha - delay / (iterations * len(examples))
+    return Head(head.centre, (head.weights + mean.T @ examples).astype(np.float32))
 
 
 def _passes(
-    gram: Vectors, values: Vectors, targets: NDArray[np.intp], iterations: int, stop: threading.Event | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Return what each example added to each label's weights (n, labels), the same times the number of
-    steps that had gone before, and the number of steps."""
-    count, labels = values.shape
-    alpha = np.zeros((count, labels))
-    delay = np.zeros((count, labels))
-    gram64, values64 = gram.astype(np.float64), values.astype(np.float64)
-    norms = gram64.diagonal().tolist()
-    places = targets.tolist()
+    gram: Sums, values: Sums, targets: list[int], iterations: int, stop: threading.Event | None
+) -> tuple[Sums, Sums]:
+    """Return how often each example was added to each label's weights (labels in columns), and the same
+    times the number of steps that had gone before."""
+    alpha = np.zeros_like(values)
+    delay = np.zeros_like(values)
+    norms: list[float] = gram.diagonal().tolist()
     chance = np.random.default_rng(_SEED)
     done = 0
     for _ in range(iterations):
         if stop is not None and stop.is_set():
             raise LearningStoppedError
         changed = False
-        for example in chance.permutation(count).tolist():
-            target = places[example]
-            violation = gram64[example] @ alpha
-            violation += values64[example]
+        for example in chance.permutation(len(targets)).tolist():
+            target = targets[example]
+            violation = gram[example] @ alpha
+            violation += values[example]
             violation += 1.0 - violation[target]
             violation[target] = 0.0
             np.maximum(violation, 0.0, out=violation)
@@ -96,18 +126,16 @@ def _passes(
                 alpha[example] += change
                 delay[example] += done * change
             done += 1
-        if not changed:
-            # Nor will it in later passes; they only count for the mean.
-            done = iterations * count
+        if not changed:  # nor will it in later passes
             break
-    return alpha, delay, done
+    return alpha, delay
 
 
-def _step(violation: NDArray[np.float64], total: float, norm: float, target: int) -> NDArray[np.float64]:
+def _step(violation: Sums, total: float, norm: float, target: int) -> Sums:
     """Return the change of each label's weights, as a multiple of the example of squared length ``norm``."""
     shares = violation / total
     loss = violation @ shares
-    size = min(AGGRESSIVENESS, loss / (norm * (1.0 + shares @ shares)))
+    size = min(AGGRESSIVENESS, loss / max(norm * (1.0 + shares @ shares), _TINY))
     shares *= -size
     shares[target] = size
     return shares

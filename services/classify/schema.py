@@ -16,7 +16,8 @@ _CLASSIFIERS = Table(
     Column("model", String(200), nullable=False),
     Column("access", String(16), nullable=False),
     Column("labels", Text, nullable=False),  # a JSON list, in the order of the weights' rows
-    Column("weights", LargeBinary, nullable=False),  # (labels, width) little-endian float32, row by row
+    # (1 + labels, width) little-endian float32, row by row: the centre, then a row for each label
+    Column("weights", LargeBinary, nullable=False),
     Column("width", Integer, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("used_number", BigInteger, nullable=False),

@@ -29,10 +29,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.classify.learner import Head
 from services.classify.types import Access, Classifier
 from services.core.storage import Database
 
-Weights = NDArray[np.float32]
+Matrix = NDArray[np.float32]
 
 _FACTS = (
     *("id", "owner", "model", "access", "labels", "version"),
@@ -58,7 +59,7 @@ class Taken(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Standing:
     """What decides whether a call may use a classifier, and in which version."""
 
     owner: str
@@ -72,12 +73,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One version of a classifier: ``weights`` (labels, width of the model's vectors + 1)."""
+    """One version of a classifier; the rows of ``head``'s weights are in the order of ``labels``."""
 
     model: str
     labels: tuple[str, ...]
     version: int
-    weights: Weights
+    head: Head
 
 
 class ClassifierTable:
@@ -94,7 +95,7 @@ class ClassifierTable:
         async with self._database.read() as connection:
             return await _count(connection, owner)
 
-    async def create(self, classifier: Classifier, weights: Weights, limit: int) -> bool:
+    async def create(self, classifier: Classifier, matrix: Matrix, limit: int) -> bool:
         """Store a new classifier; false, storing none, when its owner already has ``limit``."""
         row = {
             "id": classifier.id,
@@ -105,7 +106,7 @@ class ClassifierTable:
             "used_number": classifier.used_number,
             "created_at": classifier.created_at,
             "updated_at": classifier.updated_at,
-            **_packed(classifier.labels, weights),
+            **_packed(classifier.labels, matrix),
         }
         async with self._database.write() as connection:
             await _let_owner_in_alone(connection, classifier.owner)
@@ -128,12 +129,12 @@ class ClassifierTable:
             row = (await connection.execute(query)).mappings().one_or_none()
         return None if row is None else _classifier(row)
 
-    async def head(self, classifier_id: str) -> Head | None:
+    async def standing(self, classifier_id: str) -> Standing | None:
         """Look up what a call must know before it may use a classifier."""
         query = select(_C.owner, _C.access, _C.version).where(_C.id == classifier_id)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else Head(row.owner, Access(row.access), row.version)
+        return None if row is None else Standing(row.owner, Access(row.access), row.version)
 
     async def trained(self, classifier_id: str) -> Trained | None:
         """Read the last version of a classifier."""
@@ -143,8 +144,8 @@ class ClassifierTable:
         if row is None:
             return None
         labels = _labels(row.labels)
-        weights = np.frombuffer(row.weights, "<f4").reshape(len(labels), row.width)
-        return Trained(row.model, labels, row.version, weights)
+        matrix = np.frombuffer(row.weights, "<f4").reshape(1 + len(labels), row.width)
+        return Trained(row.model, labels, row.version, Head.from_matrix(matrix))
 
     async def delete(self, classifier_id: str, owner: str) -> bool:
         """Delete a classifier; false when the owner has none of that id."""
@@ -179,7 +180,7 @@ class ClassifierTable:
             await connection.execute(change.values(lease_holder=None, lease_until=None))
 
     async def replace(
-        self, classifier_id: str, holder: str, version: int, labels: tuple[str, ...], weights: Weights
+        self, classifier_id: str, holder: str, version: int, labels: tuple[str, ...], matrix: Matrix
     ) -> bool:
         """Store the version after ``version`` and give the lease back.
 
@@ -193,7 +194,7 @@ class ClassifierTable:
             "updated_at": time.time(),
             "lease_holder": None,
             "lease_until": None,
-            **_packed(labels, weights),
+            **_packed(labels, matrix),
         }
         async with self._database.write() as connection:
             return (await connection.execute(change.values(values))).rowcount == 1
@@ -228,12 +229,12 @@ async def _let_owner_in_alone(connection: AsyncConnection, owner: str) -> None:
         await connection.execute(lock, {"room": "classifiers", "owner": owner})
 
 
-def _packed(labels: tuple[str, ...], weights: Weights) -> dict[str, Any]:
+def _packed(labels: tuple[str, ...], matrix: Matrix) -> dict[str, Any]:
     return {
         # JSON escapes NUL, which PostgreSQL's text cannot hold.
         "labels": orjson.dumps(labels).decode(),
-        "weights": weights.astype("<f4", copy=False).tobytes(),
-        "width": weights.shape[1],
+        "weights": matrix.astype("<f4", copy=False).tobytes(),
+        "width": matrix.shape[1],
     }
 
 
