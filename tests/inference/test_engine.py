@@ -83,6 +83,17 @@ async def test_stopping_fails_what_the_grace_does_not_suffice_for() -> None:
     assert {each.code for each in failed} == {ErrorCode.SERVICE_UNAVAILABLE}
 
 
+async def test_stopping_waits_for_no_batch_that_hangs() -> None:
+    gate = Gate()
+    async with running(gate) as engine:
+        hanging = asyncio.ensure_future(embed(engine.embedder(MINILM), "x"))
+        await gate.reached()
+        await asyncio.wait_for(engine.stop(0.0), 20)
+        assert not hanging.done()
+        gate.open()
+        assert len(await hanging) == 1
+
+
 async def test_counts_batches_and_loading() -> None:
     def value(name: str) -> float:
         return REGISTRY.get_sample_value(f"searchfoundation_{name}", {"model": MINILM}) or 0.0

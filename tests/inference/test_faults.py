@@ -178,3 +178,18 @@ async def test_a_dead_worker_ends_the_engine(error: BaseException) -> None:
     assert results[0] in failed
     assert {each.code for each in failed} == {ErrorCode.SERVICE_UNAVAILABLE}
     assert all(isinstance(result, (ServiceError, np.ndarray)) for result in results)
+
+
+async def test_a_broken_queue_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = threading.Event()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with running() as engine:
+        engine.on_failure = told.set
+        monkeypatch.setattr(engine._runtime._scheduler, "next_batch", broken)
+        with pytest.raises(ServiceError):
+            await asyncio.wait_for(embed(engine.embedder(MINILM), "x"), 10)
+        assert await asyncio.to_thread(told.wait, 10)
+        assert not engine.healthy

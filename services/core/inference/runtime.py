@@ -24,6 +24,9 @@ R = TypeVar("R")
 _RETRY_SOON = 1.0
 _RETRY_AT_MOST = 60.0
 
+_LAST_BATCH_SECONDS = 1.0
+"""What a batch that runs when the grace is over still gets."""
+
 
 class InferenceError(Exception):
     """A model failed on an input; the cause has the model's own error."""
@@ -106,13 +109,15 @@ class Runtime:
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, let those inside finish for up to ``grace`` seconds, end the workers."""
+        until = time.monotonic() + grace
         self._closing = True
         if self._calls and self._workers.death is None:
             try:
                 await asyncio.wait_for(self._idle.wait(), grace)
             except TimeoutError:
                 _log.warning("%d calls not finished after %g s of grace", self._calls, grace)
-        left = await asyncio.to_thread(self._workers.stop)
+        last_batch = max(_LAST_BATCH_SECONDS, until - time.monotonic())
+        left = await asyncio.to_thread(self._workers.stop, last_batch)
         for job in left:
             job.done = True
             job.error = DeviceLostError("the engine stopped")

@@ -99,7 +99,7 @@ class Workers:
         for thread in list(self._running):
             thread.start()
 
-    def stop(self, timeout: float = 10.0) -> list[AnyJob]:
+    def stop(self, timeout: float) -> list[AnyJob]:
         """End the threads after the batches they run; returns the jobs that were still queued.
 
         A thread that is not back after ``timeout`` seconds is left behind; it ends with the process.
@@ -239,10 +239,17 @@ class Workers:
             first = self.death is None
             self.death = self.death or error
             self._stopping = True
+            self._work.notify_all()
+        try:
+            self._fail_all()
+        finally:
+            if first:
+                self._on_death(error)
+
+    def _fail_all(self) -> None:
+        """Fail what is queued and what this thread was running."""
+        with self._lock:
             batch = self._running[threading.current_thread()]
             jobs = self._scheduler.drain() + [job for job, _ in (batch.items if batch else [])]
-            self._work.notify_all()
         for job in jobs:
             self._fail(job, DeviceLostError("the device worker died"))
-        if first:
-            self._on_death(error)
