@@ -1,4 +1,4 @@
-"""A real server in this process, with the real engine and all-MiniLM-L6-v2, and what tests ask of its answers."""
+"""A real server in this process, with the real engine and model, and what tests ask of its answers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ async def serving(build: Build, chosen: Settings) -> AsyncIterator[Serving]:
     server = Server(chosen, [build(engine, catalog, chosen)], engine, access)
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(server.address) as channel:
+        options = (("grpc.max_receive_message_length", -1),)
+        async with grpc.aio.insecure_channel(server.address, options) as channel:
             yield Serving(engine, catalog, access, channel)
     finally:
         await server.stop(drain=False)

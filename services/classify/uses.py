@@ -62,12 +62,15 @@ class UseCounter:
         self._pending[classifier_id] = (before + number, max(latest, last))
 
     async def _flush_often(self) -> None:
-        while not self._closing.is_set():
+        while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), FLUSH_SECONDS)
+            last = self._closing.is_set()
             try:
                 # The database tells of its absence itself, and what is pending stays so.
                 with contextlib.suppress(ServiceError):
                     await self.flush()
             except Exception:
                 logger.exception("cannot write the uses of classifiers")
+            if last:
+                return
