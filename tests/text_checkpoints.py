@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tests.checkpoints import Random, Tensors, word_pieces, write
+from tests.checkpoints import Random, Tensors, bert_config, bert_tensors, word_pieces, write
 
 BYTE_PAIR_MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o"), ("r", "l"))
 
@@ -345,3 +345,23 @@ def write_colbert_v2(
         tokenizer,
         files={"artifact.metadata": metadata},
     )
+
+
+def masked_language_model_tensors(config: Mapping[str, Any], *, random: Random | None = None) -> Tensors:
+    """Make the tensors of a ``BertForMaskedLM`` whose decoder is the table of words."""
+    width = config["hidden_size"]
+    random = random or Random()
+    body = {n: t for n, t in bert_tensors(config).items() if "pooler" not in n and "position_ids" not in n}
+    return {
+        **{f"bert.{name}": tensor for name, tensor in body.items()},
+        **random.linear("cls.predictions.transform.dense", width, width),
+        **random.norm("cls.predictions.transform.LayerNorm", width),
+        "cls.predictions.bias": random.normal(config["vocab_size"], scale=0.2) - 1.5 * width**0.5,
+    }
+
+
+def write_elser(directory: Path, *, random: Random | None = None, **changes: Any) -> Path:
+    """Write a tiny sparse encoder as a SPLADE is published: the head of a masked language model."""
+    config = bert_config(architectures=["BertForMaskedLM"], **changes)
+    tensors = stored_as(torch.float32, masked_language_model_tensors(config, random=random))
+    return write(directory, config, tensors, word_pieces())

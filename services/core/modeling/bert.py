@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
 from services.core.modeling.checkpoint import Checkpoint, Config, Shape
 from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers import linear_shapes, norm_shapes
 from services.core.modeling.native import encoder as native
 from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNorm, PostNormWeights
 from services.core.modeling.types import Backbone
@@ -29,34 +32,36 @@ def shapes(config: EncoderConfig) -> dict[str, Shape]:
         "embeddings.word_embeddings.weight": (config.vocabulary, width),
         "embeddings.position_embeddings.weight": (config.positions, width),
         "embeddings.token_type_embeddings.weight": (config.token_types, width),
-        "embeddings.LayerNorm.weight": (width,),
-        "embeddings.LayerNorm.bias": (width,),
+        **norm_shapes("embeddings.LayerNorm", width),
     }
     for i in range(config.layers):
         layer = f"encoder.layer.{i}"
         for name in ("query", "key", "value"):
-            result |= _linear_shapes(f"{layer}.attention.self.{name}", width, width)
-        result |= _linear_shapes(f"{layer}.attention.output.dense", width, width)
-        result |= _linear_shapes(f"{layer}.intermediate.dense", inner, width)
-        result |= _linear_shapes(f"{layer}.output.dense", width, inner)
+            result |= linear_shapes(f"{layer}.attention.self.{name}", width, width)
+        result |= linear_shapes(f"{layer}.attention.output.dense", width, width)
+        result |= linear_shapes(f"{layer}.intermediate.dense", inner, width)
+        result |= linear_shapes(f"{layer}.output.dense", width, inner)
         for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
-            result |= {f"{layer}.{norm}.weight": (width,), f"{layer}.{norm}.bias": (width,)}
+            result |= norm_shapes(f"{layer}.{norm}", width)
     return result
 
 
-def _linear_shapes(name: str, out: int, into: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-
 def load_bert(
-    checkpoint: Checkpoint, config: EncoderConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint,
+    config: EncoderConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    extra: Mapping[str, Shape] | None = None,
+    unused: Sequence[str] = UNUSED,
 ) -> Backbone:
     """Read the encoder, without its pooler, from ``checkpoint``, with or without the ``bert.`` prefix.
 
-    CheckpointError if a tensor is missing, left over or of the wrong shape.
+    ``extra`` are tensors that the caller will read, ``unused`` those that nobody reads. CheckpointError if a
+    tensor is missing, left over or of the wrong shape.
     """
     checkpoint.strip_prefix("bert.")
-    checkpoint.verify(shapes(config), unused=UNUSED)
+    checkpoint.verify(shapes(config) | dict(extra or {}), unused=unused)
     weights = PostNormWeights(
         words=checkpoint.tensor("embeddings.word_embeddings.weight"),
         positions=_positions(checkpoint),
