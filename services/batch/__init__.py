@@ -1,0 +1,1 @@
+"""Asynchronous embedding jobs: stored, shared between workers, and finished whatever dies on the way."""
