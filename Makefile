@@ -8,7 +8,7 @@ PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
 
 setup: $(VENV)/.stamp protos
 
-$(VENV)/.stamp: pyproject.toml constraints.txt
+$(VENV)/.stamp: pyproject.toml constraints.txt $(wildcard services/core/modeling/native/*.[ch])
 	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
