@@ -9,12 +9,17 @@ from services.core.catalog import Catalog, model_info
 
 
 def envoy_yaml(
-    topology: Topology, catalog: Catalog, *, max_items: int = 2048, max_documents: int = 2048
+    topology: Topology,
+    catalog: Catalog,
+    *,
+    max_items: int = 2048,
+    max_documents: int = 2048,
+    max_classify_items: int = 512,
 ) -> str:
     """Render the configuration; raises CatalogError for a model nobody knows.
 
-    ``max_items`` and ``max_documents`` are the services' limits on one request, which the OpenAPI document
-    tells.
+    ``max_items``, ``max_documents`` and ``max_classify_items`` are the services' limits on one request, which
+    the OpenAPI document tells.
     """
     specs = {model: catalog.require(model) for model in topology.models}
     served = {
@@ -27,5 +32,10 @@ def envoy_yaml(
         for capability in topology.capabilities
     }
     infos = {model: model_info(spec) for model, spec in specs.items()}
-    document = build_openapi(served, max_items=max_items, max_documents=max_documents)
+    document = build_openapi(
+        served,
+        max_items=max_items,
+        max_documents=max_documents,
+        max_classify_items=max_classify_items,
+    )
     return envoy.to_yaml(envoy.render(topology, infos, document))

@@ -11,7 +11,7 @@ from gateway.contract import descriptor_set, rest_services
 from gateway.cors import cors_filter
 from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE, grpc_replies, local_replies
-from gateway.routes import MODEL_KEY, grpc_host, rest_host, routes_by_model
+from gateway.routes import CLASSIFIER_KEY, MODEL_KEY, grpc_host, rest_host, routes_by_model
 from gateway.scripts import lua_filter
 from gateway.topology import Listener, ServerTls, Topology
 
@@ -145,7 +145,7 @@ def _rest_filters(topology: Topology) -> list[Config]:
     )
     filters.append(_filter("lua", lua_filter(topology)))
     if routes_by_model(topology):
-        filters.append(_filter("json_to_metadata", _model_to_metadata()))
+        filters.append(_filter("json_to_metadata", _body_to_metadata()))
     filters.append(_filter("grpc_json_transcoder", _transcoder(topology)))
     filters.append(_router())
     return filters
@@ -173,15 +173,19 @@ def _transcoder(topology: Topology) -> Config:
     }
 
 
-def _model_to_metadata() -> Config:
-    rule = {
-        "selectors": [{"key": "model"}],
-        "on_present": {"metadata_namespace": METADATA_NAMESPACE, "key": MODEL_KEY, "type": "STRING"},
-    }
+def _body_to_metadata() -> Config:
+    """Lift what routes look at out of JSON bodies."""
+    rules = [
+        {
+            "selectors": [{"key": key}],
+            "on_present": {"metadata_namespace": METADATA_NAMESPACE, "key": key, "type": "STRING"},
+        }
+        for key in (MODEL_KEY, CLASSIFIER_KEY)
+    ]
     return {
         "@type": f"{_FILTERS}.http.json_to_metadata.v3.JsonToMetadata",
         "request_rules": {
-            "rules": [rule],
+            "rules": rules,
             "allow_empty_content_type": True,
             "allow_content_types_regex": {"regex": ".*"},
         },

@@ -11,6 +11,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from services.classify.responses import (
+    ClassificationResponse,
+    ClassifierSummary,
+    DeletedClassifier,
+    TrainingResponse,
+)
+from services.classify.schemas import (
+    classifies,
+    few_shot_schema,
+    train_schema,
+    trains,
+    update_schema,
+    zero_shot_schema,
+)
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.errors import ERRORS, ErrorCode
 from services.embed.responses import EmbeddingResponse
@@ -40,7 +54,15 @@ _MODEL_ERRORS = (
     ErrorCode.SERVICE_UNAVAILABLE,
     ErrorCode.SERVICE_TIMEOUT,
 )
-_RETRIED = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_CLASSIFIER_ERRORS = (ErrorCode.RESOURCE_NOT_FOUND,)
+_TRAINING_ERRORS = (
+    *_CLASSIFIER_ERRORS,
+    ErrorCode.INPUT_INVALID_LABELS,
+    ErrorCode.INPUT_LABEL_LIMIT_EXCEEDED,
+    ErrorCode.AUTHZ_RESOURCE_LIMIT_EXCEEDED,
+    ErrorCode.CONFLICT_RESOURCE_BUSY,
+)
+_RETRIED = (HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _DESCRIPTION = """\
 Self-hosted Search Foundation API, answered by the models this server runs.
 
@@ -138,19 +160,26 @@ class Unready(ErrorResponse):
 
 
 def build_openapi(
-    served: Mapping[Capability, Sequence[ModelSpec]], *, max_items: int = 2048, max_documents: int = 2048
+    served: Mapping[Capability, Sequence[ModelSpec]],
+    *,
+    max_items: int = 2048,
+    max_documents: int = 2048,
+    max_classify_items: int = 512,
 ) -> Document:
     """Describe a gateway whose pools serve these models for these capabilities.
 
     ``max_items`` is the services' limit on the list form of ``input``, ``max_documents`` that on documents
-    to rank.
+    to rank, ``max_classify_items`` that on texts to classify or to learn from.
     """
     operations = [
         *_embeddings({s.id: embed_schema(s, max_items) for s in served.get(Capability.EMBED, ())}),
         *_rerank({s.id: rerank_schema(s, max_documents) for s in served.get(Capability.RERANK, ())}),
+        *_classification(served.get(Capability.CLASSIFY, ()), max_classify_items),
     ]
+    classifiers = bool(served.get(Capability.CLASSIFY))
     answers: list[type[BaseModel]] = [
         *(operation.answer for operation in operations),
+        *((ClassifierSummary, DeletedClassifier) if classifiers else ()),
         ErrorResponse,
         HTTPValidationError,
         ModelListResponse,
@@ -159,12 +188,13 @@ def build_openapi(
         Unready,
     ]
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        *((model, "validation") for operation in operations for model in operation.requests.values()),
+        *((model, "validation") for operation in operations for model in operation.schemas()),
         *((model, "serialization") for model in answers),
     ]
     _, definitions = models_json_schema(models, ref_template=f"{_REF}{{model}}")
     paths = {**_health_paths(), **_model_paths()}
     paths |= {operation.path: {"post": _operation(operation)} for operation in operations}
+    paths |= _classifier_paths() if classifiers else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -181,6 +211,7 @@ def build_openapi(
         "tags": [
             {"name": "Embeddings", "description": "Turn texts into vectors."},
             {"name": "Rerank", "description": "Order documents by their relevance to a query."},
+            {"name": "Classification", "description": "Sort texts under labels, known or learned."},
             {"name": "Models", "description": "What this server runs."},
             {"name": "Health", "description": "For load balancers and people."},
         ],
@@ -189,7 +220,7 @@ def build_openapi(
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """A POST whose body is one of several schemas, told apart by ``model``."""
+    """A POST whose body is one of several schemas, told apart by ``model``, or ``other``, which has none."""
 
     path: str
     name: str
@@ -200,6 +231,14 @@ class _Operation:
     requests: Mapping[str, type[BaseModel]]
     answer: type[BaseModel]
     answered: str
+    other: type[BaseModel] | None = None
+    errors: Sequence[ErrorCode] = ()
+
+    def schemas(self) -> Iterator[type[BaseModel]]:
+        """All that a body may be."""
+        yield from self.requests.values()
+        if self.other is not None:
+            yield self.other
 
 
 def _embeddings(requests: Mapping[str, type[BaseModel]]) -> Iterator[_Operation]:
@@ -232,8 +271,77 @@ def _rerank(requests: Mapping[str, type[BaseModel]]) -> Iterator[_Operation]:
         )
 
 
+def _classification(specs: Iterable[ModelSpec], max_items: int) -> Iterator[_Operation]:
+    specs = tuple(specs)
+    if specs:
+        yield _Operation(
+            path="/v1/classify",
+            name="classify",
+            tag="Classification",
+            summary="Classify texts",
+            description="Sorts each input under labels: the request's, or those of a trained classifier. "
+            "Texts over the model's context are cut.",
+            title="Classification Request",
+            requests={s.id: zero_shot_schema(s, max_items) for s in specs if classifies(s)},
+            answer=ClassificationResponse,
+            answered="One result per input.",
+            other=few_shot_schema(max_items),
+            errors=_CLASSIFIER_ERRORS,
+        )
+        yield _Operation(
+            path="/v1/train",
+            name="train",
+            tag="Classification",
+            summary="Train a classifier",
+            description="Makes a classifier from examples, or trains one of one's own further.",
+            title="Training Request",
+            requests={s.id: train_schema(s, max_items) for s in specs if trains(s)},
+            answer=TrainingResponse,
+            answered="The classifier is stored.",
+            other=update_schema(max_items),
+            errors=_TRAINING_ERRORS,
+        )
+
+
+def _classifier_paths() -> Document:
+    errors = _errors([code for code in _MODEL_ERRORS if not code.startswith("INPUT_")])
+    summaries = {"type": "array", "items": {"$ref": f"{_REF}{ClassifierSummary.__name__}"}}
+    listed = _answer("The classifiers of the key, oldest first.", ClassifierSummary, headers=_LIMIT_HEADERS)
+    listed["content"][_JSON]["schema"] = summaries
+    delete = {
+        "tags": ["Classification"],
+        "summary": "Delete a classifier",
+        "operationId": "delete_classifier",
+        "security": [{"HTTPBearer": []}],
+        "parameters": [
+            {
+                "name": "classifier_id",
+                "in": "path",
+                "required": True,
+                "description": "Id of a classifier of one's own.",
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "200": _answer("It is gone.", DeletedClassifier, headers=_LIMIT_HEADERS),
+            **errors,
+            **_errors(_CLASSIFIER_ERRORS),
+        },
+    }
+    ways = {
+        method: {
+            "tags": ["Classification"],
+            "summary": "List one's classifiers",
+            "operationId": name,
+            "security": [{"HTTPBearer": []}],
+            "responses": {"200": listed, **errors},
+        }
+        for method, name in (("get", "list_classifiers"), ("post", "list_classifiers_by_post"))
+    }
+    return {"/v1/classifiers": ways, "/v1/classifiers/{classifier_id}": {"delete": delete}}
+
+
 def _operation(operation: _Operation) -> Document:
-    refs = {model: f"{_REF}{schema.__name__}" for model, schema in operation.requests.items()}
     headers = _LIMIT_HEADERS | _TIME_HEADER
     return {
         "tags": [operation.tag],
@@ -244,20 +352,26 @@ def _operation(operation: _Operation) -> Document:
         "requestBody": {
             "required": True,
             "content": {
-                _JSON: {
-                    "schema": {
-                        "title": operation.title,
-                        "oneOf": [{"$ref": ref} for ref in refs.values()],
-                        "discriminator": {"propertyName": "model", "mapping": refs},
-                    }
-                }
+                _JSON: {"schema": {"title": operation.title, **_body(operation)}},
             },
         },
         "responses": {
             "200": _answer(operation.answered, operation.answer, headers=headers),
-            **_errors(_MODEL_ERRORS),
+            **_errors((*_MODEL_ERRORS, *operation.errors)),
         },
     }
+
+
+def _body(operation: _Operation) -> Document:
+    refs = {model: f"{_REF}{schema.__name__}" for model, schema in operation.requests.items()}
+    by_model: Document = {
+        "oneOf": [{"$ref": ref} for ref in refs.values()],
+        "discriminator": {"propertyName": "model", "mapping": refs},
+    }
+    if operation.other is None:
+        return by_model
+    other = {"$ref": f"{_REF}{operation.other.__name__}"}
+    return {"anyOf": [by_model, other] if refs else [other]}
 
 
 def _model_paths() -> Document:

@@ -13,12 +13,14 @@ from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE, error_reply
 from gateway.scripts import GRPC_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
 from gateway.topology import Pool, Topology
+from services.classify.ids import model_mark
 from services.core.catalog.types import Capability
 from services.core.errors import ErrorCode
 
 Config = dict[str, Any]
 
 MODEL_KEY = "model"
+CLASSIFIER_KEY = "classifier_id"
 GRPC_MODEL_HEADER = "x-model"
 READY_PATH = "/ready"
 MODELS_PREFIX = "/v1/models/"
@@ -110,6 +112,10 @@ def rest_routes(topology: Topology) -> Iterator[Config]:
 def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterator[Config]:
     match = _path_match(call.path) | {"headers": [_method(call.method)]}
     default, *others = topology.pools_of(capability)
+    if others and capability is Capability.CLASSIFY:
+        # A classifier goes before a model that the body may name as well.
+        for pool in (default, *others):
+            yield _rest_route(match | {"dynamic_metadata": [_classifier_in_body(pool)]}, pool, topology)
     for pool in others:
         yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology)
     yield _rest_route(match, default, topology)
@@ -250,10 +256,20 @@ def _template_pattern(template: str) -> str:
 
 
 def _model_in_body(pool: Pool) -> Config:
+    return _in_body(MODEL_KEY, model_pattern(pool))
+
+
+def _classifier_in_body(pool: Pool) -> Config:
+    """Match the ids of classifiers over a pool's models."""
+    marks = "|".join(model_mark(model) for model in pool.models)
+    return _in_body(CLASSIFIER_KEY, f"(?i)({marks})-.*")
+
+
+def _in_body(key: str, pattern: str) -> Config:
     return {
         "filter": METADATA_NAMESPACE,
-        "path": [{"key": MODEL_KEY}],
-        "value": {"string_match": _regex(model_pattern(pool))},
+        "path": [{"key": key}],
+        "value": {"string_match": _regex(pattern)},
     }
 
 

@@ -67,7 +67,13 @@ def run(args: argparse.Namespace) -> int:
 def configuration(topology: Topology, settings: Settings) -> str:
     """Envoy's configuration file; raises CatalogError."""
     catalog = Catalog.load(settings.catalog_file, settings.model_aliases)
-    return envoy_yaml(topology, catalog, max_items=settings.max_items, max_documents=settings.max_documents)
+    return envoy_yaml(
+        topology,
+        catalog,
+        max_items=settings.max_items,
+        max_documents=settings.max_documents,
+        max_classify_items=settings.max_classify_items,
+    )
 
 
 async def _run(topology: Topology, config: str, grace_seconds: float) -> int:

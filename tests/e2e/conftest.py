@@ -29,6 +29,12 @@ class Api:
         body = {"model": model, "query": query, "documents": documents, **fields}
         return self.post(body, "/v1/rerank")
 
+    def classify(self, **fields: Any) -> Answer:
+        return self.post({"input": "hello world", **fields}, "/v1/classify")
+
+    def train(self, **fields: Any) -> Answer:
+        return self.post(fields, "/v1/train")
+
     def post(self, body: Any, path: str = "/v1/embeddings") -> Answer:
         return post(self.stack.http_port, body, self.authorization, path)
 
@@ -37,7 +43,7 @@ class Api:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One service and the gateway, with default settings and a key."""
     with Stack(tmp_path_factory.mktemp("e2e")) as stack:
-        stack.serve("embed", "rerank")
+        stack.serve("embed", "rerank", "classify")
         stack.gateway()
         yield Api(stack, stack.create_key())
 
