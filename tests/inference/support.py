@@ -51,6 +51,10 @@ class Watched:
         return self._encoder.tokenizer
 
     @property
+    def query_tokenizer(self) -> TextTokenizer:
+        return self._encoder.query_tokenizer
+
+    @property
     def width(self) -> int:
         return self._encoder.width
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
 from typing import TYPE_CHECKING, cast
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
-from services.core.catalog.types import ModelSpec
+from services.core.catalog.types import InputType, ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.jobs import Job, Lane
+from services.core.inference.late_chunking import join_chunks
 from services.core.inference.tokenizing import TokenizeStage
-from services.core.modeling.types import EncodeItem, Encoding
+from services.core.modeling.types import EncodeItem, Encoding, Tokens
 
 if TYPE_CHECKING:
     from services.core.inference.runtime import Runtime
@@ -33,10 +34,14 @@ class NotANumberError(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
-    """``task`` None is the model's default; ``truncate`` cuts a text that is too long instead of failing."""
+    """``task`` None is the model's default; ``truncate`` cuts a text that is too long instead of failing.
+
+    With ``late_chunking`` all texts are read as one, and each vector is the mean of its text's part of that.
+    """
 
     task: str | None = None
     truncate: bool = False
+    late_chunking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +59,16 @@ class Embeddings:
 class Texts:
     """Texts of a call that are made into tokens alike.
 
-    ``task`` None is the model's default. ``limit`` is the longest text in tokens, 0 the model's own limit; of
-    every text at least one token beside the specials is kept. ``copies`` says how often each text is billed,
-    None once.
+    ``task`` None is the model's default; ``role`` is the side of a search that they stand on. ``limit`` is
+    the longest text in tokens, 0 the model's own limit; of every text at least one token beside the specials
+    is kept. ``copies`` says how often each text is billed, None once.
     """
 
     texts: Sequence[str]
     task: str | None = None
     limit: int = 0
     copies: Sequence[int] | None = None
+    role: InputType = InputType.DOCUMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +84,25 @@ class EmbeddingModel:
     """A text embedding model in memory, behind the queue it shares with others."""
 
     def __init__(
-        self, spec: ModelSpec, stage: TokenizeStage, lane: Lane[EncodeItem, Encoding], runtime: Runtime
+        self,
+        spec: ModelSpec,
+        stages: Mapping[InputType, TokenizeStage],
+        lane: Lane[EncodeItem, Encoding],
+        runtime: Runtime,
     ) -> None:
         self.spec = spec
-        self._stage = stage
+        self.threads = stages[InputType.DOCUMENT].threads
+        self.token_names = stages[InputType.DOCUMENT].names
+        self._stages = stages
         self._lane = lane
         self._runtime = runtime
 
     def renamed(self, alias: ModelSpec) -> EmbeddingModel:
         """Return the same model under an alias' entry."""
-        return EmbeddingModel(alias, self._stage, self._lane, self._runtime)
+        return EmbeddingModel(alias, self._stages, self._lane, self._runtime)
 
     async def embed(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> Embeddings:
-        """Embed ``texts``; the order is kept.
+        """Embed ``texts``, of a model that makes one dense vector of each; the order is kept.
 
         Fills ``call.timings`` and awaits ``call.charge`` with the number of tokens before anything runs.
         Raises ServiceError: INPUT_TOKEN_LIMIT_EXCEEDED for a text that is too long, INPUT_INVALID for one
@@ -100,6 +112,8 @@ class EmbeddingModel:
         """
         if not texts:
             return Embeddings(np.empty((0, self.spec.dimensions), np.float32), [])
+        if options.late_chunking:
+            return await self._embed_chunks(texts, options, call)
         encoded = await self.encode([Texts(texts, options.task)], options.truncate, call)
         return Embeddings(_stack(encoded.results), encoded.token_counts)
 
@@ -114,13 +128,36 @@ class EmbeddingModel:
             counts: list[int] = []
             billed = 0
             for group in groups:
-                lengths = await self._tokenize(group, truncate, call, items)
+                tokens = await self._tokenize(group, truncate, call)
+                adapter = self.spec.adapter(group.task)
+                items += [EncodeItem(each.ids, adapter) for each in tokens]
+                lengths = [min(each.length, len(each.ids)) for each in tokens]
                 counts += lengths
                 billed += sum(lengths if group.copies is None else map(mul, lengths, group.copies))
             await call.charge(billed)
             ticket.counted()
-            results = await self._runtime.run(Job(self._lane, items, counts), call)
+            results = await self._run(items, call)
         return Encoded(results, counts, billed)
+
+    async def _embed_chunks(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> Embeddings:
+        """Run ``texts`` as one, the prompt before the first; errors are as of one text."""
+        first, rest = Texts(texts[:1], options.task), Texts(texts[1:])
+        expected = min(self._guess(first) + self._guess(rest), self._limit(first))
+        with self._runtime.admitted(self._lane, 1, expected) as ticket:
+            tokens = await self._tokenize(first, True, call)
+            tokens += await self._tokenize(rest, True, call, prompt="")
+            stage = self._stages[InputType.DOCUMENT]
+            chunks = join_chunks(tokens, stage.prefix_length, stage.suffix_length, self.spec.max_tokens)
+            if not options.truncate and chunks.truncated:
+                raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
+            await call.charge(len(chunks.ids))
+            ticket.counted()
+            item = EncodeItem(chunks.ids, self.spec.adapter(options.task), chunks.spans)
+            (vectors,) = await self._run([item], call)
+        return Embeddings(cast(Vectors, vectors), [end - start for start, end in chunks.spans])
+
+    async def _run(self, items: Sequence[EncodeItem], call: Call) -> list[Encoding]:
+        return await self._runtime.run(Job(self._lane, items, [len(item.token_ids) for item in items]), call)
 
     def _guess(self, group: Texts) -> int:
         limit = self._limit(group)
@@ -128,19 +165,20 @@ class EmbeddingModel:
 
     def _limit(self, group: Texts) -> int:
         longest = self.spec.max_tokens
-        return max(min(group.limit or longest, longest), self._stage.shortest_limit)
+        return max(min(group.limit or longest, longest), self._stages[group.role].shortest_limit)
 
-    async def _tokenize(self, group: Texts, truncate: bool, call: Call, items: list[EncodeItem]) -> list[int]:
-        """Append the items of a group; returns their tokens."""
+    async def _tokenize(
+        self, group: Texts, truncate: bool, call: Call, *, prompt: str | None = None
+    ) -> list[Tokens]:
+        """Tokenise a group, behind the task's prompt unless another is given."""
         began = time.monotonic()
         limit = self._limit(group)
-        tokens = await self._stage.encode(group.texts, self.spec.prompt(group.task), limit)
+        before = self.spec.prompt(group.task) if prompt is None else prompt
+        tokens = await self._stages[group.role].encode(group.texts, before, limit)
         call.timings.tokenize += time.monotonic() - began
         if not truncate and any(each.truncated for each in tokens):
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)
-        adapter = self.spec.adapter(group.task)
-        items += [EncodeItem(each.ids, adapter) for each in tokens]
-        return [len(each.ids) for each in tokens]
+        return tokens
 
 
 def _stack(results: Sequence[Encoding]) -> Vectors:

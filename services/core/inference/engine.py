@@ -6,24 +6,25 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 import torch
 
 from services.core.catalog import Catalog, CatalogError, canonical_id
-from services.core.catalog.types import Capability, ModelSpec
+from services.core.catalog.types import Capability, InputType, ModelSpec, RerankMethod
 from services.core.catalog.weights import WeightsNotFound, locate
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.device import TorchDevice, available_cores
 from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
+from services.core.inference.late_interaction import LateInteractionScorer
 from services.core.inference.metrics import LOAD_SECONDS, watch_device
 from services.core.inference.pair_scoring import PairScorer
 from services.core.inference.runtime import Runtime
 from services.core.inference.scheduler import Scheduler
-from services.core.inference.scoring import SCORERS, Scorer
+from services.core.inference.scoring import Scorer, VectorScorer
 from services.core.inference.tokenizing import TextThreads, TokenizeStage
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.cross_encoder import CrossEncoder
@@ -53,6 +54,12 @@ R = TypeVar("R")
 
 Network = TextEncoder | CrossEncoder
 Model = EmbeddingModel | PairScorer
+
+_SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {
+    RerankMethod.COSINE: VectorScorer,
+    RerankMethod.LATE_INTERACTION: LateInteractionScorer,
+}
+"""What makes a scorer of a model of vectors, by the catalogue's method."""
 
 Loader = Callable[[ModelSpec, Settings, torch.device], Network]
 
@@ -90,7 +97,7 @@ class Engine:
         except (CatalogError, ValueError) as error:
             raise EngineStartError(str(error)) from error
         runtime = Runtime(Scheduler(settings.max_queue_tokens), device, workers=device.workers)
-        executor = ThreadPoolExecutor(device.workers, "tokenize")
+        executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
         engine = cls(runtime, device, executor)
         runtime.start()
         try:
@@ -151,7 +158,7 @@ class Engine:
         self._models[spec.id] = model
         if isinstance(model, PairScorer):
             self._scorers[spec.id] = model
-        elif spec.rerank is not None and (make := SCORERS.get(spec.rerank)):
+        elif spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
             self._scorers[spec.id] = make(model)
 
     async def _loaded(self, spec: ModelSpec, settings: Settings, load: Loader) -> Model:
@@ -171,8 +178,11 @@ class Engine:
             pairs = self._lane(spec, network.forward, settings)
             return PairScorer(spec, network.tokenizer, self._threads, pairs, self._runtime)
         texts = self._lane(spec, network.forward, settings)
-        stage = TokenizeStage(network.tokenizer, self._threads)
-        return EmbeddingModel(spec, stage, texts, self._runtime)
+        stages = {
+            InputType.DOCUMENT: TokenizeStage(network.tokenizer, self._threads),
+            InputType.QUERY: TokenizeStage(network.query_tokenizer, self._threads),
+        }
+        return EmbeddingModel(spec, stages, texts, self._runtime)
 
     def _lane(
         self, spec: ModelSpec, run: Callable[[Sequence[EncodeItem]], Sequence[R]], settings: Settings

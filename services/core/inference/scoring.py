@@ -1,12 +1,12 @@
 """Scoring documents by a query: one interface over the kinds of scorer, and the kind by vectors.
 
 Every kind is a client of the engine's queue: the work of one request is one job, which the scheduler mixes
-with that of others. A further kind gets its place in ``SCORERS``.
+with that of others. The other kinds are in ``late_interaction`` and ``pair_scoring``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
-from services.core.catalog.types import ModelSpec, RerankMethod
+from services.core.catalog.types import ModelSpec
 from services.core.inference.embedding import EmbeddingModel, Texts, Vectors, finish
 
 _QUERY_TASK = "retrieval.query"
@@ -97,10 +97,6 @@ class VectorScorer:
             tokens=encoded.billed,
             embeddings=vectors[1:][places] if options.return_embeddings else None,
         )
-
-
-SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {RerankMethod.COSINE: VectorScorer}
-"""What makes a scorer of a loaded model, by the catalogue's method."""
 
 
 def distinct(documents: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:

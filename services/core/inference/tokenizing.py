@@ -56,6 +56,10 @@ class TextThreads:
             raise failed.exceptions[0] from None
         return [result for chunk in results for result in chunk]
 
+    async def run(self, work: Callable[[], R]) -> R:
+        """Run other work of a call where it holds up neither the event loop nor the models."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
     async def _in_thread(self, texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, _checked, texts, work)
@@ -66,7 +70,10 @@ class TokenizeStage:
 
     def __init__(self, tokenizer: TextTokenizer, threads: TextThreads) -> None:
         self._tokenizer = tokenizer
-        self._threads = threads
+        self.threads = threads
+        self.names = tokenizer.names
+        self.prefix_length = tokenizer.prefix_length
+        self.suffix_length = tokenizer.special_length - tokenizer.prefix_length
         self.shortest_limit = tokenizer.special_length + 1
 
     async def encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
@@ -78,7 +85,7 @@ class TokenizeStage:
         def work(part: Sequence[str]) -> list[Tokens]:
             return self._tokenizer.encode_batch(part, prompt, truncate_to=limit)
 
-        return await self._threads.map(texts, work, len(prompt))
+        return await self.threads.map(texts, work, len(prompt))
 
 
 def _checked(texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:

@@ -91,6 +91,11 @@ class DocumentTokenizer:
         self._tokenizer = tokenizer
         self._marker = marker
         self.special_length = tokenizer.special_length + 1
+        self.prefix_length = tokenizer.prefix_length + 1
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of ``ids`` as the vocabulary writes them."""
+        return self._tokenizer.names(ids)
 
     def encode_batch(
         self, texts: Sequence[str], prompt: str = "", truncate_to: int | None = None
@@ -113,6 +118,11 @@ class QueryTokenizer:
         self._filler = filler
         self._length = length
         self.special_length = self._marked.special_length
+        self.prefix_length = self._marked.prefix_length
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of ``ids`` as the vocabulary writes them."""
+        return self._marked.names(ids)
 
     def encode_batch(
         self, texts: Sequence[str], prompt: str = "", truncate_to: int | None = None

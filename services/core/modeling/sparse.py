@@ -1,7 +1,7 @@
 """Sparse encoders in the manner of SPLADE (ELSER v2): a weight for each entry of the vocabulary.
 
-Source: Formal et al., arXiv 2109.10086: the largest ``log(1 + relu(logit))`` of any token, by a masked language
-model.
+Source: Formal et al., arXiv 2109.10086: the largest ``log(1 + relu(logit))`` of any token by a masked
+language model.
 """
 
 from __future__ import annotations

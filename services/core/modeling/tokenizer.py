@@ -60,6 +60,10 @@ class Tokenizer:
         """Return the id of ``token``, None if it is not in the vocabulary."""
         return self._rust.token_to_id(token)
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of ``ids`` as the vocabulary writes them; empty for an id without a token."""
+        return [self._rust.id_to_token(id) or "" for id in ids]
+
     def first_ids(self, texts: Sequence[str]) -> list[int]:
         """Return the first id of each text, without specials."""
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -61,6 +61,15 @@ class TextTokenizer(Protocol):
         """Number of special tokens around a text; a cut leaves at least one more."""
         ...
 
+    @property
+    def prefix_length(self) -> int:
+        """How many of the special tokens stand before the text."""
+        ...
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of ``ids`` as the vocabulary writes them."""
+        ...
+
     def encode_batch(
         self, texts: Sequence[str], prompt: str = "", truncate_to: int | None = None
     ) -> list[Tokens]:
