@@ -23,6 +23,9 @@ from services.rerank.types import Image, Item
 
 _Reader = Callable[[object, Location], Item]
 
+_IMAGE_URI = "data:image/"
+"""Some clients send an image as a bare string."""
+
 
 class ImageDoc(BaseModel):
     """An image as an object."""
@@ -32,7 +35,8 @@ class ImageDoc(BaseModel):
 
 def query_field(spec: ModelSpec) -> Any:
     """Build the annotation of ``query``; the value becomes an ``Item``."""
-    return Annotated[Any, PlainValidator(_query_parser(_reader(spec)), json_schema_input_type=_item(spec))]
+    parser = partial(read_one, read=_reader(spec))
+    return Annotated[Any, PlainValidator(parser, json_schema_input_type=_item(spec))]
 
 
 def documents_field(spec: ModelSpec, max_documents: int) -> Any:
@@ -55,10 +59,6 @@ def _reader(spec: ModelSpec) -> _Reader:
     return partial(read_text, model=spec.id)
 
 
-def _query_parser(read: _Reader) -> Callable[[object], Item]:
-    return lambda value: value if type(value) is str else read_one(value, read)
-
-
 def _documents_parser(read: _Reader, max_documents: int) -> Callable[[object], list[Item]]:
     def parse(value: object) -> list[Item]:
         if not isinstance(value, list):
@@ -74,14 +74,14 @@ def _documents_parser(read: _Reader, max_documents: int) -> Callable[[object], l
                 "A request can contain at most {max_documents} documents.",
                 {"max_documents": max_documents},
             )
-        if set(map(type, items)) == {str}:
-            return cast("list[Item]", items)
         return read_each(items, read)
 
     return parse
 
 
 def _read_text_or_image(item: object, at: Location, model: str) -> Item:
+    if isinstance(item, str) and item.startswith(_IMAGE_URI):
+        return Image(item)
     if not isinstance(item, dict) or "text" in item or "image" not in item:
         return read_text(cast("object", item), at, model)
     source = cast("dict[str, object]", item)["image"]

@@ -33,7 +33,7 @@ def test_examples_run(example: Example, stack: Stack, key: str) -> None:
         "127.0.0.1:50051": stack.services[0].address,
         "jina_...": key,
     }
-    example.check(example.run(replaced, SF_KEY=key))
+    example.check(example.run(replaced, API_KEY=key))
 
 
 def test_pages_have_examples_of_each_kind() -> None:

@@ -12,21 +12,17 @@ import numpy as np
 import openai
 import orjson
 import pytest
-import torch
 from google.api import httpbody_pb2
 from google.rpc import error_details_pb2
 from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.call import Call
-from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, NotANumberError
-from services.core.inference.engine import load_model
-from services.core.settings import Settings
 from services.embed.logic import Embedder
 from services.embed.types import EmbedRequest
 from tests.embed.conftest import SETTINGS, Rig
-from tests.rig import ALIAS, detail, told
+from tests.rig import ALIAS, detail, load_without_numbers, told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -252,22 +248,7 @@ async def test_tokens_are_charged_before_they_are_spent(rig: Rig) -> None:
 
 
 async def test_vectors_that_are_not_numbers_are_no_answer(rig: Rig) -> None:
-    class Broken:
-        """The real encoder, but for what it computes."""
-
-        def __init__(self, encoder: Any) -> None:
-            self._encoder = encoder
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._encoder, name)
-
-        def forward(self, batch: Any) -> list[np.ndarray]:
-            return [np.full_like(vector, np.nan) for vector in self._encoder.forward(batch)]
-
-    def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Any:
-        return Broken(load_model(spec, settings, device))
-
-    engine = await Engine.start(SETTINGS, rig.catalog, load=load)
+    engine = await Engine.start(SETTINGS, rig.catalog, load=load_without_numbers)
     with pytest.raises(NotANumberError):
         await Embedder(engine).embed(EmbedRequest(MINILM, ["a"]), Call("test"))
     await engine.stop(1.0)

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import orjson
 import pytest
-import torch
 from google.api import httpbody_pb2
 from google.rpc import error_details_pb2
-from searchfoundation.v1 import common_pb2, rerank_pb2
+from searchfoundation.v1 import common_pb2, rerank_pb2, rerank_rest_pb2_grpc
 
 from services.core.call import Call
 from services.core.catalog import Catalog
-from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, NotANumberError
-from services.core.inference.engine import load_model
-from services.core.settings import Settings
 from services.rerank.capability import build
 from services.rerank.logic import Reranker
 from services.rerank.types import Image, RerankRequest
 from tests.rerank.conftest import SETTINGS, Rig
-from tests.rig import ALIAS, MINILM, detail, serving, settings, told
+from tests.rig import ALIAS, MINILM, detail, load_without_numbers, serving, settings, told
+from tests.text_checkpoints import write_reranker_v2
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -255,8 +253,6 @@ async def test_fields_that_are_not_there(rig: Rig, field: str, missing: str) -> 
 
 async def test_strings_as_objects_where_clients_need_it() -> None:
     async with serving(build, settings(rerank_objects=True)) as up:
-        from searchfoundation.v1 import rerank_rest_pb2_grpc
-
         stub = rerank_rest_pb2_grpc.RerankRestServiceStub(up.channel)
         body = orjson.dumps({"model": MINILM, "query": QUERY, "documents": DOCUMENTS})
         answer = await stub.Rerank(httpbody_pb2.HttpBody(data=body))  # type: ignore[misc]
@@ -273,22 +269,28 @@ async def test_images_reach_no_scorer_of_texts(rig: Rig) -> None:
 
 
 async def test_scores_that_are_not_numbers_are_no_answer() -> None:
-    class Broken:
-        """The real encoder, but for what it computes."""
-
-        def __init__(self, encoder: Any) -> None:
-            self._encoder = encoder
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._encoder, name)
-
-        def forward(self, batch: Any) -> list[np.ndarray]:
-            return [np.full_like(vector, np.nan) for vector in self._encoder.forward(batch)]
-
-    def load(spec: ModelSpec, chosen: Settings, device: torch.device) -> Any:
-        return Broken(load_model(spec, chosen, device))
-
-    engine = await Engine.start(SETTINGS, Catalog.load(), load=load)
+    engine = await Engine.start(SETTINGS, Catalog.load(), load=load_without_numbers)
     with pytest.raises(NotANumberError):
         await Reranker(engine).rank(RerankRequest(MINILM, "q", ["a"]), Call("test"))
     await engine.stop(1.0)
+
+
+async def test_a_cross_encoder_behind_the_same_doors(tmp_path: Path) -> None:
+    """A tiny checkpoint in the published form: scores from 0 to 1, all documents billed, ties in order."""
+    model = "jina-reranker-v2-base-multilingual"
+    write_reranker_v2(tmp_path / model, max_position_embeddings=1026)
+    async with serving(build, settings(models=(model,), model_dir=tmp_path)) as up:
+        stub = rerank_rest_pb2_grpc.RerankRestServiceStub(up.channel)
+        body = {
+            "model": model,
+            "query": "stone",
+            "documents": ["river", {"text": "stone"}, "river"],
+            "top_n": 3,
+        }
+        answer = await stub.Rerank(httpbody_pb2.HttpBody(data=orjson.dumps(body)))  # type: ignore[misc]
+    found = orjson.loads(answer.data)
+    scores = {each["index"]: each["relevance_score"] for each in found["results"]}
+    assert all(0.0 <= score <= 1.0 for score in scores.values())
+    assert scores[0] == scores[2]
+    assert [each["index"] for each in found["results"]] in ([1, 0, 2], [0, 2, 1])
+    assert found["usage"]["total_tokens"] == sum(up.access.charged) > 0
