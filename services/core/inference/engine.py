@@ -113,6 +113,7 @@ class Engine:
         """Refuse new calls, finish those inside for up to ``grace`` seconds, let the models go."""
         await self._runtime.stop(grace)
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
         self._models.clear()
         self._scorers.clear()
 
@@ -188,7 +189,7 @@ class Engine:
         self, spec: ModelSpec, run: Callable[[Sequence[EncodeItem]], Sequence[R]], settings: Settings
     ) -> Lane[EncodeItem, R]:
         budget = settings.max_batch_tokens
-        lane = Lane(spec.id, run, weight=float(spec.parameters))
+        lane = Lane(spec.id, run, weight=max(1.0, spec.parameters))
         if self._device.on_cpu:
             lane.max_tokens = min(budget, _CPU_BATCH_TOKENS)
             lane.min_tokens = min(budget, _CPU_MIN_TOKENS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from services.core.errors import ErrorCode, ServiceError
@@ -17,6 +17,10 @@ _CHUNK_CHARACTERS = 1 << 16
 """Texts of one Rust call. Its result takes some 100 bytes a token, so 2,048 long texts at once would take
 hundreds of megabytes; and one call's chunks take turns with those of other calls."""
 
+_GIANT_CHARACTERS = 1 << 20
+"""A chunk (then a single text) from here on waits for its like: without spaces to cut it at, it takes seconds
+and 60 times its size in memory."""
+
 
 R = TypeVar("R")
 
@@ -27,6 +31,11 @@ class TextThreads:
     def __init__(self, executor: Executor, width: int) -> None:
         self._executor = executor
         self._width = width
+        self._giants = ThreadPoolExecutor(1, "giant-texts")
+
+    def close(self) -> None:
+        """Forget what waits. The executor given stays with its owner."""
+        self._giants.shutdown(wait=False, cancel_futures=True)
 
     async def map(
         self, texts: Sequence[str], work: Callable[[Sequence[str]], list[R]], extra: int = 0
@@ -61,8 +70,8 @@ class TextThreads:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
     async def _in_thread(self, texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, _checked, texts, work)
+        executor = self._giants if sum(map(len, texts)) >= _GIANT_CHARACTERS else self._executor
+        return await asyncio.get_running_loop().run_in_executor(executor, _checked, texts, work)
 
 
 class TokenizeStage:
