@@ -69,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
 async def _up(settings: Settings, capabilities: Sequence[Capability]) -> int:
     started = time.monotonic()
     stop = _stop_signal()
-    # The services load torch and the models, which takes longest: they start before everything else.
+    # Rendered first, so that wrong settings are told before anything runs.
+    topology = _topology(settings, capabilities)
+    rendered = configuration(topology, settings)
     services = await ServicesProcess.start(settings, capabilities)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(services.stop, settings.grace_seconds)
-        topology = _topology(settings, capabilities)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="search-foundation-")))
-        (folder / "envoy.yaml").write_text(configuration(topology, settings), encoding="utf-8")
+        (folder / "envoy.yaml").write_text(rendered, encoding="utf-8")
         envoy = await Envoy.start(folder / "envoy.yaml", topology)
         stack.push_async_callback(envoy.stop, settings.grace_seconds)
         watching = asyncio.create_task(_watch(services, envoy))
