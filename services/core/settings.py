@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     field_validator,
@@ -106,6 +107,13 @@ class Settings(BaseSettings):
     max_batch_tokens: int = Field(16384, ge=1, description="Token budget of one forward pass.")
     max_queue_tokens: int = Field(1_000_000, ge=1, description="Queued tokens above which calls get 503.")
 
+    sparse_top_k: int | None = Field(
+        None, ge=1, description="Entries of a sparse vector (ELSER) that are answered, the largest; all when unset."
+    )
+    sparse_threshold: float = Field(
+        0.0, ge=0, description="Weights of a sparse vector up to this are left out."
+    )
+
     # Requests
     max_items: int = Field(2048, ge=1, description="Items per embedding request.")
     max_classify_items: int = Field(512, ge=1, description="Items per classify or train request.")
@@ -124,6 +132,42 @@ class Settings(BaseSettings):
         64, ge=1, description="Messages of one EmbedStream worked on at a time; beyond, it is not read."
     )
     max_concurrent_calls: int = Field(4096, ge=1, description="Calls in flight above which a call gets 503.")
+
+    # Batch
+    object_store: str | None = Field(
+        None,
+        description="s3://bucket/prefix or gs://bucket/prefix for batch files; in SF_DATA_DIR when unset. "
+        "Credentials come from the cloud's own variables.",
+    )
+    batch_chunk_tokens: int = Field(
+        8192, ge=1, description="About how much of a batch job is embedded, stored and charged at a time."
+    )
+    batch_concurrency: int = Field(2, ge=1, description="Such parts that a process works on at once.")
+    batch_expire_seconds: float = Field(
+        86_400.0, gt=0, description="From making a batch job to deleting its files."
+    )
+    batch_heartbeat_seconds: float = Field(
+        5.0, gt=0, description="A batch worker that misses six beats is taken for dead; others go on."
+    )
+    worker_id: str | None = Field(
+        None, description="Name of this batch worker, the same after a restart; the host's name when unset."
+    )
+    public_url: str | None = Field(
+        None,
+        description="Where callers reach the gateway, for the URLs in answers; as they called it when unset.",
+    )
+
+    # Outgoing requests
+    fetch_allow_networks: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks, as `10.1.0.0/16`, that URLs given by callers may lead to though not public.",
+    )
+    fetch_timeout_seconds: float = Field(
+        300.0, gt=0, description="Longest time to fetch all of a URL that a caller gave."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks; `whsec_` and base64, or any text. Unsigned when unset."
+    )
 
     # Process
     workers: int = Field(1, ge=1, description="Processes sharing the gRPC port, each with its own models.")

@@ -1,0 +1,1 @@
+"""What callers name by URL: fetched under guard, decoded in bounds."""
