@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(1_000_000, ge=1, description="Queued tokens above which calls get 503.")
 
     sparse_top_k: int | None = Field(
-        None, ge=1, description="Entries of a sparse vector (ELSER) that are answered, the largest; all when unset."
+        None, ge=1, description="Entries of a sparse vector (ELSER) to answer, the largest; all when unset."
     )
     sparse_threshold: float = Field(
         0.0, ge=0, description="Weights of a sparse vector up to this are left out."
@@ -146,6 +146,10 @@ class Settings(BaseSettings):
     batch_expire_seconds: float = Field(
         86_400.0, gt=0, description="From making a batch job to deleting its files."
     )
+    batch_input_buckets: tuple[str, ...] = Field(
+        (),
+        description='s3:// and gs:// URLs below which batch jobs may read their input, as ["s3://inputs"].',
+    )
     batch_heartbeat_seconds: float = Field(
         5.0, gt=0, description="A batch worker that misses six beats is taken for dead; others go on."
     )
@@ -166,7 +170,8 @@ class Settings(BaseSettings):
         300.0, gt=0, description="Longest time to fetch all of a URL that a caller gave."
     )
     webhook_secret: SecretStr | None = Field(
-        None, description="Signs webhooks; `whsec_` and base64, or any text. Unsigned when unset."
+        None,
+        description="Signs webhooks: `whsec_` and base64, or a word; two of them, with a space, while changing it. Unsigned when unset.",
     )
 
     # Process

@@ -1,0 +1,117 @@
+"""News of a job for its owner's own server: one signed attempt at a time."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable, Mapping
+from enum import Enum
+
+from services.core.media.connecting import Resolver, resolve
+from services.core.media.errors import FetchError
+from services.core.media.fetching import Fetcher, Limits, shown
+from services.core.settings import ConfigurationError, Settings
+
+logger = logging.getLogger(__name__)
+_PREFIX = "whsec_"
+_LIMITS = Limits(connect_seconds=5.0, idle_seconds=10.0, total_seconds=15.0)
+
+# A receiver that is being restarted is often seen as 404 by whoever is in front of it.
+_LATER = frozenset({404, 408, 409, 423, 425, 429})
+
+
+class Outcome(Enum):
+    """What came of an attempt; REFUSED ones would come to the same if tried again."""
+
+    DELIVERED = "delivered"
+    RETRY = "retry"
+    REFUSED = "refused"
+
+
+class Webhooks:
+    """Posts events as Standard Webhooks describes it, under the guard of every fetch.
+
+    The three headers are ``webhook-id``, ``webhook-timestamp`` (seconds since the epoch) and
+    ``webhook-signature``: ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body``, once for each
+    secret of SF_WEBHOOK_SECRET. Without a secret the last header is left out.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        resolver: Resolver = resolve,
+        limits: Limits = _LIMITS,
+    ) -> None:
+        secret = settings.webhook_secret
+        self._keys = _keys(secret.get_secret_value()) if secret else ()
+        self._clock = clock
+        self._fetcher = Fetcher(settings, limits=limits, resolver=resolver)
+
+    async def check_url(self, url: str) -> str | None:
+        """Say what is wrong with ``url`` as a receiver, None if nothing; connects nowhere.
+
+        A host that cannot be looked up just now is not held against it.
+        """
+        try:
+            await self._fetcher.check(url)
+        except FetchError as error:
+            return None if error.retryable else error.detail
+        return None
+
+    async def deliver(self, url: str, payload: bytes, event_id: str) -> Outcome:
+        """Try once to hand over the JSON ``payload``; the receiver knows repeats by ``event_id``."""
+        try:
+            status = await self._fetcher.post(url, payload, self._headers(payload, event_id))
+        except FetchError as error:
+            outcome = Outcome.RETRY if error.retryable else Outcome.REFUSED
+            logger.warning("webhook %s: %s (%s)", event_id, error.detail, outcome.value)
+            return outcome
+        outcome = _judge(status)
+        level = logging.INFO if outcome is Outcome.DELIVERED else logging.WARNING
+        logger.log(level, "webhook %s: %s answered %d (%s)", event_id, shown(url), status, outcome.value)
+        return outcome
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._fetcher.aclose()
+
+    def _headers(self, payload: bytes, event_id: str) -> Mapping[str, str]:
+        now = str(int(self._clock()))
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": event_id,
+            "webhook-timestamp": now,
+        }
+        if self._keys:
+            signed = b".".join((event_id.encode(), now.encode(), payload))
+            headers["webhook-signature"] = " ".join(_signature(key, signed) for key in self._keys)
+        return headers
+
+
+def _judge(status: int) -> Outcome:
+    if 200 <= status < 300:
+        return Outcome.DELIVERED
+    return Outcome.RETRY if status >= 500 or status in _LATER else Outcome.REFUSED
+
+
+def _signature(key: bytes, signed: bytes) -> str:
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
+
+
+def _keys(secrets: str) -> tuple[bytes, ...]:
+    return tuple(map(_key, secrets.split()))
+
+
+def _key(secret: str) -> bytes:
+    if not secret.startswith(_PREFIX):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
+    except binascii.Error as error:
+        raise ConfigurationError("SF_WEBHOOK_SECRET: what follows whsec_ is not base64.") from error
