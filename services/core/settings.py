@@ -171,7 +171,8 @@ class Settings(BaseSettings):
     )
     webhook_secret: SecretStr | None = Field(
         None,
-        description="Signs webhooks: `whsec_` and base64, or a word; two of them, with a space, while changing it. Unsigned when unset.",
+        description="Signs webhooks: `whsec_` and base64, or a word; two, with a space between, while "
+        "receivers change over. Unsigned when unset.",
     )
 
     # Process
