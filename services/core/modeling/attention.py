@@ -57,8 +57,9 @@ def _unmasked(
     if ops.serves_attention(query, key, value):
         factor = query.shape[2] ** -0.5 if scale is None else scale
         return ops.attention(query, key, value, batch, causal=causal, slopes=alibi_slopes, scale=factor)
-    if alibi_slopes is None and _serves_varlen(query):
-        return _varlen(query, key, value, batch, causal=causal, scale=scale)
+    if alibi_slopes is None and serves_varlen(query):
+        window = (-1, 0) if causal else (-1, -1)
+        return varlen_attention(query, key, value, batch, window=window, scale=scale)
     if len(batch.groups) == 1:
         return _group(query, key, value, batch.groups[0], causal, alibi_slopes, scale)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -92,7 +93,7 @@ def alibi_slopes(heads: int) -> torch.Tensor:
     return torch.tensor(slopes, dtype=torch.float32)
 
 
-def _serves_varlen(query: torch.Tensor) -> bool:
+def serves_varlen(query: torch.Tensor) -> bool:
     """Whether flash attention takes this dtype and head width on this device (Ampere or newer)."""
     return (
         query.is_cuda
@@ -103,15 +104,16 @@ def _serves_varlen(query: torch.Tensor) -> bool:
     )
 
 
-def _varlen(
+def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     batch: PackedBatch,
     *,
-    causal: bool,
+    window: tuple[int, int],
     scale: float | None,
 ) -> torch.Tensor:
+    """Attend inside each item to so many tokens before and behind, -1 for all; needs ``serves_varlen``."""
     from torch.nn.attention.varlen import varlen_attn
 
     longest = batch.max_length
@@ -124,7 +126,7 @@ def _varlen(
         longest,
         longest,
         scale=scale,
-        window_size=(-1, 0) if causal else (-1, -1),
+        window_size=window,
         enable_gqa=key.shape[1] != query.shape[1],
     )
     assert isinstance(result, torch.Tensor)

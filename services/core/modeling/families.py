@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import colbert, cross_encoder, dense, sparse, xlm_absolute
+from services.core.modeling import colbert, cross_encoder, dense, dense_decoder, sparse, xlm_absolute
 from services.core.modeling.checkpoint import Checkpoint, Config
 from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.jina_bert import is_jina_bert
@@ -34,6 +34,8 @@ FAMILIES: Mapping[str, Family[TextEncoder]] = {
     "jina_v3": Family(dense.is_jina_v3, dense.load_jina_v3),
     "colbert_v1": Family(colbert.is_colbert_v1, colbert.load_colbert_v1),
     "colbert_v2": Family(colbert.is_colbert_v2, colbert.load_colbert_v2),
+    "jina_v5_text": Family(dense_decoder.is_jina_v5_text, dense_decoder.load_jina_v5_text),
+    "jina_code": Family(dense_decoder.is_jina_code, dense_decoder.load_jina_code),
     "elser": Family(sparse.is_masked_language_model, sparse.load_sparse),
 }
 """Encoders: a text in, a vector or several out."""

@@ -24,6 +24,10 @@ class Linear(Protocol):
         """Return the product under the erf form of GELU, (rows, out)."""
         ...
 
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product under SiLU, (rows, out)."""
+        ...
+
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Return the product plus ``residual``, (rows, out); ``residual`` itself is left alone."""
         ...
@@ -51,6 +55,9 @@ class _TorchLinear:
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         return functional.gelu(self(x))
 
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.silu(self(x), inplace=True)
+
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self(x).add_(residual)
 
@@ -70,6 +77,9 @@ class _OneDnnLinear:
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x, self._weight, self._bias, "gelu", [], "none")
+
+    def silu(self, x: torch.Tensor) -> torch.Tensor:
+        return self._product(x, self._weight, self._bias, "swish", [], "")
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self._joined_product(x, residual, self._weight, self._bias, "add")
