@@ -26,7 +26,7 @@ def queued(unit: str) -> float | None:
 async def test_cancelled_calls_cost_nothing() -> None:
     gate = Gate()
     before = dropped("cancelled")
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         model = engine.embedder(MINILM)
         texts = [f"{text(6, seed)} {seed}" for seed in range(1000)]
         calls = [asyncio.ensure_future(embed(model, each)) for each in texts]
@@ -46,7 +46,7 @@ async def test_cancelled_calls_cost_nothing() -> None:
 
 async def test_a_cancelled_call_of_many_texts_leaves_the_queue_whole() -> None:
     gate = Gate()
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         model = engine.embedder(MINILM)
         large = asyncio.ensure_future(embed(model, *(text(20, seed) for seed in range(2048))))
         await gate.reached()
@@ -63,7 +63,7 @@ async def test_a_cancelled_call_of_many_texts_leaves_the_queue_whole() -> None:
 async def test_expired_calls_never_reach_the_model() -> None:
     gate = Gate()
     before = dropped("expired")
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         model = engine.embedder(MINILM)
         holding = [asyncio.ensure_future(embed(model, text(300, seed))) for seed in range(2)]
         await gate.reached()
@@ -84,7 +84,7 @@ async def test_expired_calls_never_reach_the_model() -> None:
 
 async def test_a_call_that_expires_while_it_runs_is_told_so() -> None:
     gate = Gate()
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         with pytest.raises(ServiceError) as expired:
             await embed(engine.embedder(MINILM), "x", deadline=time.monotonic() + 0.05)
         gate.open()
@@ -93,7 +93,7 @@ async def test_a_call_that_expires_while_it_runs_is_told_so() -> None:
 
 async def test_a_quiet_tenant_waits_for_one_batch_of_a_loud_one_at_most() -> None:
     gate = Gate()
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         model = engine.embedder(MINILM)
         loud = [
             asyncio.ensure_future(embed(model, *(text(20, 50 * i + j) for j in range(50)), tenant="loud"))
@@ -111,7 +111,7 @@ async def test_a_quiet_tenant_waits_for_one_batch_of_a_loud_one_at_most() -> Non
 
 async def test_batch_work_gives_way_and_still_gets_on() -> None:
     gate = Gate()
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         model = engine.embedder(MINILM)
         jobs = [
             asyncio.ensure_future(embed(model, *(f"job {i} {j}" for j in range(40)), priority=Priority.BATCH))
@@ -133,7 +133,7 @@ async def test_batch_work_gives_way_and_still_gets_on() -> None:
 async def test_overload_is_refused_at_once_by_the_same_rule_for_one_text_and_for_many() -> None:
     gate = Gate()
     before = dropped("refused")
-    async with running(gate, max_queue_tokens=1000) as engine:
+    async with running(gate, dtype="auto", max_queue_tokens=1000) as engine:
         model = engine.embedder(MINILM)
         accepted = [asyncio.ensure_future(embed(model, *(text(18, seed) for seed in range(5))))]
         await gate.reached()
@@ -158,7 +158,7 @@ async def test_overload_is_refused_at_once_by_the_same_rule_for_one_text_and_for
 
 
 async def test_texts_being_tokenised_count_as_queued() -> None:
-    async with running(max_queue_tokens=1000) as engine:
+    async with running(dtype="auto", max_queue_tokens=1000) as engine:
         model = engine.embedder(MINILM)
         calls = [embed(model, text(300, seed), truncate=True) for seed in range(40)]
         results = await asyncio.gather(*calls, return_exceptions=True)
@@ -178,7 +178,7 @@ async def test_charges_before_the_model_runs_and_only_what_is_taken() -> None:
         if tokens > 10:
             raise ServiceError(ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED, current=tokens, limit=10)
 
-    async with running(gate) as engine:
+    async with running(gate, dtype="auto") as engine:
         gate.open()
         model = engine.embedder(MINILM)
         await model.embed(["hello world", "hello"], EmbedOptions(), call(charge=charge))
