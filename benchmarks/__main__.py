@@ -1,0 +1,98 @@
+"""All figures in one run, written to benchmarks/README.md with the machine they were measured on.
+
+``python -m benchmarks [SECTION ...]``; without sections, all of them. The machine should do nothing else
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+from benchmarks import doors, engine, footprint
+from benchmarks.workload import TEXTS_IN_ONE_CALL, Row
+
+TARGET = Path(__file__).with_name("README.md")
+
+
+def embeddings() -> str:
+    """Engine and doors against sentence-transformers."""
+    inside, top = engine.rows(), engine.ceiling()
+    return engine.table(inside, top) + "\n\n" + door_table([*inside, *doors.rows()])
+
+
+def door_table(measured: list[Row]) -> str:
+    """The typed and the REST door beside the engine in process."""
+    cells = {(r.variant, r.workload, r.calls, r.texts): r for r in measured}
+    lines = [
+        "| tokens | calls x texts | engine texts/s | gRPC texts/s | REST texts/s | gRPC / engine "
+        "| REST / engine | engine p50 ms | gRPC p50 ms | REST p50 ms | REST p95 ms |",
+        "|" + " --- |" * 11,
+    ]
+    for (variant, workload, calls, texts), ours in cells.items():
+        if variant != "engine":
+            continue
+        typed, rest = (cells[name, workload, calls, texts] for name in ("grpc", "rest"))
+        speeds = [r.texts_per_second for r in (ours, typed, rest)]
+        cell = [workload, f"{calls} x {texts}", *(f"{speed:,.0f}" for speed in speeds)]
+        cell += [f"{speed / speeds[0]:.0%}" for speed in speeds[1:]]
+        cell += [f"{r.p50_ms:.2f}" for r in (ours, typed, rest)] + [f"{rest.p95_ms:.2f}"]
+        lines.append(f"| {' | '.join(cell)} |")
+    return "\n".join(lines)
+
+
+def _module(name: str) -> Callable[[], str]:
+    def run() -> str:
+        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+    return run
+
+
+SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
+    "embeddings": (
+        "Embeddings of all-MiniLM-L6-v2: sentence-transformers `encode` (fp32, bf16), the engine in process, "
+        f"typed gRPC, REST through Envoy. Single texts per call, and {TEXTS_IN_ONE_CALL} in one call.",
+        embeddings,
+    ),
+    "footprint": ("Start-up and memory.", lambda: footprint.report(20_000)),
+    "rerank": ("Reranking 100 documents of about 128 tokens.", _module("rerank")),
+    "classify": ("Zero-shot classification, and training.", _module("classify")),
+}
+
+
+def machine() -> str:
+    """One sentence on where the figures come from."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
+    return (
+        f"Measured on {date.today().isoformat()}: {model}, {os.cpu_count()} cores, "
+        f"Linux {platform.release()}, CPython {platform.python_version()}; load averages before the run {load}. "
+        "Load generators run on the same cores."
+    )
+
+
+def main() -> None:
+    """Run the chosen sections and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []])
+    chosen = parser.parse_args().sections or list(SECTIONS)
+    text = ["# Benchmarks", "", "Written by `make bench`.", "", machine()]
+    for name in chosen:
+        title, run = SECTIONS[name]
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        text += ["", f"## {name.capitalize()}", "", title, "", run()]
+        print("\n".join(text[-2:]), flush=True)
+    if chosen == list(SECTIONS):
+        TARGET.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
