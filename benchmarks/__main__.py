@@ -74,7 +74,7 @@ def machine() -> str:
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     return (
         f"Measured on {date.today().isoformat()}: {model}, {os.cpu_count()} cores, "
-        f"Linux {platform.release()}, CPython {platform.python_version()}; load averages before the run {load}. "
+        f"Linux {platform.release()}, CPython {platform.python_version()}; load before the run {load}. "
         "Load generators run on the same cores."
     )
 
