@@ -365,3 +365,32 @@ def write_elser(directory: Path, *, random: Random | None = None, **changes: Any
     config = bert_config(architectures=["BertForMaskedLM"], **changes)
     tensors = stored_as(torch.float32, masked_language_model_tensors(config, random=random))
     return write(directory, config, tensors, word_pieces())
+
+
+_WIDE = {"num_hidden_layers": 1, "intermediate_size": 64}
+
+
+def write_model(directory: Path, model: str) -> Path:
+    """Write tiny weights that fit the catalogue's entry of ``model`` where a process looks for them."""
+    folder = directory / model
+    match model:
+        case "jina-embeddings-v2-base-en" | "jina-embeddings-v2-base-de":
+            wide = {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8192}
+            return write_jina_bert(folder, **_WIDE, **wide)
+        case "jina-embeddings-v2-base-code":
+            wide = {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8192}
+            return write_jina_bert(folder, query_norm=True, **_WIDE, **wide)
+        case "jina-embeddings-v3":
+            wide = {"hidden_size": 1024, "num_attention_heads": 16, "max_position_embeddings": 8194}
+            return write_v3(folder, **_WIDE, **wide)
+        case "jina-colbert-v1-en":
+            return write_colbert_v1(folder, max_position_embeddings=8192)
+        case "jina-colbert-v2":
+            return write_colbert_v2(folder, max_position_embeddings=8194)
+        case "elser-v2":
+            return write_elser(folder, max_position_embeddings=512)
+        case "jina-reranker-v1-tiny-en" | "jina-reranker-v1-turbo-en":
+            return write_reranker_v1(folder, max_position_embeddings=8192)
+        case "jina-reranker-v2-base-multilingual":
+            return write_reranker_v2(folder, max_position_embeddings=1026)
+    raise ValueError(f"no tiny form of {model}")

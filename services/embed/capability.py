@@ -26,7 +26,7 @@ class EmbedCapability:
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings) -> None:
         parser = RequestParser(catalog, engine.served, max_items=settings.max_items)
-        embedder = Embedder(engine)
+        embedder = Embedder(engine, settings)
         limits = StreamLimits(
             messages=settings.stream_window,
             size=settings.max_body_bytes,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from services.embed.types import Encoding
 
 FloatMatrix = npt.NDArray[np.float32]
+FloatVector = npt.NDArray[np.float32]
 _OFFSET = 128
 
 

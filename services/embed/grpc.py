@@ -37,7 +37,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         return embed_pb2.EmbedResponse(
             model=result.model,
             embeddings=embeddings(result),
-            usage=usage(result.total_tokens),
+            usage=usage(result),
             timings=timings(call.timings),
         )
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
 from services.core.call import Call
-from services.core.inference import EmbedOptions, Engine, finish, require_finite
-from services.embed.types import EmbedRequest, EmbedResult
+from services.core.catalog.types import OutputKind
+from services.core.inference import EmbeddingModel, EmbedOptions, Engine, Texts, finish, prune, require_finite
+from services.core.modeling.types import SparseVector
+from services.core.settings import Settings
+from services.embed.encoding import FloatMatrix
+from services.embed.types import (
+    EmbedRequest,
+    EmbedResult,
+    MultiVectorResult,
+    Result,
+    SparseResult,
+    SparseWeights,
+)
 
 
 class Embedder:
     """Embeds with the models of one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
+        self._top_k = settings.sparse_top_k
+        self._threshold = settings.sparse_threshold
 
-    async def embed(self, request: EmbedRequest, call: Call) -> EmbedResult:
+    async def embed(self, request: EmbedRequest, call: Call) -> Result:
         """Embed all texts of ``request``, on behalf of ``call``, whose model and tokens are filled in.
 
         Raises ``ServiceError``: a text too long without ``truncate``, the key's limits, a full queue, an
@@ -21,14 +39,42 @@ class Embedder:
         """
         call.model = request.model
         model = self._engine.embedder(request.model)
-        raw = await model.embed(request.texts, EmbedOptions(request.task, request.truncate), call)
-        tokens = sum(raw.token_counts)
-        call.usage_tokens += tokens
+        result = await self._result(request, model, call)
+        call.usage_tokens += result.total_tokens
+        return result
+
+    async def _result(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> Result:
+        if OutputKind.DENSE in model.spec.outputs:
+            return await self._dense(request, model, call)
+        if OutputKind.MULTI_VECTOR in model.spec.outputs:
+            return await self._multi_vector(request, model, call)
+        return await self._sparse(request, model, call)
+
+    async def _dense(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> EmbedResult:
+        options = EmbedOptions(request.task, request.truncate, request.late_chunking)
+        raw = await model.embed(request.texts, options, call)
         vectors = finish(raw.vectors, dimensions=request.dimensions, normalized=request.normalized)
         require_finite(vectors, request.model)
-        return EmbedResult(
-            model=request.model,
-            vectors=vectors,
-            encodings=request.encodings,
-            total_tokens=tokens,
+        return EmbedResult(request.model, vectors, request.encodings, sum(raw.token_counts))
+
+    async def _multi_vector(
+        self, request: EmbedRequest, model: EmbeddingModel, call: Call
+    ) -> MultiVectorResult:
+        texts = Texts(request.texts, request.task, role=request.role)
+        raw = await model.encode([texts], request.truncate, call)
+        matrices = cast("Sequence[FloatMatrix]", raw.results)
+        joined = finish(
+            np.concatenate(matrices), dimensions=request.dimensions, normalized=request.normalized
         )
+        require_finite(joined, request.model)
+        ends = np.cumsum([len(each) for each in matrices])[:-1]
+        return MultiVectorResult(request.model, np.split(joined, ends), request.encodings, raw.billed)
+
+    async def _sparse(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> SparseResult:
+        raw = await model.encode([Texts(request.texts, request.task)], request.truncate, call)
+        vectors: list[SparseWeights] = []
+        for each in cast("Sequence[SparseVector]", raw.results):
+            require_finite(each.values, request.model)
+            kept = prune(each, top_k=self._top_k, threshold=self._threshold)
+            vectors.append(SparseWeights(model.token_names(kept.indices.tolist()), kept.values))
+        return SparseResult(request.model, vectors, raw.billed)

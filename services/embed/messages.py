@@ -7,12 +7,13 @@ from typing import Any
 
 from searchfoundation.v1 import common_pb2, embed_pb2
 
+from services.core.catalog.types import InputType
 from services.core.requests.texts import Location
 from services.core.serving.messages import content_value, field_path, float_vectors
 from services.core.serving.vocabulary import task_name
 from services.embed.encoding import FloatMatrix, byte_rows
 from services.embed.schemas import INPUT_NAMES
-from services.embed.types import EmbedResult, Encoding
+from services.embed.types import EmbedResult, Encoding, MultiVectorResult, Result, SparseResult
 
 ENCODINGS = {
     common_pb2.VECTOR_ENCODING_UNSPECIFIED: Encoding.FLOAT,
@@ -21,6 +22,13 @@ ENCODINGS = {
     common_pb2.VECTOR_ENCODING_BINARY: Encoding.BINARY,
     common_pb2.VECTOR_ENCODING_UBINARY: Encoding.UBINARY,
 }
+_ROLES = {
+    int(common_pb2.INPUT_ROLE_QUERY): InputType.QUERY,
+    int(common_pb2.INPUT_ROLE_DOCUMENT): InputType.DOCUMENT,
+}
+_OPTIONS = {"embedding_type": "options.encodings", "input_type": "options.role"}
+"""Fields of the REST schema that have another name here."""
+
 _ENCODING_NUMBERS = {encoding: number for number, encoding in ENCODINGS.items() if number}
 
 
@@ -40,6 +48,10 @@ def request_fields(
         fields["dimensions"] = options.dimensions
     if options.HasField("normalized"):
         fields["normalized"] = options.normalized
+    if options.role:
+        fields["input_type"] = str(_ROLES.get(options.role, options.role))
+    if options.late_chunking:
+        fields["late_chunking"] = True
     if options.encodings:
         fields["embedding_type"] = [ENCODINGS.get(number, str(number)) for number in options.encodings]
     return fields
@@ -55,8 +67,30 @@ def stream_location(_model: str | None, location: Location) -> str:
     return _path((*location[:1], *location[2:]) if _is_input(location) else location, "input")
 
 
-def embeddings(result: EmbedResult) -> list[embed_pb2.Embedding]:
-    """Render one message per vector, with all encodings asked for."""
+def embeddings(result: Result) -> list[embed_pb2.Embedding]:
+    """Render one message per input, with all encodings asked for."""
+    if isinstance(result, EmbedResult):
+        return _dense(result)
+    if isinstance(result, MultiVectorResult):
+        return [_multi_vector(result, index) for index in range(len(result.vectors))]
+    return [
+        embed_pb2.Embedding(
+            index=index,
+            sparse=common_pb2.SparseVector(tokens=vector.tokens, weights=vector.weights.tolist()),
+        )
+        for index, vector in enumerate(result.vectors)
+    ]
+
+
+def _multi_vector(result: MultiVectorResult, index: int) -> embed_pb2.Embedding:
+    first, *others = (
+        common_pb2.MultiVector(vectors=dense_vectors(result.vectors[index], encoding))
+        for encoding in result.encodings
+    )
+    return embed_pb2.Embedding(index=index, multi=first, multi_alternatives=others)
+
+
+def _dense(result: EmbedResult) -> list[embed_pb2.Embedding]:
     first, *others = (dense_vectors(result.vectors, encoding) for encoding in result.encodings)
     return [
         embed_pb2.Embedding(index=index, dense=dense, alternatives=[column[index] for column in others])
@@ -74,9 +108,11 @@ def dense_vectors(vectors: FloatMatrix, encoding: Encoding) -> list[common_pb2.D
     return [common_pb2.DenseVector(encoding=number, dimensions=width, data=row) for row in rows]
 
 
-def usage(total_tokens: int) -> common_pb2.Usage:
-    """Render what a call consumed; an embedding has no tokens but those of its input."""
-    return common_pb2.Usage(total_tokens=total_tokens, prompt_tokens=total_tokens)
+def usage(result: Result) -> common_pb2.Usage:
+    """Render what a call consumed; sparse vectors count their entries as output."""
+    output = result.entries if isinstance(result, SparseResult) else None
+    tokens = result.total_tokens
+    return common_pb2.Usage(total_tokens=tokens, prompt_tokens=tokens, output_tokens=output)
 
 
 def _is_input(location: Location) -> bool:
@@ -85,5 +121,5 @@ def _is_input(location: Location) -> bool:
 
 def _path(location: Location, input_name: str) -> str:
     head, *rest = location or INPUT_NAMES[:1]
-    names = {"model": "model", INPUT_NAMES[0]: input_name, "embedding_type": "options.encodings"}
+    names = {"model": "model", INPUT_NAMES[0]: input_name} | _OPTIONS
     return field_path(names.get(str(head), f"options.{head}"), rest)

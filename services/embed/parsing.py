@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from services.core.catalog import Catalog
-from services.core.catalog.types import Capability, ModelSpec
+from services.core.catalog.types import Capability, InputType, ModelSpec
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
 from services.embed.types import EmbedRequest
@@ -37,4 +37,6 @@ def _to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:
         dimensions=values.get("dimensions"),
         normalized=values.get("normalized") is not False,
         truncate=values.get("truncate", True) is True,  # models without the choice cut
+        role=InputType(values.get("input_type") or InputType.DOCUMENT),
+        late_chunking=values.get("late_chunking") is True,
     )

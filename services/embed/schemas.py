@@ -19,7 +19,7 @@ from pydantic import (
     create_model,
 )
 
-from services.core.catalog.types import ModelSpec
+from services.core.catalog.types import ModelSpec, OutputKind
 from services.core.requests.fields import Whole, class_name, without_default
 from services.embed.inputs import input_field
 from services.embed.types import Encoding
@@ -33,6 +33,17 @@ INPUT_NAMES = ("input", "texts", "content")
 _one_encoding: TypeAdapter[Any] = TypeAdapter(EncodingName)
 _many_encodings: TypeAdapter[Any] = TypeAdapter(EncodingNames)
 _BY_NAME = {encoding.value: (encoding,) for encoding in Encoding}
+
+
+_ENCODING_NAMES = AliasChoices("embedding_type", "encoding_format", "encoding_type", "embedding_types")
+_Number = Literal["float"]
+_Numbers = _Number | Annotated[list[_Number], Field(min_length=1)] | None
+_only_numbers: TypeAdapter[Any] = TypeAdapter(_Numbers)
+
+
+def _parse_numbers(value: object) -> tuple[Encoding, ...]:
+    _only_numbers.validate_python(value)
+    return (Encoding.FLOAT,)
 
 
 def _parse_encodings(value: object) -> tuple[Encoding, ...]:
@@ -56,9 +67,7 @@ class EmbeddingRequest(BaseModel):
         PlainValidator(_parse_encodings, json_schema_input_type=EncodingName | EncodingNames | None),
     ] = Field(
         (Encoding.FLOAT,),
-        validation_alias=AliasChoices(
-            "embedding_type", "encoding_format", "encoding_type", "embedding_types"
-        ),
+        validation_alias=_ENCODING_NAMES,
         description="How vectors are written: numbers, base64 of little-endian float32, or one bit per "
         "component as bytes minus 128 (`binary`) or as bytes (`ubinary`). With several, `embedding` holds "
         "the first and `embeddings_by_type` all of them.",
@@ -89,6 +98,35 @@ def request_schema(spec: ModelSpec, max_items: int) -> type[EmbeddingRequest]:
 
 def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
     fields: dict[str, Any] = {}
+    if set(spec.outputs) == {OutputKind.SPARSE}:
+        fields["embedding_type"] = (
+            Annotated[tuple[Encoding, ...], PlainValidator(_parse_numbers, json_schema_input_type=_Numbers)],
+            Field(
+                (Encoding.FLOAT,),
+                validation_alias=_ENCODING_NAMES,
+                description="Weights are always numbers.",
+                json_schema_extra={"default": Encoding.FLOAT.value},
+            ),
+        )
+    if spec.input_types:
+        names: Any = Literal[tuple(map(str, spec.input_types))]
+        fields["input_type"] = (
+            names | None,
+            Field(
+                str(spec.input_types[-1]),
+                description="The side of a search that the texts stand on: a query is written otherwise "
+                "than a document.",
+            ),
+        )
+    if spec.late_chunking:
+        fields["late_chunking"] = (
+            bool | None,
+            Field(
+                False,
+                description="Read all texts as one, so that each vector knows its neighbours; together they "
+                f"share the {spec.context_length} tokens of the context.",
+            ),
+        )
     if spec.truncate_choice:
         fields["truncate"] = (
             bool | None,

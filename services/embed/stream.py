@@ -146,7 +146,7 @@ class EmbedStream:
         return embed_pb2.EmbedStreamResult(
             model=result.model,
             embeddings=embeddings(result),
-            usage=usage(result.total_tokens),
+            usage=usage(result),
             timings=timings(call.timings),
         )
 

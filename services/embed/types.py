@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from services.core.catalog.types import InputType
 
 if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
-    from services.embed.encoding import FloatMatrix
+    from services.embed.encoding import FloatMatrix, FloatVector
 
 
 class Encoding(StrEnum):
@@ -25,7 +27,8 @@ class Encoding(StrEnum):
 class EmbedRequest:
     """What to embed and how; already checked against what ``model`` offers.
 
-    ``dimensions`` is the wanted width of a vector, ``None`` for the model's own. ``encodings`` has no
+    ``role`` is the side of a search that the texts stand on. With ``late_chunking`` all of them are read as
+    one. ``dimensions`` is the wanted width of a vector, ``None`` for the model's own. ``encodings`` has no
     repetitions and at least one member.
     """
 
@@ -36,6 +39,8 @@ class EmbedRequest:
     dimensions: int | None = None
     normalized: bool = True
     truncate: bool = False
+    role: InputType = InputType.DOCUMENT
+    late_chunking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +51,38 @@ class EmbedResult:
     vectors: FloatMatrix
     encodings: tuple[Encoding, ...]
     total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class MultiVectorResult:
+    """``vectors`` holds for each text in order (vectors, dimensions) float32, a vector for each token."""
+
+    model: str
+    vectors: Sequence[FloatMatrix]
+    encodings: tuple[Encoding, ...]
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SparseWeights:
+    """Entries of the vocabulary and their weights, the largest first; ``weights`` is (entries,) float32."""
+
+    tokens: Sequence[str]
+    weights: FloatVector
+
+
+@dataclass(frozen=True, slots=True)
+class SparseResult:
+    """``vectors`` holds the entries of each text in order."""
+
+    model: str
+    vectors: Sequence[SparseWeights]
+    total_tokens: int
+
+    @property
+    def entries(self) -> int:
+        """Entries of all texts together."""
+        return sum(len(vector.tokens) for vector in self.vectors)
+
+
+Result: TypeAlias = EmbedResult | MultiVectorResult | SparseResult

@@ -41,5 +41,5 @@ async def rig() -> AsyncIterator[Rig]:
 @pytest.fixture(autouse=True)
 def fresh_turnstile(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
-    if "rig" in request.fixturenames:
-        request.getfixturevalue("rig").access.reset()
+    if "rig" in request.fixturenames and isinstance(rig := request.getfixturevalue("rig"), Rig):
+        rig.access.reset()

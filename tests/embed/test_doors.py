@@ -250,7 +250,7 @@ async def test_tokens_are_charged_before_they_are_spent(rig: Rig) -> None:
 async def test_vectors_that_are_not_numbers_are_no_answer(rig: Rig) -> None:
     engine = await Engine.start(SETTINGS, rig.catalog, load=load_without_numbers)
     with pytest.raises(NotANumberError):
-        await Embedder(engine).embed(EmbedRequest(MINILM, ["a"]), Call("test"))
+        await Embedder(engine, SETTINGS).embed(EmbedRequest(MINILM, ["a"]), Call("test"))
     await engine.stop(1.0)
 
 

@@ -19,7 +19,7 @@ from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
 from services.embed.stream import EmbedStream, StreamLimits
 from tests.embed.conftest import Rig
-from tests.rig import ALIAS
+from tests.rig import ALIAS, settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,7 +50,7 @@ def stream_of(rig: Rig, call: Call | None = None, **limits: Any) -> EmbedStream:
     """The stream behind the server, without a wire that buffers."""
     parser = RequestParser(rig.catalog, rig.engine.served, max_items=64)
     bounds = StreamLimits(**{"messages": 8, "size": 1 << 20, "timeout": 60.0, **limits})
-    return EmbedStream(parser, Embedder(rig.engine), call or Call("test"), bounds)
+    return EmbedStream(parser, Embedder(rig.engine, settings()), call or Call("test"), bounds)
 
 
 async def test_ten_thousand_messages_in_order(rig: Rig) -> None:

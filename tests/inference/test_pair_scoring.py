@@ -17,7 +17,7 @@ from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.registry import load_cross_encoder
 from services.core.modeling.types import EncodeItem
 from tests.inference.support import call, settings
-from tests.text_checkpoints import write_reranker_v1, write_reranker_v2
+from tests.text_checkpoints import write_model
 
 V1, V2 = "jina-reranker-v1-tiny-en", "jina-reranker-v2-base-multilingual"
 QUERY = "hello world"
@@ -26,10 +26,7 @@ DOCUMENTS = ["the quick brown fox", "", "hello", "a dog, a fox. hello world", "h
 
 @asynccontextmanager
 async def serving(directory: Path, model: str, catalog: Catalog | None = None) -> AsyncIterator[Engine]:
-    if model == V1:
-        write_reranker_v1(directory / V1, max_position_embeddings=8192)
-    else:
-        write_reranker_v2(directory / V2, max_position_embeddings=1026)
+    write_model(directory, model)
     chosen = settings(models=(model,), model_dir=directory)
     engine = await Engine.start(chosen, catalog or Catalog.load())
     try:

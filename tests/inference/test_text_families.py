@@ -20,32 +20,15 @@ from services.core.inference.late_chunking import join_chunks
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, SparseVector, TextEncoder, Tokens
 from tests.inference.support import call, settings
-from tests.text_checkpoints import write_colbert_v1, write_colbert_v2, write_elser, write_v3
+from tests.text_checkpoints import write_model
 
 V3, V1_COLBERT, V2_COLBERT, ELSER = "jina-embeddings-v3", "jina-colbert-v1-en", "jina-colbert-v2", "elser-v2"
 TEXTS = ["the quick brown fox", "hello world", "a dog, a fox."]
 
 
-def write(directory: Path, model: str) -> None:
-    folder = directory / model
-    if model == V3:
-        write_v3(
-            folder,
-            hidden_size=1024,
-            num_attention_heads=16,
-            num_hidden_layers=1,
-            max_position_embeddings=8194,
-        )
-    elif model == ELSER:
-        write_elser(folder, max_position_embeddings=512)
-    else:
-        writer = write_colbert_v1 if model == V1_COLBERT else write_colbert_v2
-        writer(folder, max_position_embeddings=8194)
-
-
 @asynccontextmanager
 async def serving(directory: Path, model: str, longest: int = 0) -> AsyncIterator[Engine]:
-    write(directory, model)
+    write_model(directory, model)
     spec = Catalog.load().require(model)
     catalog = Catalog([replace(spec, sequence_length=longest) if longest else spec])
     engine = await Engine.start(settings(models=(model,), model_dir=directory), catalog)

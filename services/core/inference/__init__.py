@@ -5,12 +5,14 @@ from services.core.inference.embedding import (
     Embeddings,
     EmbedOptions,
     NotANumberError,
+    Texts,
     finish,
     require_finite,
 )
 from services.core.inference.engine import Engine, EngineStartError
 from services.core.inference.runtime import InferenceError
 from services.core.inference.scoring import ScoreOptions, Scorer, Scores
+from services.core.inference.sparse import prune
 
 __all__ = [
     "EmbedOptions",
@@ -23,6 +25,8 @@ __all__ = [
     "ScoreOptions",
     "Scorer",
     "Scores",
+    "Texts",
     "finish",
+    "prune",
     "require_finite",
 ]
