@@ -17,7 +17,9 @@ from gateway.topology import Listener, Topology
 
 _ADMIN_SECONDS = 2.0
 _POLL_SECONDS = 0.1
-_SETTLE_SECONDS = 0.25
+_LAST_CALLS_SECONDS = 0.25
+_TAKE_NO_MORE = "/drain_listeners"
+_ASK_TO_CLOSE = "/drain_listeners?graceful&skip_exit"
 
 
 class EnvoyError(Exception):
@@ -120,9 +122,16 @@ async def drain(admin: Listener, settle: float, limit: float) -> None:
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit):
-            await _ask(admin, "POST", "/drain_listeners?graceful&skip_exit")
-            await asyncio.sleep(max(settle, _SETTLE_SECONDS))
-            await _ask(admin, "POST", "/drain_listeners")
+            if settle > 0:
+                await _ask(admin, "POST", _ASK_TO_CLOSE)
+                await asyncio.sleep(settle)
+                await _ask(admin, "POST", _TAKE_NO_MORE)
+            else:
+                # In this order callers do not come back on a new connection just as the port closes, which
+                # the kernel would have accepted and we would not.
+                await _ask(admin, "POST", _TAKE_NO_MORE)
+                await _ask(admin, "POST", _ASK_TO_CLOSE)
+            await asyncio.sleep(_LAST_CALLS_SECONDS)
             while True:
                 if not await _calls_in_flight(admin):
                     return

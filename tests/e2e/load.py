@@ -21,8 +21,9 @@ LOST = "lost"
 class Load:
     """Threads in a closed loop over one kept connection each.
 
-    ``outcomes`` counts statuses, REFUSED connections (never accepted) and LOST calls: sent over a connection
-    on which nothing came back.
+    ``outcomes`` counts statuses, REFUSED connections and LOST calls, which were sent over a connection on
+    which nothing came back. A new connection that is reset counts as refused: the port was closed while it
+    waited in the kernel's queue, and nobody has read its call.
     """
 
     port: int
@@ -58,8 +59,9 @@ class Load:
         body = json.dumps({"model": MODEL, "input": self.text})
         headers = {"content-type": "application/json", **self.headers}
         while not self._stop.is_set():
+            fresh = connection.sock is None
             try:
-                if connection.sock is None:
+                if fresh:
                     connection.connect()
             except OSError:
                 self.outcomes[REFUSED] += 1
@@ -69,8 +71,10 @@ class Load:
                 connection.request("POST", "/v1/embeddings", body, headers)
                 response = connection.getresponse()
                 self._note(response.status, dict(response.getheaders()), response.read())
-            except (OSError, http.client.HTTPException):
-                self.outcomes[LOST] += 1
+            except (OSError, http.client.HTTPException) as error:
+                queued = fresh and isinstance(error, (ConnectionResetError, BrokenPipeError))
+                queued = queued and not isinstance(error, http.client.RemoteDisconnected)
+                self.outcomes[REFUSED if queued else LOST] += 1
                 connection.close()
         connection.close()
 
