@@ -45,9 +45,7 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
             result = await self._zero_shot.classify(parsed, call)
         else:
             result = await self._few_shot.classify(parsed, call)
-        labels = sum(len(group.labels) for group in result.groups)
-        data = await in_slices(len(parsed.texts), 2 * labels, partial(response_items, result))
-        return encode({"usage": {"total_tokens": result.total_tokens}, "data": data})
+        return encode(await response_body(result, len(parsed.texts)))
 
     async def Train(  # noqa: N802 - named by the contract
         self, request: httpbody_pb2.HttpBody, context: Context
@@ -79,6 +77,13 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
         """Answer ``DELETE /v1/classifiers/{classifier_id}``."""
         deleted = await self._few_shot.delete(request.classifier_id, current_call.get())
         return encode({"classifier_id": deleted, "deleted": True, "detail": "Classifier deleted"})
+
+
+async def response_body(result: ClassifyResult, texts: int) -> dict[str, Any]:
+    """Lay out the answer for so many ``texts``; keys stand in the order of the wire."""
+    labels = sum(len(group.labels) for group in result.groups)
+    data = await in_slices(texts, 2 * labels, partial(response_items, result))
+    return {"usage": {"total_tokens": result.total_tokens}, "data": data}
 
 
 def response_items(result: ClassifyResult, first: int, last: int) -> list[dict[str, Any]]:
