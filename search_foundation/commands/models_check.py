@@ -25,7 +25,7 @@ def check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
     report = inspect(folder)
     if spec is None:
         spec = _by_repository(report.repository, catalog)
-    problems = list(report.problems) or _load_problems(spec, folder)
+    problems = list(report.problems) or _load_problems(spec, folder, catalog)
     facts = _facts_of(report, spec, problems)
     if args.json:
         print(json.dumps(facts, indent=1))
@@ -52,20 +52,26 @@ def _by_repository(repository: str, catalog: Catalog) -> ModelSpec | None:
     )
 
 
-def _load_problems(spec: ModelSpec | None, folder: Path) -> list[str]:
+def _load_problems(spec: ModelSpec | None, folder: Path, catalog: Catalog) -> list[str]:
     """Why the weights do not load, found by loading them on the CPU; empty if they do."""
-    if spec is None:
-        return ["It is not known which model this should be: name it with --model."]
     import torch
 
     from services.core.modeling.checkpoint import CheckpointError
-    from services.core.modeling.registry import load_text_encoder
+    from services.core.modeling.registry import load_network, recognised
 
     try:
-        load_text_encoder(spec, folder, device=torch.device("cpu"), dtype=torch.float32)
+        if spec is None:
+            return [_which(recognised(folder), catalog)]
+        load_network(spec, folder, device=torch.device("cpu"), dtype=torch.bfloat16)
     except CheckpointError as error:
         return [str(error)]
     return []
+
+
+def _which(families: list[str], catalog: Catalog) -> str:
+    likely = [spec.id for spec in catalog.models.values() if spec.family in families and not spec.alias_of]
+    hint = f" By its configuration it may be one of {', '.join(likely)}." if likely else ""
+    return f"It is not known which model this should be: name it with --model.{hint}"
 
 
 def _facts_of(report: FolderReport, spec: ModelSpec | None, problems: list[str]) -> dict[str, Any]:

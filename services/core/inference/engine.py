@@ -29,8 +29,8 @@ from services.core.inference.tokenizing import TextThreads, TokenizeStage
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.device import choose_device, choose_dtype
-from services.core.modeling.registry import is_cross_encoder, load_cross_encoder, load_text_encoder
-from services.core.modeling.types import EncodeItem, TextEncoder
+from services.core.modeling.registry import Network, load_network
+from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,6 @@ which a worker runs several short batches."""
 
 R = TypeVar("R")
 
-Network = TextEncoder | CrossEncoder
 Model = EmbeddingModel | PairScorer
 
 _SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {
@@ -208,7 +207,6 @@ def _not_found(model: str, available: Iterable[str]) -> ServiceError:
 def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
     """Load a model from where its weights are and warm it up."""
     dtype = choose_dtype(device, settings.dtype)
-    load = load_cross_encoder if is_cross_encoder(spec) else load_text_encoder
-    network = load(spec, locate(spec, settings), device=device, dtype=dtype)
+    network = load_network(spec, locate(spec, settings), device=device, dtype=dtype)
     network.warm_up()
     return network

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError
+from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, Family, M
 from services.core.modeling.types import TextEncoder
+
+Network = TextEncoder | CrossEncoder
 
 
 def load_text_encoder(
@@ -39,9 +41,18 @@ def load_cross_encoder(
     return family.load(spec, checkpoint, device, dtype)
 
 
-def is_cross_encoder(spec: ModelSpec) -> bool:
-    """Whether ``load_cross_encoder`` is the one to load a model."""
-    return spec.family in CROSS_ENCODERS
+def load_network(spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype) -> Network:
+    """Load a model of whichever kind; raises as above."""
+    load = load_cross_encoder if spec.family in CROSS_ENCODERS else load_text_encoder
+    return load(spec, directory, device=device, dtype=dtype)
+
+
+def recognised(directory: Path) -> list[str]:
+    """Name the families whose networks the configuration in ``directory`` may be of.
+
+    CheckpointError if it cannot be read.
+    """
+    return _recognised(read_json(directory / "config.json"))
 
 
 def _open(
@@ -57,9 +68,13 @@ def _open(
 
 
 def _foreign(spec: ModelSpec, checkpoint: Checkpoint) -> str:
-    families = {**FAMILIES, **CROSS_ENCODERS}
-    known = [name for name, family in families.items() if family.recognises(checkpoint.config)]
+    known = _recognised(checkpoint.config)
     found = f"it looks like '{known[0]}'" if known else "it is of no network served here"
     config = checkpoint.config
     kind = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')!r}"
     return f"{checkpoint.directory}: {spec.id} is a '{spec.family}' model, but {found} ({kind})"
+
+
+def _recognised(config: Config) -> list[str]:
+    families = {**FAMILIES, **CROSS_ENCODERS}
+    return [name for name, family in families.items() if family.recognises(config)]
