@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "run the gRPC server of some capabilities",
     "gateway": "run Envoy in front of the services",
     "keys": "create, list and revoke API keys",
+    "batch": "submit embedding jobs, watch them, bring their files",
     "models": "list the catalogue, fetch weights, check a folder of weights",
 }
 
