@@ -20,12 +20,16 @@ _PACKAGE = "searchfoundation.v1"
 
 @dataclass(frozen=True, slots=True)
 class RestCall:
-    """One REST operation: HTTP method, path template and the gRPC method that answers it."""
+    """One REST operation: HTTP method, path template and the gRPC method that answers it.
+
+    The answer of a streaming one comes in pieces for as long as it takes.
+    """
 
     method: str
     path: str
     service: str
     rpc: str
+    streaming: bool = False
 
 
 def has_services(capability: Capability) -> bool:
@@ -47,7 +51,7 @@ def rest_services(capability: Capability) -> tuple[str, ...]:
 def rest_calls(capability: Capability) -> tuple[RestCall, ...]:
     """The REST operations of a capability, from its ``google.api.http`` annotations."""
     return tuple(
-        RestCall(method, path, service.full_name, rpc.name)
+        RestCall(method, path, service.full_name, rpc.name, rpc.server_streaming)
         for service in _services(_file(f"{capability}_rest_pb2"))
         for rpc in service.methods
         for method, path in _rules(_http_rule(rpc))

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from services.batch.responses import BatchStatus
+from services.batch.schemas import request_schema as batch_schema
 from services.classify.responses import (
     ClassificationResponse,
     ClassifierSummary,
@@ -62,6 +64,7 @@ _TRAINING_ERRORS = (
     ErrorCode.AUTHZ_RESOURCE_LIMIT_EXCEEDED,
     ErrorCode.CONFLICT_RESOURCE_BUSY,
 )
+_BATCH_ERRORS = (ErrorCode.RESOURCE_NOT_FOUND,)
 _RETRIED = (HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _DESCRIPTION = """\
 Self-hosted Search Foundation API, answered by the models this server runs.
@@ -175,6 +178,7 @@ def build_openapi(
         *_embeddings({s.id: embed_schema(s, max_items) for s in served.get(Capability.EMBED, ())}),
         *_rerank({s.id: rerank_schema(s, max_documents) for s in served.get(Capability.RERANK, ())}),
         *_classification(served.get(Capability.CLASSIFY, ()), max_classify_items),
+        *_batch({s.id: batch_schema(s) for s in served.get(Capability.BATCH, ())}),
     ]
     classifiers = bool(served.get(Capability.CLASSIFY))
     answers: list[type[BaseModel]] = [
@@ -195,6 +199,7 @@ def build_openapi(
     paths = {**_health_paths(), **_model_paths()}
     paths |= {operation.path: {"post": _operation(operation)} for operation in operations}
     paths |= _classifier_paths() if classifiers else {}
+    paths |= _batch_paths() if served.get(Capability.BATCH) else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -212,6 +217,7 @@ def build_openapi(
             {"name": "Embeddings", "description": "Turn texts into vectors."},
             {"name": "Rerank", "description": "Order documents by their relevance to a query."},
             {"name": "Classification", "description": "Sort texts under labels, known or learned."},
+            {"name": "Batch Embeddings", "description": "Embed many texts in the background."},
             {"name": "Models", "description": "What this server runs."},
             {"name": "Health", "description": "For load balancers and people."},
         ],
@@ -341,6 +347,75 @@ def _classifier_paths() -> Document:
     return {"/v1/classifiers": ways, "/v1/classifiers/{classifier_id}": {"delete": delete}}
 
 
+def _batch(requests: Mapping[str, type[BaseModel]]) -> Iterator[_Operation]:
+    if requests:
+        yield _Operation(
+            path="/v1/batch/embeddings",
+            name="create_batch",
+            tag="Batch Embeddings",
+            summary="Embed many texts in the background",
+            description="Stores a job. What is wrong with single lines is told in its error file.",
+            title="Batch Embedding Request",
+            requests=requests,
+            answer=BatchStatus,
+            answered="The job is stored and will be done.",
+        )
+
+
+def _batch_paths() -> Document:
+    status = _answer("Where the job is.", BatchStatus, headers=_LIMIT_HEADERS)
+    listed = _answer("The newest jobs of the key, newest first.", BatchStatus, headers=_LIMIT_HEADERS)
+    listed["content"][_JSON]["schema"] = {"type": "array", "items": {"$ref": f"{_REF}{BatchStatus.__name__}"}}
+    limit = {
+        "name": "limit",
+        "in": "query",
+        "description": "How many at most, up to 1,000.",
+        "schema": {"type": "integer", "minimum": 1, "default": 20},
+    }
+    conflict = (ErrorCode.CONFLICT_STATE,)
+    busy = (ErrorCode.CONFLICT_RESOURCE_BUSY,)
+    return {
+        "/v1/batches": {"get": _batch_call("List one's jobs", "list_batches", listed, (), [limit])},
+        "/v1/batch/{batch_id}": {
+            "get": _batch_call("Ask how far a job is", "get_batch", status, _BATCH_ERRORS, [_BATCH_ID]),
+            "delete": _batch_call(
+                "Cancel a job", "cancel_batch", status, (*_BATCH_ERRORS, *conflict), [_BATCH_ID]
+            ),
+        },
+        **{
+            f"/v1/batch/{{batch_id}}/{file}": {
+                "get": _batch_call(
+                    f"Download the {words}",
+                    f"download_batch_{file}",
+                    _lines(f"The {words}, one JSON object a line, in the order of the input."),
+                    (*_BATCH_ERRORS, *busy),
+                    [_BATCH_ID, _OFFSET],
+                )
+            }
+            for file, words in (("output", "output file"), ("errors", "error file"))
+        },
+    }
+
+
+def _batch_call(
+    summary: str, name: str, answer: Document, errors: Sequence[ErrorCode], parameters: Sequence[Document]
+) -> Document:
+    common = [code for code in _MODEL_ERRORS if not code.startswith("INPUT_")]
+    return {
+        "tags": ["Batch Embeddings"],
+        "summary": summary,
+        "operationId": name,
+        "security": [{"HTTPBearer": []}],
+        "parameters": list(parameters),
+        "responses": {"200": answer, **_errors((*common, *errors))},
+    }
+
+
+def _lines(description: str) -> Document:
+    content = {"application/x-ndjson": {"schema": {"type": "string"}}}
+    return {"description": description, "content": content, "headers": _LIMIT_HEADERS}
+
+
 def _operation(operation: _Operation) -> Document:
     headers = _LIMIT_HEADERS | _TIME_HEADER
     return {
@@ -438,6 +513,19 @@ def _header(description: str, kind: str) -> Document:
     return {"description": description, "schema": {"type": kind}}
 
 
+_BATCH_ID = {
+    "name": "batch_id",
+    "in": "path",
+    "required": True,
+    "description": "Id of a job of one's own.",
+    "schema": {"type": "string"},
+}
+_OFFSET = {
+    "name": "offset",
+    "in": "query",
+    "description": "Bytes to leave out, to go on with a download that broke off.",
+    "schema": {"type": "integer", "minimum": 0, "default": 0},
+}
 _LIMIT_HEADERS = {
     "X-Request-Id": _header("Names this request in the server's logs.", "string"),
     "X-RateLimit-Remaining-Requests": _header(

@@ -22,12 +22,15 @@ Config = dict[str, Any]
 MODEL_KEY = "model"
 CLASSIFIER_KEY = "classifier_id"
 GRPC_MODEL_HEADER = "x-model"
+BASE_URL_HEADER = "x-sf-base-url"
+"""Tells a service that answers with URLs where its caller reached the gateway."""
 READY_PATH = "/ready"
 MODELS_PREFIX = "/v1/models/"
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 _LUA = "envoy.filters.http.lua"
 _READ_METHODS = ("GET", "HEAD")
+_MAKES_URLS = "/v1/batch/embeddings"
 _VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
 _MODEL_PREFIX = "((jina-ai|jinaai)/)?"
 _GRPC_HEADERS = (
@@ -115,18 +118,21 @@ def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterato
     if others and capability is Capability.CLASSIFY:
         # A classifier goes before a model that the body may name as well.
         for pool in (default, *others):
-            yield _rest_route(match | {"dynamic_metadata": [_classifier_in_body(pool)]}, pool, topology)
+            yield _rest_route(match | {"dynamic_metadata": [_classifier_in_body(pool)]}, pool, topology, call)
     for pool in others:
-        yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology)
-    yield _rest_route(match, default, topology)
+        yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology, call)
+    yield _rest_route(match, default, topology, call)
 
 
-def _rest_route(match: Config, pool: Pool, topology: Topology) -> Config:
-    return {
+def _rest_route(match: Config, pool: Pool, topology: Topology, call: RestCall) -> Config:
+    route: Config = {
         "match": match,
-        "route": _to(pool, topology, topology.timeouts.request),
+        "route": _to(pool, topology, 0 if call.streaming else topology.timeouts.request),
         "typed_per_filter_config": {"envoy.filters.http.header_mutation": _without_grpc_headers()},
     }
+    if call.path == _MAKES_URLS:
+        route["request_headers_to_add"] = [_set_header(BASE_URL_HEADER, "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%")]
+    return route
 
 
 def _without_grpc_headers() -> Config:

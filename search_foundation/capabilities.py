@@ -10,10 +10,11 @@ CAPABILITIES: Mapping[str, str] = {
     "embed": "services.embed.capability",
     "rerank": "services.rerank.capability",
     "classify": "services.classify.capability",
+    "batch": "services.batch.capability",
 }
 """Capabilities by name, each a module with ``build(engine, catalog, settings)``; imported when named."""
 
-STORING = frozenset({"classify"})
+STORING = frozenset({"classify", "batch"})
 """Those whose ``build`` takes the database of the process as a fourth argument."""
 
 

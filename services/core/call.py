@@ -36,7 +36,7 @@ class Call:
     ``tenant`` is the key's id (never the key) or ``"anonymous"``; the scheduler is fair between tenants.
     ``deadline`` is on the ``time.monotonic`` clock. ``charge`` books billed tokens before inference and
     raises ``ServiceError`` (429 or 403) when the key has none left. ``usage_tokens`` and ``model`` are
-    filled in by the capability for metrics and logs.
+    filled in by the capability for metrics and logs, ``headers`` (lower-case names) for a REST answer.
     """
 
     request_id: str
@@ -48,6 +48,7 @@ class Call:
     timings: Timings = field(default_factory=Timings)
     model: str = ""
     usage_tokens: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     @property

@@ -34,6 +34,7 @@ class ErrorCode(StrEnum):
     REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
     VALIDATION_ERROR = "VALIDATION_ERROR"
     CONFLICT_RESOURCE_BUSY = "CONFLICT_RESOURCE_BUSY"
+    CONFLICT_STATE = "CONFLICT_STATE"
     RATE_REQUEST_LIMIT_EXCEEDED = "RATE_REQUEST_LIMIT_EXCEEDED"
     RATE_TOKEN_LIMIT_EXCEEDED = "RATE_TOKEN_LIMIT_EXCEEDED"
     RATE_CONCURRENCY_LIMIT_EXCEEDED = "RATE_CONCURRENCY_LIMIT_EXCEEDED"
@@ -125,6 +126,7 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
         grpc.StatusCode.ABORTED,
         "{resource_type} '{resource_id}' is currently being modified. Please retry after a few moments.",
     ),
+    ErrorCode.CONFLICT_STATE: ErrorSpec(409, grpc.StatusCode.FAILED_PRECONDITION, "{reason}"),
     ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED: ErrorSpec(
         429,
         grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -1,0 +1,90 @@
+"""Asynchronous jobs as a capability of a serving process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch_rest_pb2_grpc
+
+from services.batch.dbos_engine import DbosEngine
+from services.batch.files import Files
+from services.batch.grpc import BatchServicer
+from services.batch.parsing import RequestParser
+from services.batch.rest import BatchRestServicer
+from services.batch.schema import BATCH
+from services.batch.service import BatchService, Housekeeper
+from services.batch.sources import Sources
+from services.batch.table import JobTable
+from services.batch.webhook import Webhooks
+from services.batch.worker import Worker
+from services.core.access.schema import ACCESS
+from services.core.catalog import Catalog
+from services.core.inference import Engine
+from services.core.settings import Settings
+from services.core.storage import Database
+from services.core.storage.objects import open_store
+
+_STOP_SECONDS = 5.0
+"""Of the grace period, at most: chunks that take longer are left to others, or to the next start."""
+
+
+class BatchCapability:
+    """``BatchService`` and ``BatchRestService``, and the worker of this process."""
+
+    name = "batch"
+    service_names = (
+        batch_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name,
+        batch_rest_pb2.DESCRIPTOR.services_by_name["BatchRestService"].full_name,
+    )
+
+    def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        parser = RequestParser(catalog, engine.served)
+        self._jobs = DbosEngine(settings, database, parser.models)
+        table, store = JobTable(database), open_store(settings)
+        files = Files(table, store)
+        self._webhooks = Webhooks(settings)
+        self._sources = Sources(settings)
+        self._worker = Worker(
+            settings, engine, self._jobs, table, store, files, self._sources, self._webhooks
+        )
+        service = BatchService(
+            self._jobs,
+            table,
+            store,
+            files,
+            self._worker,
+            self._webhooks.check_url,
+            expire_seconds=settings.batch_expire_seconds,
+        )
+        self._housekeeper = Housekeeper(self._jobs, table, files, self._worker)
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._typed = BatchServicer(parser, service, settings.public_url)
+        self._rest = BatchRestServicer(parser, service, settings.public_url)
+
+    def add_to_server(self, server: grpc.aio.Server) -> None:
+        """Register both services."""
+        batch_pb2_grpc.add_BatchServiceServicer_to_server(self._typed, server)
+        batch_rest_pb2_grpc.add_BatchRestServiceServicer_to_server(self._rest, server)
+
+    async def start(self) -> None:
+        """Make the tables and take tasks; a database that is away is tried again."""
+        await self._database.use(ACCESS, BATCH)
+        await self._jobs.start(self._worker.do)
+        self._housekeeping = asyncio.create_task(self._housekeeper.run())
+
+    async def stop(self) -> None:
+        """Finish the chunks at work or leave them to others."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._jobs.stop(min(_STOP_SECONDS, self._settings.grace_seconds / 2))
+        await self._webhooks.close()
+        await self._sources.close()
+
+
+def build(engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> BatchCapability:
+    """Make the capability for the models that ``engine`` serves; jobs are kept in ``database``."""
+    return BatchCapability(engine, catalog, settings, database)

@@ -1,0 +1,278 @@
+"""The engine for durable tasks, on DBOS: its workflows, queues and recovery, and what it leaves to its users.
+
+Left to us: taking over the tasks of a worker that never comes back (see ``_take_over``), SQLite in WAL
+mode, and deleting what is over. A task is one workflow without steps, since every task here is idempotent as
+a whole. DBOS is one per process, and so is this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from dbos import (
+    DBOS,
+    DBOSConfig,
+    DBOSPortableJSONSerializer,
+    SetEnqueueOptions,
+    SetWorkflowID,
+)
+from sqlalchemy import Engine as SqlEngine
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from services.batch.jobs import Handler, Kind, Task
+from services.batch.workers import Heartbeats, WorkerName
+from services.core.errors import ErrorCode, ServiceError
+from services.core.settings import Settings
+from services.core.storage import Database
+from services.core.storage.address import database_url
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_VERSION = "batch-1"
+"""Of the tasks' form. Processes leave tasks of another version alone: it changes with their meaning only."""
+
+_FILE = "batch-tasks.sqlite3"
+_POLL_SECONDS = 0.1
+_MISSED_BEATS = 6
+_RETRY_SECONDS = 1.0
+_TAKEN_AHEAD = 2
+"""Tasks taken for each that may run, so that none has to wait for the next look into the queue."""
+
+_WAITING = ["ENQUEUED", "DELAYED"]
+
+_engine: DbosEngine | None = None
+
+
+@DBOS.workflow(name="task", max_recovery_attempts=None)
+async def _run(kind: str, job_id: str, model: str, owner: str, number: int) -> None:
+    assert _engine is not None, "tasks are taken only after the start"
+    await _outside(_engine.do(Task(Kind(kind), job_id, model, owner, number)))
+
+
+class DbosEngine:
+    """``JobEngine`` over SQLite in ``SF_DATA_DIR``, or the PostgreSQL of ``SF_DATABASE_URL``.
+
+    It takes tasks of ``models``, ``concurrency`` chunks at a time.
+    """
+
+    def __init__(self, settings: Settings, database: Database, models: Sequence[str]) -> None:
+        self._settings = settings
+        self._models = models
+        self._heartbeats = Heartbeats(database)
+        self._name: WorkerName | None = None
+        self._beat = settings.batch_heartbeat_seconds
+        self._running: list[asyncio.Task[None]] = []
+        self._handler: Handler | None = None
+        self._tasks: dict[asyncio.Task[Any], Kind] = {}
+        self._stopping = False
+        self._launched = False
+
+    async def start(self, handler: Handler) -> None:
+        """See ``JobEngine``. A database that is away now is tried again."""
+        global _engine
+        _engine = self
+        self._handler = handler
+        self._name = await asyncio.to_thread(WorkerName, self._settings)
+        with contextlib.suppress(ServiceError):  # the database tells of its absence itself
+            await self._heartbeats.beat(self._name.id)
+        if not await self._launch(self._name.id):
+            self._running.append(asyncio.create_task(self._launch_later(self._name.id)))
+        self._running.append(asyncio.create_task(self._keep_alive(self._name.id)))
+
+    async def submit(self, task: Task) -> None:
+        """See ``JobEngine``."""
+        self._check_launched()
+        partition = None if task.kind is Kind.NOTIFY else task.owner
+        with SetWorkflowID(task.id), SetEnqueueOptions(queue_partition_key=partition):
+            enqueue = DBOS.enqueue_workflow_async(
+                _queue(task.kind, task.model),
+                _run,
+                task.kind.value,
+                task.job_id,
+                task.model,
+                task.owner,
+                task.number,
+            )
+            await self._told(enqueue)
+
+    async def do(self, task: Task) -> None:
+        """Do a task that was taken from a queue. One that is left undone is taken again."""
+        running = asyncio.current_task()
+        assert running is not None
+        assert self._handler is not None
+        self._tasks[running] = task.kind
+        try:
+            if self._stopping:
+                # To return would be to have done it.
+                await asyncio.Event().wait()
+            await self._handler(task)
+        finally:
+            del self._tasks[running]
+
+    async def cancel(self, job_id: str) -> None:
+        """See ``JobEngine``."""
+        self._check_launched()
+        for kind in (Kind.PREPARE, Kind.CHUNK):
+            waiting = await self._list(f"{job_id}:{kind}:", _WAITING)
+            if waiting:
+                await self._told(_outside(DBOS.cancel_workflows_async(waiting)))
+
+    async def forget(self, job_id: str) -> None:
+        """See ``JobEngine``."""
+        self._check_launched()
+        if stored := await self._list(f"{job_id}:", None):
+            await self._told(_outside(DBOS.delete_workflows_async(stored)))
+
+    async def stop(self, grace: float) -> None:
+        """See ``JobEngine``."""
+        self._stopping = True
+        await _end(self._running)
+        if self._launched:
+            if chunks := [task for task, kind in self._tasks.items() if kind is Kind.CHUNK]:
+                await asyncio.wait(chunks, timeout=grace)
+            self._launched = False
+            await asyncio.to_thread(DBOS.destroy)
+            # DBOS had put its own in place, which is closed now.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+            await _end(list(self._tasks))
+        if self._name is not None:
+            with contextlib.suppress(ServiceError):
+                await self._heartbeats.leave(self._name.id)
+            self._name.release()
+
+    def _check_launched(self) -> None:
+        if not self._launched:
+            raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS)
+
+    async def _told(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await work
+        except (SQLAlchemyError, OSError) as error:
+            logger.error("cannot reach the tasks of batch jobs: %s", error)
+            raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS) from error
+
+    async def _list(self, prefix: str, status: list[str] | None) -> list[str]:
+        listing = DBOS.list_workflows_async(
+            workflow_id_prefix=prefix, status=status, load_input=False, load_output=False
+        )
+        return [found.workflow_id for found in await self._told(_outside(listing))]
+
+    async def _launch(self, worker: str) -> bool:
+        """Connect, migrate, take up what this worker had; false while the database is away."""
+        DBOS(config=_config(self._settings, worker))
+        DBOS.listen_queues([*(_queue(kind, model) for model in self._models for kind in Kind)])
+        try:
+            DBOS.launch()
+            await self._register()
+        except (SQLAlchemyError, OSError) as error:
+            logger.error("batch jobs wait: their tasks' database is away: %s", error)
+            DBOS.destroy()
+            return False
+        self._launched = True
+        return True
+
+    async def _register(self) -> None:
+        chunks = self._settings.batch_concurrency * _TAKEN_AHEAD
+        for model in self._models:
+            for kind, taken in ((Kind.PREPARE, 4), (Kind.CHUNK, chunks)):
+                await DBOS.register_queue_async(
+                    _queue(kind, model),
+                    worker_concurrency=taken,
+                    # Owners share by lot: a task of each has the same chance.
+                    partition_worker_concurrency=taken,
+                    polling_interval_sec=_POLL_SECONDS,
+                )
+            await DBOS.register_queue_async(
+                _queue(Kind.NOTIFY, model), worker_concurrency=64, polling_interval_sec=_POLL_SECONDS
+            )
+
+    async def _launch_later(self, worker: str) -> None:
+        while True:
+            await asyncio.sleep(_RETRY_SECONDS)
+            if await self._launch(worker):
+                return
+
+    async def _keep_alive(self, worker: str) -> None:
+        while True:
+            await asyncio.sleep(self._beat)
+            try:
+                await self._heartbeats.beat(worker)
+                await self._take_over(worker)
+            except ServiceError as error:
+                logger.warning("no sign of life could be given: %s", error)
+            except Exception:
+                logger.exception("looking after other workers failed")
+
+    async def _take_over(self, worker: str) -> None:
+        """Put the tasks of workers that are late back into their queues."""
+        late = self._beat * _MISSED_BEATS
+        for other in await self._heartbeats.late(late):
+            if other == worker or not self._launched:
+                continue
+            # A private name, but the only call that leaves alone what another worker has taken since.
+            recover: Callable[[list[str]], list[Any]] = DBOS._recover_pending_workflows  # pyright: ignore[reportPrivateUsage]
+            taken = await asyncio.to_thread(recover, [other])
+            if taken:
+                logger.warning("took over %d tasks of worker %s, which is silent", len(taken), other)
+            else:
+                await self._heartbeats.bury(other, late)
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _queue(kind: Kind, model: str) -> str:
+    return f"{kind}:{model}"
+
+
+async def _outside(work: Coroutine[Any, Any, T]) -> T:
+    """Run beside the workflow that calls: what it does there is not recorded as steps."""
+    return await asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+def _config(settings: Settings, worker: str) -> DBOSConfig:
+    config = DBOSConfig(
+        name="search-foundation",
+        executor_id=worker,
+        application_version=_VERSION,
+        # Not pickle, the default: whoever writes to the database would run code here.
+        serializer=DBOSPortableJSONSerializer(),
+        log_level="ERROR",
+    )
+    url = database_url(settings)
+    if url.get_backend_name() == "sqlite":
+        assert url.database is not None
+        file = os.path.join(os.path.dirname(url.database), _FILE)
+        tasks = URL.create("sqlite", database=file)
+        config["system_database_engine"] = _sqlite(tasks)
+    else:
+        tasks = url.set(drivername="postgresql", query={})
+        config["sys_db_pool_size"] = 8
+    config["system_database_url"] = tasks.render_as_string(hide_password=False)
+    return config
+
+
+def _sqlite(url: URL) -> SqlEngine:
+    engine = create_engine(url, connect_args={"timeout": 30.0, "isolation_level": "IMMEDIATE"})
+
+    def connect(connection: sqlite3.Connection, _record: object) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    event.listen(engine, "connect", connect)
+    return engine

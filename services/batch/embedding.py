@@ -1,0 +1,140 @@
+"""From the lines of a chunk to the lines of its files, whatever single lines do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from services.batch.lines import Fault, Line, error_line, output_line
+from services.batch.table import Job
+from services.core.call import Call, Priority
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference import (
+    EmbedOptions,
+    Engine,
+    InferenceError,
+    NotANumberError,
+    finish,
+    require_finite,
+)
+
+logger = logging.getLogger(__name__)
+
+GROUP = 16
+"""Lines tried together in a chunk at which a worker has died."""
+
+STRIKES = 3
+"""Deaths of workers at one line alone after which the line is to blame."""
+
+_RETRY_SECONDS = (0.1, 5.0)
+_FATAL = Fault("INTERNAL_ERROR", f"The line ended the process that embedded it {STRIKES} times.")
+_OURS = Fault("INTERNAL_ERROR", "The model failed on this line.")
+
+Note = Callable[[Mapping[str, int]], Awaitable[None]]
+"""Stores how often workers died at ranges of lines, before the next one is tried."""
+
+
+@dataclass(slots=True)
+class Results:
+    """What is written of the lines of a chunk, by their number."""
+
+    output: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    errors: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    tokens: int = 0
+
+
+class ChunkEmbedder:
+    """Embeds lines behind all interactive calls, with the engine they share."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def embed(self, job: Job, lines: Sequence[Line]) -> Results:
+        """Embed all good lines at once; see ``_embed`` for what happens to bad ones."""
+        results = self._refused(job, lines)
+        await self._embed(job, [line for line in lines if line.fault is None], results)
+        return results
+
+    async def embed_warily(
+        self, job: Job, lines: Sequence[Line], tries: Mapping[str, int], note: Note
+    ) -> Results:
+        """Embed few lines at a time, and one by one where a worker has died, each try noted beforehand.
+
+        A line that was alone ``STRIKES`` times when a worker died is not tried again.
+        """
+        results = self._refused(job, lines)
+        good = [line for line in lines if line.fault is None]
+        for first in range(0, len(good), GROUP):
+            group = good[first : first + GROUP]
+            name = f"{group[0].number}+"
+            if name not in tries:
+                await note({**tries, name: 1})
+                await self._embed(job, group, results)
+                continue
+            for line in group:
+                deaths = tries.get(str(line.number), 0)
+                if deaths >= STRIKES:
+                    logger.error("line %d of %s ends processes; it is left out", line.number, job.id)
+                    results.errors[line.number] = error_line(job.id, line, _FATAL)
+                    continue
+                await note({**tries, str(line.number): deaths + 1})
+                await self._embed(job, [line], results)
+        return results
+
+    def _refused(self, job: Job, lines: Sequence[Line]) -> Results:
+        results = Results()
+        for line in lines:
+            if line.fault is not None:
+                results.errors[line.number] = error_line(job.id, line, line.fault)
+        return results
+
+    async def _embed(self, job: Job, lines: Sequence[Line], results: Results) -> None:
+        """Embed lines together; if that cannot be, halves of them, down to the line that is to blame."""
+        if not lines:
+            return
+        try:
+            await self._run(job, lines, results)
+            return
+        except ServiceError as error:
+            fault = Fault(error.code.value, error.detail)
+        except (InferenceError, NotANumberError):
+            if len(lines) == 1:
+                logger.exception("line %d of %s cannot be embedded", lines[0].number, job.id)
+            fault = _OURS
+        if len(lines) == 1:
+            results.errors[lines[0].number] = error_line(job.id, lines[0], fault)
+            return
+        middle = len(lines) // 2
+        await self._embed(job, lines[:middle], results)
+        await self._embed(job, lines[middle:], results)
+
+    async def _run(self, job: Job, lines: Sequence[Line], results: Results) -> None:
+        model = self._engine.embedder(job.model)
+        # Models that leave the choice to the caller refuse a text that is too long, the others cut it.
+        options = EmbedOptions(job.task, truncate=not model.spec.truncate_choice)
+        texts = [text for line in lines for text in line.texts]
+        delay = _RETRY_SECONDS[0]
+        while True:
+            call = Call(f"{job.id}:{lines[0].number}", tenant=job.owner, priority=Priority.BATCH)
+            try:
+                raw = await model.embed(texts, options, call)
+                break
+            except ServiceError as error:
+                if error.code is not ErrorCode.SERVICE_UNAVAILABLE:
+                    raise
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _RETRY_SECONDS[1])
+        vectors = finish(raw.vectors, dimensions=job.dimensions, normalized=job.normalized)
+        require_finite(vectors, job.model)
+        first = 0
+        for line in lines:
+            last = first + len(line.texts)
+            tokens = sum(raw.token_counts[first:last])
+            rows = vectors[first:last].copy(order="C")
+            results.output[line.number] = output_line(job.id, line, job.model, rows, tokens)
+            results.tokens += tokens
+            first = last
+            if line.number % GROUP == 0:
+                await asyncio.sleep(0)

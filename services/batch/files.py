@@ -1,0 +1,75 @@
+"""The files of a job, out of the parts that its chunks became."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from services.batch.keys import folder, joined_key, part_key
+from services.batch.table import Job, JobTable, Part
+from services.batch.types import BatchStatus, File, State
+from services.core.storage.objects import ObjectStore
+
+_WITH_OUTPUT = (State.COMPLETED, State.CANCELLED)
+
+
+class Files:
+    """Output and error files of jobs."""
+
+    def __init__(self, table: JobTable, store: ObjectStore) -> None:
+        self._table = table
+        self._store = store
+
+    async def status(self, job: Job) -> BatchStatus:
+        """Say what is told of a job now, with the URLs of its files."""
+        now = time.time()
+        state = State.EXPIRED if job.expires_at <= now else job.state
+        return BatchStatus(
+            batch_id=job.id,
+            state=state,
+            model=job.model,
+            created_at=job.created_at,
+            completed_at=job.completed_at,
+            expires_at=job.expires_at,
+            total=job.total,
+            completed=job.completed,
+            failed=job.failed,
+            total_tokens=job.total_tokens,
+            error=job.error,
+            output_url=await self._url(job, state, File.OUTPUT, now),
+            error_file_url=await self._url(job, state, File.ERRORS, now) if job.failed else None,
+        )
+
+    async def pieces(self, job: Job, file: File, offset: int) -> AsyncIterator[bytes]:
+        """Read a file from a byte on, in bounded memory."""
+        for part in await self._table.parts(job.id):
+            length = _length(part, file)
+            if offset >= length:
+                offset -= length
+                continue
+            async for piece in self._store.stream(part_key(job.id, part.name, file), offset):
+                yield piece
+            offset = 0
+
+    async def join(self, job: Job) -> bool:
+        """Make one object of each file, if the store gives URLs for objects; false if not."""
+        if await self._store.signed_url(joined_key(job.id, File.OUTPUT), 1.0) is None:
+            return False
+        for file in (File.OUTPUT, File.ERRORS):
+            await self._store.put_stream(joined_key(job.id, file), self.pieces(job, file, 0))
+        return True
+
+    async def delete(self, job_id: str) -> None:
+        """Delete everything of a job."""
+        await self._store.delete_all(folder(job_id))
+
+    async def _url(self, job: Job, state: State, file: File, now: float) -> str | None:
+        if state not in _WITH_OUTPUT:
+            return None
+        if job.joined:
+            return await self._store.signed_url(joined_key(job.id, file), max(1.0, job.expires_at - now))
+        return f"{job.base_url}/v1/batch/{job.id}/{file}"
+
+
+def _length(part: Part, file: File) -> int:
+    return part.output_bytes if file is File.OUTPUT else part.error_bytes

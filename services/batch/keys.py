@@ -1,0 +1,40 @@
+"""Names: of jobs, of their tasks, and of their files in the object store."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from services.batch.types import File
+
+_ID = re.compile(r"batch_[0-9a-f]{32}")
+
+
+def new_job_id() -> str:
+    """Make an id of 122 random bits."""
+    return f"batch_{uuid.uuid4().hex}"
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a text can be the id of a job."""
+    return _ID.fullmatch(text) is not None
+
+
+def folder(job_id: str) -> str:
+    """Give what the keys of all files of a job begin with."""
+    return f"batches/{job_id}"
+
+
+def input_key(job_id: str) -> str:
+    """Give the key of a job's input."""
+    return f"{folder(job_id)}/input.jsonl"
+
+
+def part_key(job_id: str, name: str, file: File) -> str:
+    """Give the key of a chunk's part of a file; ``name`` is that of one attempt at the chunk."""
+    return f"{folder(job_id)}/parts/{name}.{file}.jsonl"
+
+
+def joined_key(job_id: str, file: File) -> str:
+    """Give the key of a whole file."""
+    return f"{folder(job_id)}/{file}.jsonl"

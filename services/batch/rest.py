@@ -1,0 +1,111 @@
+"""The REST door: JSON bodies inside ``google.api.HttpBody``, files as a stream of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from google.api import httpbody_pb2
+from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
+
+from services.batch.parsing import RequestParser, parse_limit, parse_offset
+from services.batch.service import POLL_SECONDS, BatchService
+from services.batch.types import BatchStatus, File, status_json
+from services.core.call import Call, current_call
+from services.core.serving.exchange import arrived_with
+from services.core.serving.rest import decode, encode
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+NDJSON = "application/x-ndjson"
+BASE_URL_HEADER = "x-sf-base-url"
+"""Set by the gateway: where the caller reached it."""
+
+
+class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
+    """``BatchRestService`` over the capability."""
+
+    def __init__(self, parser: RequestParser, service: BatchService, public_url: str | None) -> None:
+        self._parser = parser
+        self._service = service
+        self._public_url = public_url
+
+    async def CreateBatch(  # noqa: N802 - named by the contract
+        self, request: httpbody_pb2.HttpBody, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``POST /v1/batch/embeddings``."""
+        call = current_call.get()
+        parsed = self._parser.parse(decode(request))
+        call.model = parsed.model
+        status = await self._service.create(parsed, call.tenant, base_url(self._public_url))
+        call.headers = (("location", f"/v1/batch/{status.batch_id}"), _RETRY)
+        return encode(status_json(status))
+
+    async def ListBatches(  # noqa: N802 - named by the contract
+        self, request: batch_rest_pb2.ListBatchesByQueryRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``GET /v1/batches``."""
+        found = await self._service.list(current_call.get().tenant, parse_limit(request.limit))
+        return encode([status_json(status) for status in found])
+
+    async def GetBatch(  # noqa: N802 - named by the contract
+        self, request: batch_rest_pb2.BatchByPathRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``GET /v1/batch/{batch_id}``."""
+        call = current_call.get()
+        return _answer(await self._service.status(request.batch_id, call.tenant), call)
+
+    async def CancelBatch(  # noqa: N802 - named by the contract
+        self, request: batch_rest_pb2.BatchByPathRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``DELETE /v1/batch/{batch_id}``."""
+        call = current_call.get()
+        return _answer(await self._service.cancel(request.batch_id, call.tenant), call)
+
+    async def DownloadOutput(  # noqa: N802 - named by the contract
+        self, request: batch_rest_pb2.BatchFileByPathRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        """Answer ``GET /v1/batch/{batch_id}/output``."""
+        async for piece in self._file(request, File.OUTPUT):
+            yield piece
+
+    async def DownloadErrors(  # noqa: N802 - named by the contract
+        self, request: batch_rest_pb2.BatchFileByPathRequest, context: Context
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        """Answer ``GET /v1/batch/{batch_id}/errors``."""
+        async for piece in self._file(request, File.ERRORS):
+            yield piece
+
+    async def _file(
+        self, request: batch_rest_pb2.BatchFileByPathRequest, file: File
+    ) -> AsyncIterator[httpbody_pb2.HttpBody]:
+        offset = parse_offset(request.offset)
+        owner = current_call.get().tenant
+        pieces = await self._service.open(request.batch_id, owner, file, offset)
+        empty = True
+        async for piece in pieces:
+            empty = False
+            yield httpbody_pb2.HttpBody(content_type=NDJSON, data=piece)
+        if empty:  # the type comes with the first piece, and no piece would be no answer
+            yield httpbody_pb2.HttpBody(content_type=NDJSON)
+
+
+_RETRY = ("retry-after", str(int(POLL_SECONDS)))
+
+
+def base_url(public_url: str | None) -> str:
+    """Give where callers reach the gateway: as configured, or as this one did."""
+    if public_url is not None:
+        return public_url.rstrip("/")
+    for key, value in arrived_with.get():
+        if key == BASE_URL_HEADER and isinstance(value, str):
+            return value
+    return ""
+
+
+def _answer(status: BatchStatus, call: Call) -> httpbody_pb2.HttpBody:
+    call.model = status.model
+    if not status.state.ended:
+        call.headers = (_RETRY,)
+    return encode(status_json(status))

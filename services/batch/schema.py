@@ -1,0 +1,81 @@
+"""Tables of this room."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from services.core.storage import Migration, Schema
+
+_V1 = MetaData()
+_JOBS = Table(
+    "batch_jobs",
+    _V1,
+    Column("id", String(40), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("task", String(64)),
+    Column("dimensions", Integer),
+    Column("normalized", Boolean, nullable=False),
+    Column("input_url", Text),
+    Column("webhook_url", Text),
+    Column("webhook_tries", Integer, nullable=False),
+    Column("webhook_ended", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("error", Text),
+    Column("base_url", Text, nullable=False),
+    Column("joined", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("completed_at", Double),
+    Column("expires_at", Double, nullable=False),
+    Column("chunks", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("total_tokens", BigInteger, nullable=False),
+)
+# A part of a job's input: ``lines`` lines from number ``first`` on, ``length`` bytes at ``start``. ``faults``
+# is JSON, what is known to be wrong with lines by their place; ``tries`` is JSON, how often a worker died at
+# a range of lines. ``name`` tells the part files that count from those of a worker that came late.
+_CHUNKS = Table(
+    "batch_chunks",
+    _V1,
+    Column("job_id", String(40), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("first", Integer, nullable=False),
+    Column("lines", Integer, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("length", BigInteger, nullable=False),
+    Column("faults", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("tries", Text, nullable=False),
+    Column("done", Boolean, nullable=False),
+    Column("name", String(40)),
+    Column("output_bytes", BigInteger, nullable=False),
+    Column("error_bytes", BigInteger, nullable=False),
+)
+_WORKERS = Table(
+    "batch_workers",
+    _V1,
+    Column("id", String(200), primary_key=True),
+    Column("seen", Double, nullable=False),
+)
+_BY_OWNER = Index("batch_jobs_by_owner", _JOBS.c.owner, _JOBS.c.created_at)
+_BY_EXPIRY = Index("batch_jobs_by_expiry", _JOBS.c.state, _JOBS.c.expires_at)
+
+BATCH = Schema(
+    "batch",
+    (
+        Migration(
+            1,
+            "jobs",
+            (
+                CreateTable(_JOBS),
+                CreateTable(_CHUNKS),
+                CreateTable(_WORKERS),
+                CreateIndex(_BY_OWNER),
+                CreateIndex(_BY_EXPIRY),
+            ),
+        ),
+    ),
+)

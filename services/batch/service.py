@@ -1,0 +1,205 @@
+"""What callers can do with jobs, for every door."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from services.batch.errors import ended, file_not_found, not_ended, not_found
+from services.batch.files import Files
+from services.batch.jobs import JobEngine, Kind, Task
+from services.batch.keys import input_key, is_job_id, new_job_id
+from services.batch.table import Job, JobTable
+from services.batch.types import BatchRequest, BatchStatus, File, State
+from services.batch.worker import Worker
+from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
+from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 2.0
+"""What a caller is told to wait before asking again."""
+
+_WATCH_SECONDS = 0.5
+_SLICE = 256
+_RETRY_SECONDS = 5.0
+
+CheckUrl = Callable[[str], Awaitable[str | None]]
+"""Says what is wrong with a URL that will be called, None for nothing."""
+
+
+class BatchService:
+    """Jobs of callers; ``owner`` is always the id of the key that asks."""
+
+    def __init__(
+        self,
+        jobs: JobEngine,
+        table: JobTable,
+        store: ObjectStore,
+        files: Files,
+        worker: Worker,
+        check_webhook: CheckUrl,
+        *,
+        expire_seconds: float,
+    ) -> None:
+        self._jobs = jobs
+        self._table = table
+        self._store = store
+        self._files = files
+        self._worker = worker
+        self._check_webhook = check_webhook
+        self._expire_seconds = expire_seconds
+
+    async def create(self, request: BatchRequest, owner: str, base_url: str) -> BatchStatus:
+        """Store a job; when this returns it will be done."""
+        url = request.webhook_url
+        if url is not None and (wrong := await self._check_webhook(url)) is not None:
+            place = f"body -> {request.model} -> webhook_url"
+            raise validation_error([FieldError(place, wrong, "webhook_url", url)])
+        now = time.time()
+        job = Job(
+            id=new_job_id(),
+            owner=owner,
+            model=request.model,
+            task=request.task,
+            dimensions=request.dimensions,
+            normalized=request.normalized,
+            input_url=request.input_url,
+            webhook_url=request.webhook_url,
+            created_at=now,
+            expires_at=now + self._expire_seconds,
+            base_url=base_url,
+        )
+        if request.lines is not None:
+            try:
+                await self._store.put_stream(input_key(job.id), _written(request.lines))
+            except ObjectStoreError as error:
+                raise _store_away() from error
+        await self._table.create(job)
+        await self._jobs.submit(Task(Kind.PREPARE, job.id, job.model, owner))
+        status = await self._files.status(job)
+        return replace(status, total=len(request.lines or ()))
+
+    async def status(self, batch_id: str, owner: str) -> BatchStatus:
+        """Tell how far a job is."""
+        return await self._told(await self._find(batch_id, owner))
+
+    async def list(self, owner: str, limit: int) -> list[BatchStatus]:
+        """Tell of the newest jobs."""
+        return [await self._told(job) for job in await self._table.list(owner, limit)]
+
+    async def watch(self, batch_id: str, owner: str) -> AsyncIterator[BatchStatus]:
+        """Tell how far a job is now, at every change, and at its end."""
+        before: BatchStatus | None = None
+        while True:
+            status = await self.status(batch_id, owner)
+            if status != before:
+                yield status
+            if status.state.ended:
+                return
+            before = status
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def cancel(self, batch_id: str, owner: str) -> BatchStatus:
+        """Cancel a job; raises CONFLICT_STATE for one that has ended."""
+        job = await self._find(batch_id, owner)
+        state = (await self._files.status(job)).state
+        if state.ended or not await self._worker.end(job.id, State.CANCELLED):
+            job = await self._find(batch_id, owner)
+            raise ended(batch_id, state if state is State.EXPIRED else job.state)
+        self._worker.cancel(job.id)
+        with suppress(ServiceError):  # tasks that cannot be dropped now find a job that has ended
+            await self._jobs.cancel(job.id)
+        return await self._told(await self._find(batch_id, owner))
+
+    async def open(self, batch_id: str, owner: str, file: File, offset: int) -> AsyncIterator[bytes]:
+        """Give a file from a byte on.
+
+        Raises ``ServiceError``: CONFLICT_RESOURCE_BUSY before the job has ended, RESOURCE_NOT_FOUND for a
+        file that is not there.
+        """
+        job = await self._find(batch_id, owner)
+        state = (await self._files.status(job)).state
+        if not state.ended:
+            raise not_ended(batch_id, POLL_SECONDS)
+        if state in (State.EXPIRED, State.FAILED) or (file is File.ERRORS and not job.failed):
+            raise file_not_found(batch_id, file)
+        return self._pieces(job, file, offset)
+
+    async def _pieces(self, job: Job, file: File, offset: int) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._files.pieces(job, file, offset):
+                yield piece
+        except ObjectMissingError as error:
+            raise file_not_found(job.id, file) from error
+        except ObjectStoreError as error:
+            raise _store_away() from error
+
+    async def _find(self, batch_id: str, owner: str) -> Job:
+        job = await self._table.find(batch_id) if is_job_id(batch_id) else None
+        if job is None or job.owner != owner:
+            raise not_found(batch_id)
+        return job
+
+    async def _told(self, job: Job) -> BatchStatus:
+        try:
+            return await self._files.status(job)
+        except ObjectStoreError as error:
+            raise _store_away() from error
+
+
+class Housekeeper:
+    """Deletes what has expired, and hands out again what may have been lost between two steps."""
+
+    _SECONDS = 5.0
+    _STALLED_SECONDS = 60.0
+    _FORGET_SECONDS = 30 * 86_400.0
+    _AT_ONCE = 100
+
+    def __init__(self, jobs: JobEngine, table: JobTable, files: Files, worker: Worker) -> None:
+        self._jobs = jobs
+        self._table = table
+        self._files = files
+        self._worker = worker
+
+    async def run(self) -> None:
+        """Look after jobs for ever."""
+        while True:
+            try:
+                # What is away tells so itself, and this is tried again.
+                with suppress(ServiceError, ObjectStoreError):
+                    await self.look()
+            except Exception:
+                logger.exception("looking after batch jobs failed")
+            await asyncio.sleep(self._SECONDS)
+
+    async def look(self) -> None:
+        """Look after jobs once."""
+        now = time.time()
+        for job in await self._table.expired(now, self._AT_ONCE):
+            self._worker.cancel(job.id)
+            await self._table.expire(job.id, now)
+            await self._files.delete(job.id)
+            await self._jobs.forget(job.id)
+        for job in await self._table.stalled(now - self._STALLED_SECONDS, self._AT_ONCE):
+            kind = Kind.NOTIFY if job.state.ended else Kind.PREPARE
+            await self._jobs.submit(Task(kind, job.id, job.model, job.owner))
+        await self._table.forget(now - self._FORGET_SECONDS)
+
+
+async def _written(lines: Sequence[Any]) -> AsyncIterator[bytes]:
+    for first in range(0, len(lines), _SLICE):
+        part = lines[first : first + _SLICE]
+        yield b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in part)
+        await asyncio.sleep(0)
+
+
+def _store_away() -> ServiceError:
+    return ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS)

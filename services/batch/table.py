@@ -1,0 +1,284 @@
+"""Jobs and their chunks in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import RowMapping, and_, column, delete, func, insert, or_, select, table, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.batch.types import RUNNING, State
+from services.core.access.booking import book
+from services.core.storage import Database
+
+_JOB = (
+    *("id", "owner", "model", "task", "dimensions", "normalized", "input_url"),
+    *("webhook_url", "webhook_tries", "webhook_ended", "state", "error", "base_url", "joined"),
+    *("created_at", "completed_at", "expires_at"),
+    *("chunks", "total", "completed", "failed", "total_tokens"),
+)
+_CHUNK = (
+    *("job_id", "number", "first", "lines", "start", "length", "faults"),
+    *("attempts", "tries", "done", "name", "output_bytes", "error_bytes"),
+)
+_JOBS = table("batch_jobs", *map(column, _JOB))
+_CHUNKS = table("batch_chunks", *map(column, _CHUNK))
+_J = _JOBS.c
+_C = _CHUNKS.c
+_RUNNING = [state.value for state in RUNNING]
+
+UNPLANNED = -1
+"""Chunks of a job whose lines have not been counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of ``batch_jobs``; times are seconds since the epoch."""
+
+    id: str
+    owner: str
+    model: str
+    task: str | None
+    dimensions: int | None
+    normalized: bool
+    input_url: str | None
+    webhook_url: str | None
+    created_at: float
+    expires_at: float
+    base_url: str
+    state: State = State.PENDING
+    error: str | None = None
+    joined: bool = False
+    completed_at: float | None = None
+    webhook_tries: int = 0
+    webhook_ended: bool = False
+    chunks: int = UNPLANNED
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    total_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a chunk lies in the input: ``lines`` lines from number ``first``, ``length`` bytes at ``start``.
+
+    ``faults`` are the places, from 0, of lines that only a look at the whole input finds wrong.
+    """
+
+    first: int
+    lines: int
+    start: int
+    length: int
+    faults: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A planned chunk at its n-th attempt; ``tries`` counts deaths of workers by range of lines."""
+
+    plan: Plan
+    attempts: int
+    tries: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The two files of a chunk that is done."""
+
+    number: int
+    name: str
+    output_bytes: int
+    error_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a chunk came to."""
+
+    part: Part
+    completed: int
+    failed: int
+    tokens: int
+
+
+class JobTable:
+    """Jobs as rows; every method raises SERVICE_UNAVAILABLE while the database is away.
+
+    Each change is one transaction, committed when the method returns.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, job: Job) -> None:
+        """Store a new job."""
+        row = {name: getattr(job, name) for name in _JOB} | {"state": job.state.value}
+        async with self._database.write() as connection:
+            await connection.execute(insert(_JOBS).values(row))
+
+    async def find(self, job_id: str) -> Job | None:
+        """Look a job up."""
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(*_J).where(_J.id == job_id))).mappings().one_or_none()
+        return None if row is None else _job(row)
+
+    async def list(self, owner: str, limit: int) -> list[Job]:
+        """Give an owner's jobs, newest first."""
+        query = select(*_J).where(_J.owner == owner).order_by(_J.created_at.desc(), _J.id).limit(limit)
+        async with self._database.read() as connection:
+            return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+    async def plan(self, job_id: str, plans: Sequence[Plan]) -> bool:
+        """Store the chunks of a job that waits for them; false when it waits no more."""
+        rows = [
+            {
+                "job_id": job_id,
+                "number": number,
+                "first": plan.first,
+                "lines": plan.lines,
+                "start": plan.start,
+                "length": plan.length,
+                "faults": orjson.dumps(plan.faults, option=orjson.OPT_NON_STR_KEYS).decode(),
+                "attempts": 0,
+                "tries": "{}",
+                "done": False,
+                "output_bytes": 0,
+                "error_bytes": 0,
+            }
+            for number, plan in enumerate(plans)
+        ]
+        total = sum(plan.lines for plan in plans)
+        change = update(_JOBS).where(_J.id == job_id, _J.state == State.PENDING.value, _J.chunks == UNPLANNED)
+        change = change.values(chunks=len(plans), total=total, state=State.PROCESSING.value)
+        async with self._database.write() as connection:
+            if not (await connection.execute(change)).rowcount:
+                return False
+            await connection.execute(insert(_CHUNKS), rows)
+        return True
+
+    async def open_chunks(self, job_id: str) -> list[int]:
+        """Give the numbers of the chunks that are not done."""
+        query = select(_C.number).where(_C.job_id == job_id, _C.done.is_(False)).order_by(_C.number)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def begin_chunk(self, job_id: str, number: int) -> Chunk | None:
+        """Count an attempt; None when the chunk is done already."""
+        here = and_(_C.job_id == job_id, _C.number == number)
+        change = update(_CHUNKS).where(here, _C.done.is_(False)).values(attempts=_C.attempts + 1)
+        async with self._database.write() as connection:
+            row = (await connection.execute(change.returning(*_C))).mappings().one_or_none()
+        if row is None:
+            return None
+        faults = {int(place): fault for place, fault in orjson.loads(row["faults"]).items()}
+        plan = Plan(row["first"], row["lines"], row["start"], row["length"], faults)
+        return Chunk(plan, row["attempts"], orjson.loads(row["tries"]))
+
+    async def give_back_chunk(self, job_id: str, number: int, tries: Mapping[str, int]) -> None:
+        """Take an attempt back that ended in good order without a result."""
+        here = and_(_C.job_id == job_id, _C.number == number, _C.attempts > 0)
+        async with self._database.write() as connection:
+            values = {"attempts": _C.attempts - 1, "tries": orjson.dumps(tries).decode()}
+            await connection.execute(update(_CHUNKS).where(here).values(values))
+
+    async def note_tries(self, job_id: str, number: int, tries: Mapping[str, int]) -> None:
+        """Store what a worker is about to try."""
+        change = update(_CHUNKS).where(_C.job_id == job_id, _C.number == number)
+        async with self._database.write() as connection:
+            await connection.execute(change.values(tries=orjson.dumps(tries).decode()))
+
+    async def end_chunk(self, job: Job, outcome: Outcome) -> bool:
+        """Store the result of a chunk and book its tokens, once; false when it does not count any more."""
+        part = outcome.part
+        here = and_(_C.job_id == job.id, _C.number == part.number, _C.done.is_(False))
+        chunk = update(_CHUNKS).where(here)
+        chunk = chunk.values(
+            done=True, name=part.name, output_bytes=part.output_bytes, error_bytes=part.error_bytes
+        )
+        counts = update(_JOBS).where(_J.id == job.id, _J.state == State.PROCESSING.value)
+        counts = counts.values(
+            completed=_J.completed + outcome.completed,
+            failed=_J.failed + outcome.failed,
+            total_tokens=_J.total_tokens + outcome.tokens,
+        )
+        async with self._database.write() as connection:
+            # The job first: its row puts the ends of its chunks in turn.
+            if not await _is_running(connection, job.id):
+                return False
+            if not (await connection.execute(chunk)).rowcount:
+                return False
+            await connection.execute(counts)
+            if outcome.tokens:
+                await book(connection, job.owner, outcome.tokens)
+        return True
+
+    async def end(self, job_id: str, state: State, now: float, *, error: str | None = None) -> bool:
+        """End a job that has not ended; false when it has."""
+        change = update(_JOBS).where(_J.id == job_id, _J.state.in_(_RUNNING))
+        async with self._database.write() as connection:
+            values = {"state": state.value, "completed_at": now, "error": error}
+            return bool((await connection.execute(change.values(values))).rowcount)
+
+    async def join(self, job_id: str) -> None:
+        """Note that the parts of a job's files have been made into one object each."""
+        async with self._database.write() as connection:
+            await connection.execute(update(_JOBS).where(_J.id == job_id).values(joined=True))
+
+    async def parts(self, job_id: str) -> list[Part]:
+        """Give the files of the chunks that are done, in order."""
+        query = select(_C.number, _C.name, _C.output_bytes, _C.error_bytes)
+        query = query.where(_C.job_id == job_id, _C.done.is_(True)).order_by(_C.number)
+        async with self._database.read() as connection:
+            return [Part(**row) for row in (await connection.execute(query)).mappings()]
+
+    async def tried_webhook(self, job_id: str, *, ended: bool) -> int:
+        """Count an attempt to tell a job's end; gives the number of attempts."""
+        change = update(_JOBS).where(_J.id == job_id)
+        change = change.values(webhook_tries=_J.webhook_tries + 1, webhook_ended=ended)
+        async with self._database.write() as connection:
+            return (await connection.execute(change.returning(_J.webhook_tries))).scalar_one()
+
+    async def stalled(self, before: float, limit: int) -> list[Job]:
+        """Give jobs made before a time that may have lost a task: not planned, or webhook not told."""
+        waiting = and_(_J.state == State.PENDING.value, _J.chunks == UNPLANNED)
+        untold = and_(_J.webhook_url.is_not(None), _J.webhook_ended.is_(False), _J.completed_at < before)
+        query = select(*_J).where(_J.created_at < before, or_(waiting, untold)).limit(limit)
+        async with self._database.read() as connection:
+            return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+    async def expired(self, now: float, limit: int) -> list[Job]:
+        """Give jobs whose time is over and whose files are still there."""
+        query = select(*_J).where(_J.expires_at <= now, _J.state != State.EXPIRED.value)
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.order_by(_J.expires_at).limit(limit))
+            return [_job(row) for row in rows.mappings()]
+
+    async def expire(self, job_id: str, now: float) -> None:
+        """Note that a job's files are gone."""
+        completed_at = func.coalesce(_J.completed_at, now)
+        change = update(_JOBS).where(_J.id == job_id)
+        async with self._database.write() as connection:
+            await connection.execute(delete(_CHUNKS).where(_C.job_id == job_id))
+            values: dict[str, Any] = {"state": State.EXPIRED.value, "completed_at": completed_at}
+            await connection.execute(change.values(values))
+
+    async def forget(self, before: float) -> None:
+        """Delete jobs that expired before a time."""
+        change = delete(_JOBS).where(_J.state == State.EXPIRED.value, _J.expires_at < before)
+        async with self._database.write() as connection:
+            await connection.execute(change)
+
+
+async def _is_running(connection: AsyncConnection, job_id: str) -> bool:
+    query = select(_J.state).where(_J.id == job_id).with_for_update()
+    return (await connection.execute(query)).scalar_one_or_none() == State.PROCESSING.value
+
+
+def _job(row: RowMapping) -> Job:
+    booleans = {name: bool(row[name]) for name in ("normalized", "joined", "webhook_ended")}
+    values: dict[str, Any] = {**row, **booleans, "state": State(row["state"])}
+    return Job(**values)

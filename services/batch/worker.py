@@ -1,0 +1,292 @@
+"""Doing the tasks of jobs: preparing, embedding chunks, ending, telling."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Protocol
+
+import orjson
+
+from services.batch.embedding import ChunkEmbedder, Results
+from services.batch.files import Files
+from services.batch.jobs import JobEngine, Kind, Task
+from services.batch.keys import input_key, part_key
+from services.batch.lines import Line, parse_line, split_lines
+from services.batch.planning import TooManyLines, cut
+from services.batch.sources import SourceError
+from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part, Plan
+from services.batch.types import File, State, status_json
+from services.batch.webhook import Outcome as Delivery
+from services.core.access.metrics import KeyUsage
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference import Engine
+from services.core.settings import Settings
+from services.core.storage.objects import ObjectStore, ObjectStoreError
+
+logger = logging.getLogger(__name__)
+
+MAX_LINES = 50_000
+
+_RETRY_SECONDS = (0.2, 10.0)
+_FETCH_ATTEMPTS = 4
+_WEBHOOK_ATTEMPTS = 10
+_WEBHOOK_SECONDS = 1.0
+"""Before the second attempt; each further wait is twice as long."""
+_BROKEN = "An unexpected error ended the job; the server's log says more."
+
+
+class Webhooks(Protocol):
+    """Sends one notification."""
+
+    async def deliver(self, url: str, payload: bytes, event_id: str) -> Delivery:
+        """Try once."""
+        ...
+
+
+class Inputs(Protocol):
+    """Reads input files of callers."""
+
+    def stream(self, url: str) -> AsyncIterator[bytes]:
+        """Read a file in pieces; raises ``SourceError``."""
+        ...
+
+
+class Worker:
+    """Does tasks. While the database or the object store is away it waits for them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        jobs: JobEngine,
+        table: JobTable,
+        store: ObjectStore,
+        files: Files,
+        inputs: Inputs,
+        webhooks: Webhooks,
+    ) -> None:
+        self._settings = settings
+        self._embedder = ChunkEmbedder(engine)
+        self._jobs = jobs
+        self._table = table
+        self._store = store
+        self._files = files
+        self._inputs = inputs
+        self._webhooks = webhooks
+        self._usage = KeyUsage()
+        self._turns = asyncio.Semaphore(settings.batch_concurrency)
+        self._chunks: dict[str, set[asyncio.Task[None]]] = {}
+
+    async def do(self, task: Task) -> None:
+        """Do a task to its end. It only raises when it is cancelled."""
+        delay = _RETRY_SECONDS[0]
+        while True:
+            try:
+                await self._do(task)
+                return
+            except ObjectStoreError as error:
+                logger.warning("%s waits for the object store: %s", task.id, error)
+            except ServiceError as error:
+                if error.code is not ErrorCode.SERVICE_UNAVAILABLE:
+                    logger.exception("%s failed unexpectedly", task.id)
+                    await self._break(task)
+                    return
+                logger.warning("%s waits: %s", task.id, error)
+            except Exception:
+                logger.exception("%s failed unexpectedly", task.id)
+                await self._break(task)
+                return
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, _RETRY_SECONDS[1])
+
+    def cancel(self, job_id: str) -> None:
+        """Interrupt the chunks of a job that this process is working on."""
+        for task in self._chunks.get(job_id, ()):
+            task.cancel()
+
+    async def _do(self, task: Task) -> None:
+        job = await self._table.find(task.job_id)
+        if job is None:
+            return
+        match task.kind:
+            case Kind.PREPARE:
+                await self._prepare(job)
+            case Kind.CHUNK:
+                await self._interruptible(job, task.number)
+            case Kind.NOTIFY:
+                await self._notify(job)
+
+    async def _break(self, task: Task) -> None:
+        """End a job that cannot go on."""
+        while True:
+            with contextlib.suppress(ServiceError):
+                await self.end(task.job_id, State.FAILED, _BROKEN)
+                return
+            await asyncio.sleep(_RETRY_SECONDS[1])
+
+    async def end(self, job_id: str, state: State, error: str | None = None) -> bool:
+        """End a job that has not ended, and see that its end is told; false when it had ended."""
+        ended = await self._table.end(job_id, state, time.time(), error=error)
+        job = await self._table.find(job_id)
+        if job is not None and job.webhook_url is not None and not job.webhook_ended and job.state.ended:
+            await self._jobs.submit(Task(Kind.NOTIFY, job.id, job.model, job.owner))
+        return ended
+
+    # Preparing
+
+    async def _prepare(self, job: Job) -> None:
+        """Fetch the input, plan the chunks, hand them out."""
+        if job.state.ended or job.expires_at <= time.time():
+            return
+        if job.chunks == UNPLANNED:
+            plans = await self._plans(job)
+            if plans is None or not await self._table.plan(job.id, plans):
+                return
+        for number in await self._table.open_chunks(job.id):
+            await self._jobs.submit(Task(Kind.CHUNK, job.id, job.model, job.owner, number))
+
+    async def _plans(self, job: Job) -> list[Plan] | None:
+        """Plan the chunks; None after a job without a usable input has been ended."""
+        try:
+            if job.input_url is not None:
+                await self._fetch(job.id, job.input_url)
+            pieces = self._store.stream(input_key(job.id))
+            plans = await cut(pieces, chunk_tokens=self._settings.batch_chunk_tokens, max_lines=MAX_LINES)
+        except TooManyLines:
+            await self.end(job.id, State.FAILED, f"The input has more than {MAX_LINES:,} lines.")
+            return None
+        except SourceError as error:
+            await self.end(job.id, State.FAILED, str(error))
+            return None
+        if not plans:
+            await self.end(job.id, State.FAILED, "The input has no lines.")
+            return None
+        return plans
+
+    async def _fetch(self, job_id: str, url: str) -> None:
+        for attempt in range(1, _FETCH_ATTEMPTS + 1):
+            try:
+                await self._store.put_stream(input_key(job_id), self._inputs.stream(url))
+                return
+            except SourceError as error:
+                if not error.retryable or attempt == _FETCH_ATTEMPTS:
+                    raise
+                logger.warning("the input of %s cannot be read yet: %s", job_id, error)
+            await asyncio.sleep(2.0**attempt)
+
+    # Embedding
+
+    async def _interruptible(self, job: Job, number: int) -> None:
+        """Do a chunk in a task of its own, which cancelling the job interrupts."""
+        work = asyncio.create_task(self._chunk(job.id, number))
+        tasks = self._chunks.setdefault(job.id, set())
+        tasks.add(work)
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
+        finally:
+            tasks.discard(work)
+            if not tasks:
+                self._chunks.pop(job.id, None)
+        if not work.cancelled():
+            work.result()
+
+    async def _chunk(self, job_id: str, number: int) -> None:
+        async with self._turns:
+            job = await self._table.find(job_id)
+            if job is None or job.state is not State.PROCESSING or job.expires_at <= time.time():
+                return
+            chunk = await self._table.begin_chunk(job_id, number)
+            if chunk is not None and not await self._results(job, number, chunk):
+                return
+        await self._finish(job_id)
+
+    async def _results(self, job: Job, number: int, chunk: Chunk) -> bool:
+        """Embed a chunk and store what comes of it; false when the job goes on without it."""
+        try:
+            lines = await self._lines(job, chunk.plan)
+            if chunk.attempts == 1:
+                results = await self._embedder.embed(job, lines)
+            else:
+
+                async def note(tries: Mapping[str, int]) -> None:
+                    await self._table.note_tries(job.id, number, tries)
+
+                results = await self._embedder.embed_warily(job, lines, chunk.tries, note)
+            return await self._store_results(job, number, results)
+        except (ObjectStoreError, ServiceError, asyncio.CancelledError):
+            # The worker is alive: this attempt is none that ended one.
+            with contextlib.suppress(ServiceError):
+                await self._table.give_back_chunk(job.id, number, chunk.tries)
+            raise
+
+    async def _lines(self, job: Job, plan: Plan) -> list[Line]:
+        data = await self._store.get(input_key(job.id), plan.start, plan.length) if plan.length else b""
+        given = split_lines(data) if plan.length else [b""]
+        return [
+            parse_line(
+                plan.first + place,
+                line,
+                plan.faults.get(place),
+                model=job.model,
+                max_items=self._settings.max_items,
+            )
+            for place, line in enumerate(given)
+        ]
+
+    async def _store_results(self, job: Job, number: int, results: Results) -> bool:
+        name = f"{number:06d}-{uuid.uuid4().hex[:12]}"
+        written = {File.OUTPUT: _joined(results.output), File.ERRORS: _joined(results.errors)}
+        keys = [part_key(job.id, name, file) for file, data in written.items() if data]
+        for file, data in written.items():
+            if data:
+                await self._store.put(part_key(job.id, name, file), data)
+        part = Part(number, name, len(written[File.OUTPUT]), len(written[File.ERRORS]))
+        outcome = Outcome(part, len(results.output), len(results.errors), results.tokens)
+        if not await self._table.end_chunk(job, outcome):
+            # Another worker was quicker, or the job has ended meanwhile.
+            await self._store.delete(keys)
+            return False
+        self._usage.count(job.owner, results.tokens)
+        return True
+
+    # Ending
+
+    async def _finish(self, job_id: str) -> None:
+        """End a job whose chunks are all done."""
+        if await self._table.open_chunks(job_id):
+            return
+        job = await self._table.find(job_id)
+        if job is None:
+            return
+        if job.state is State.PROCESSING and not job.joined and await self._files.join(job):
+            await self._table.join(job_id)
+        await self.end(job_id, State.COMPLETED)
+
+    async def _notify(self, job: Job) -> None:
+        """Send the status until it was taken or refused, or often enough; the waits outlive no crash."""
+        while job.webhook_url is not None and not job.webhook_ended:
+            if job.webhook_tries:
+                await asyncio.sleep(_WEBHOOK_SECONDS * 2 ** (job.webhook_tries - 1))
+            payload = orjson.dumps(status_json(await self._files.status(job)))
+            event_id = f"evt_{job.id.removeprefix('batch_')}_{job.state.value}"
+            delivery = await self._webhooks.deliver(job.webhook_url, payload, event_id)
+            last = delivery is not Delivery.RETRY or job.webhook_tries + 1 >= _WEBHOOK_ATTEMPTS
+            if last and delivery is not Delivery.DELIVERED:
+                logger.warning("the end of %s was not told: %s", job.id, delivery.name)
+            await self._table.tried_webhook(job.id, ended=last)
+            found = await self._table.find(job.id)
+            if found is None:
+                return
+            job = found
+
+
+def _joined(lines: Mapping[int, bytes]) -> bytes:
+    return b"".join(lines[number] for number in sorted(lines))

@@ -1,0 +1,20 @@
+"""Booking tokens of work that was admitted long before it is done, in the worker's own transaction."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_BOOK = text(
+    "INSERT INTO key_spending (key_id, tokens) VALUES (:key_id, :tokens)"
+    " ON CONFLICT (key_id) DO UPDATE SET tokens = key_spending.tokens + excluded.tokens"
+)
+
+
+async def book(connection: AsyncConnection, key_id: str, tokens: int) -> None:
+    """Take tokens from a key's balance, below zero if need be; the limits of a minute do not count.
+
+    It happens if and only if the transaction of ``connection`` is committed. Processes notice within
+    ``SF_KEY_CACHE_SECONDS``. The tables of this room must be in use.
+    """
+    await connection.execute(_BOOK, {"key_id": key_id, "tokens": tokens})

@@ -1,0 +1,266 @@
+"""Files too large for a database: in ``SF_DATA_DIR``, or in S3 or Google Cloud Storage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from services.core.settings import ConfigurationError, Settings
+
+if TYPE_CHECKING:  # obstore loads only where a bucket is named
+    from obstore.store import GCSStore, S3Store
+
+FOLDER = "objects"
+"""Within ``SF_DATA_DIR``."""
+
+PIECE = 1 << 18
+"""Bytes read or written at a time."""
+
+
+class ObjectStoreError(Exception):
+    """The store refuses to read or write; trying again later may help. The text says why."""
+
+
+class ObjectMissingError(ObjectStoreError):
+    """There is no such object."""
+
+
+class ObjectStore(Protocol):
+    """Objects under keys like ``a/b/c``. Each becomes visible whole or not at all.
+
+    Every method raises ``ObjectStoreError`` when the store cannot do it now, and ``ObjectMissingError``.
+    """
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Store an object; when this returns it outlives a crash."""
+        ...
+
+    async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
+        """Store an object of unknown length in bounded memory; returns its length."""
+        ...
+
+    async def get(self, key: str, start: int, length: int) -> bytes:
+        """Read a part of an object."""
+        ...
+
+    def stream(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+        """Read an object from a byte on, in pieces."""
+        ...
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that are missing already do no harm."""
+        ...
+
+    async def delete_all(self, prefix: str) -> None:
+        """Delete every object below ``prefix``, a key's part up to a slash."""
+        ...
+
+    async def signed_url(self, key: str, seconds: float) -> str | None:
+        """Give a URL that reads the object without credentials for a while, None where there are none."""
+        ...
+
+
+def open_store(settings: Settings) -> ObjectStore:
+    """Open the store that ``SF_OBJECT_STORE`` names; raises ``ConfigurationError`` for one that cannot be."""
+    if settings.object_store is None:
+        return FileStore(settings.data_dir / FOLDER)
+    return RemoteStore(bucket(settings.object_store, "SF_OBJECT_STORE"))
+
+
+class FileStore:
+    """Objects as files: written beside their place, flushed to the disk, then moved there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def put(self, key: str, data: bytes) -> None:
+        """See ``ObjectStore``."""
+        await _blocking(self._write, key, data)
+
+    async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
+        """See ``ObjectStore``."""
+        length = 0
+        target = self._folder / key
+        beside = _beside(target)
+        try:
+            file = await _blocking(_create, beside)
+            with contextlib.closing(file):
+                async for piece in pieces:
+                    length += len(piece)
+                    await _blocking(file.write, piece)
+                await _blocking(_settle, file, beside, target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        return length
+
+    async def get(self, key: str, start: int, length: int) -> bytes:
+        """See ``ObjectStore``."""
+        return await _blocking(_read, self._folder / key, start, length)
+
+    async def stream(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+        """See ``ObjectStore``."""
+        while piece := await self.get(key, start, PIECE):
+            yield piece
+            start += len(piece)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """See ``ObjectStore``."""
+        for key in keys:
+            await _blocking((self._folder / key).unlink, True)
+
+    async def delete_all(self, prefix: str) -> None:
+        """See ``ObjectStore``."""
+        await _blocking(_remove, self._folder / prefix)
+
+    async def signed_url(self, key: str, seconds: float) -> str | None:
+        """See ``ObjectStore``; there are none."""
+        del key, seconds
+        return None
+
+    def _write(self, key: str, data: bytes) -> None:
+        target = self._folder / key
+        beside = _beside(target)
+        try:
+            with _create(beside) as file:
+                file.write(data)
+                _settle(file, beside, target)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+class RemoteStore:
+    """Objects in a bucket. Credentials come from the environment, as the cloud's own tools take them."""
+
+    def __init__(self, store: S3Store | GCSStore) -> None:
+        self._store = store
+
+    async def put(self, key: str, data: bytes) -> None:
+        """See ``ObjectStore``."""
+        with _translated():
+            await self._store.put_async(key, data)
+
+    async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
+        """See ``ObjectStore``."""
+        length = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal length
+            async for piece in pieces:
+                length += len(piece)
+                yield piece
+
+        with _translated():
+            await self._store.put_async(key, counted())
+        return length
+
+    async def get(self, key: str, start: int, length: int) -> bytes:
+        """See ``ObjectStore``."""
+        with _translated():
+            return bytes(await self._store.get_range_async(key, start=start, length=length))
+
+    async def stream(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+        """See ``ObjectStore``."""
+        with _translated():
+            found = await self._store.get_async(key, options={"range": {"offset": start}} if start else None)
+            async for piece in found.stream(PIECE):
+                yield bytes(piece)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """See ``ObjectStore``."""
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            await self._store.delete_async(list(keys))
+
+    async def delete_all(self, prefix: str) -> None:
+        """See ``ObjectStore``."""
+        with _translated():
+            async for found in self._store.list(prefix):
+                await self._store.delete_async([each["path"] for each in found])
+
+    async def signed_url(self, key: str, seconds: float) -> str | None:
+        """See ``ObjectStore``."""
+        import obstore
+
+        with _translated():
+            return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
+
+
+def bucket(url: str, name: str) -> S3Store | GCSStore:
+    """Open ``s3://bucket/prefix`` or ``gs://bucket/prefix``; ``name`` is what an error calls the URL."""
+    from obstore.exceptions import BaseError
+    from obstore.store import GCSStore, S3Store
+
+    kinds: dict[str, type[S3Store | GCSStore]] = {"s3": S3Store, "gs": GCSStore}
+    scheme, _, rest = url.partition("://")
+    place, _, prefix = rest.partition("/")
+    if scheme not in kinds or not place:
+        raise ConfigurationError(f"{name} must be s3://bucket/prefix or gs://bucket/prefix.")
+    try:
+        return kinds[scheme](place, prefix=prefix.strip("/") or None)
+    except (BaseError, ValueError) as error:
+        raise ConfigurationError(f"{name} cannot be used: {error}.") from error
+
+
+@contextlib.contextmanager
+def _translated() -> Any:
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectMissingError(str(error)) from error
+    except (BaseError, OSError) as error:
+        raise ObjectStoreError(str(error)) from error
+
+
+async def _blocking(work: Any, *arguments: Any) -> Any:
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except FileNotFoundError as error:
+        raise ObjectMissingError(str(error)) from error
+    except OSError as error:
+        raise ObjectStoreError(str(error)) from error
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+
+
+def _create(path: Path) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "xb", opener=_owner_only)
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _settle(file: Any, beside: Path, target: Path) -> None:
+    """Bring the file to its place so that after a power cut it is there whole or not at all."""
+    file.flush()
+    os.fsync(file.fileno())
+    beside.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path, start: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
