@@ -224,3 +224,18 @@ def write_ranker(
     tensors["projector.2.weight"] = random.matrix(dimensions, width // 2)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     return write(directory, config, stored_as(torch.bfloat16, tensors), qwen_tokenizer(*MARKERS))
+
+
+def write_served(directory: Path, model: str) -> Path:
+    """Write what the catalogue's ``model`` loads into ``directory / model``: its width, one layer."""
+    folder = directory / model
+    common = {"num_hidden_layers": 1, "max_window_layers": 1, "intermediate_size": 64}
+    if model.startswith("jina-embeddings-v5-text"):
+        size = model.rsplit("-", 1)[1]
+        own = {"hidden_size": 768 if size == "nano" else 1024, "num_attention_heads": 8}
+        positions = 8192 if size == "nano" else 32768
+        return write_v5(folder, size, max_position_embeddings=positions, **common | own)
+    if model.startswith("jina-code"):
+        own = {"hidden_size": 896 if model.endswith("0.5b") else 1536, "num_attention_heads": 8}
+        return write_code(folder, max_position_embeddings=32768, **common | own)
+    return write_ranker(folder, **common)

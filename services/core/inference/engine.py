@@ -20,6 +20,7 @@ from services.core.inference.device import TorchDevice, available_cores
 from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
 from services.core.inference.late_interaction import LateInteractionScorer
+from services.core.inference.list_scoring import ListScorer
 from services.core.inference.metrics import LOAD_SECONDS, watch_device
 from services.core.inference.pair_scoring import PairScorer
 from services.core.inference.runtime import Runtime
@@ -29,6 +30,7 @@ from services.core.inference.tokenizing import TextThreads, TokenizeStage
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.device import choose_device, choose_dtype
+from services.core.modeling.listwise import ListwiseRanker
 from services.core.modeling.registry import Network, load_network
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
@@ -52,7 +54,7 @@ which a worker runs several short batches."""
 
 R = TypeVar("R")
 
-Model = EmbeddingModel | PairScorer
+Model = EmbeddingModel | PairScorer | ListScorer
 
 _SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {
     RerankMethod.COSINE: VectorScorer,
@@ -156,7 +158,7 @@ class Engine:
         original = self._models.get(spec.weights_id)
         model = original.renamed(spec) if original else await self._loaded(spec, settings, load)
         self._models[spec.id] = model
-        if isinstance(model, PairScorer):
+        if isinstance(model, PairScorer | ListScorer):
             self._scorers[spec.id] = model
         elif spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
             self._scorers[spec.id] = make(model)
@@ -177,6 +179,9 @@ class Engine:
         if isinstance(network, CrossEncoder):
             pairs = self._lane(spec, network.forward, settings)
             return PairScorer(spec, network.tokenizer, self._threads, pairs, self._runtime)
+        if isinstance(network, ListwiseRanker):
+            blocks = self._lane(spec, network.forward, settings)
+            return ListScorer(spec, network.tokenizer, self._threads, blocks, self._runtime)
         texts = self._lane(spec, network.forward, settings)
         stages = {
             InputType.DOCUMENT: TokenizeStage(network.tokenizer, self._threads),

@@ -1,7 +1,7 @@
 """Scoring documents by a query: one interface over the kinds of scorer, and the kind by vectors.
 
 Every kind is a client of the engine's queue: the work of one request is one job, which the scheduler mixes
-with that of others. The other kinds are in ``late_interaction`` and ``pair_scoring``.
+with that of others. The other kinds are in ``late_interaction``, ``list_scoring`` and ``pair_scoring``.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class Scorer(Protocol):
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
         """Score one or more ``documents``.
 
-        Equal documents get equal scores. Fills ``call.timings``, awaits ``call.charge`` with the number of
-        tokens before anything runs, and raises as ``EmbeddingModel.embed`` does.
+        Equal documents get equal scores, unless the model reads them together. Fills ``call.timings``, awaits
+        ``call.charge`` with the number of tokens before anything runs, and raises as ``EmbeddingModel.embed``
+        does.
         """
         ...
 

@@ -9,10 +9,19 @@ from typing import Generic, TypeVar
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import colbert, cross_encoder, dense, dense_decoder, sparse, xlm_absolute
+from services.core.modeling import (
+    colbert,
+    cross_encoder,
+    dense,
+    dense_decoder,
+    listwise,
+    sparse,
+    xlm_absolute,
+)
 from services.core.modeling.checkpoint import Checkpoint, Config
 from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.jina_bert import is_jina_bert
+from services.core.modeling.listwise import ListwiseRanker
 from services.core.modeling.types import TextEncoder
 
 M = TypeVar("M")
@@ -45,3 +54,8 @@ CROSS_ENCODERS: Mapping[str, Family[CrossEncoder]] = {
     "reranker_v2": Family(xlm_absolute.is_reranker, cross_encoder.load_reranker_v2),
 }
 """A query and a document in, a score out."""
+
+LISTWISE: Mapping[str, Family[ListwiseRanker]] = {
+    "reranker_v3": Family(listwise.is_listwise, listwise.load_listwise),
+}
+"""A query and many documents in, a vector of each out."""

@@ -10,10 +10,11 @@ import torch
 from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.cross_encoder import CrossEncoder
-from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, Family, M
+from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, LISTWISE, Family, M
+from services.core.modeling.listwise import ListwiseRanker
 from services.core.modeling.types import TextEncoder
 
-Network = TextEncoder | CrossEncoder
+Network = TextEncoder | CrossEncoder | ListwiseRanker
 
 
 def load_text_encoder(
@@ -41,10 +42,26 @@ def load_cross_encoder(
     return family.load(spec, checkpoint, device, dtype)
 
 
+def load_listwise_ranker(
+    spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype
+) -> ListwiseRanker:
+    """Load the model of ``directory`` as the listwise reranker ``spec.family``; raises as above."""
+    family, checkpoint = _open(spec, directory, LISTWISE)
+    ranker = family.load(spec, checkpoint, device, dtype)
+    if ranker.width != spec.dimensions:
+        raise CheckpointError(
+            f"{directory}: vectors of {ranker.width} numbers, {spec.id} has {spec.dimensions}"
+        )
+    return ranker
+
+
 def load_network(spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype) -> Network:
     """Load a model of whichever kind; raises as above."""
-    load = load_cross_encoder if spec.family in CROSS_ENCODERS else load_text_encoder
-    return load(spec, directory, device=device, dtype=dtype)
+    if spec.family in CROSS_ENCODERS:
+        return load_cross_encoder(spec, directory, device=device, dtype=dtype)
+    if spec.family in LISTWISE:
+        return load_listwise_ranker(spec, directory, device=device, dtype=dtype)
+    return load_text_encoder(spec, directory, device=device, dtype=dtype)
 
 
 def recognised(directory: Path) -> list[str]:
@@ -76,5 +93,5 @@ def _foreign(spec: ModelSpec, checkpoint: Checkpoint) -> str:
 
 
 def _recognised(config: Config) -> list[str]:
-    families = {**FAMILIES, **CROSS_ENCODERS}
+    families = {**FAMILIES, **CROSS_ENCODERS, **LISTWISE}
     return [name for name, family in families.items() if family.recognises(config)]

@@ -64,6 +64,10 @@ class Tokenizer:
         """Return the tokens of ``ids`` as the vocabulary writes them; empty for an id without a token."""
         return [self._rust.id_to_token(id) or "" for id in ids]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``, specials included."""
+        return self._rust.decode(list(ids), skip_special_tokens=False)
+
     def first_ids(self, texts: Sequence[str]) -> list[int]:
         """Return the first id of each text, without specials."""
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)

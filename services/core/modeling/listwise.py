@@ -1,0 +1,201 @@
+"""Listwise rerankers: a query and many documents are one prompt, read together.
+
+A decoder reads the prompt once. The states at a marker behind each document and at one behind the query go
+through a projector; the cosine of a document's vector with the query's is its score. The network of
+jina-reranker-v3 and v3.5. Source: Wang et al., arXiv 2509.25085, and the released checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from services.core.catalog.types import ModelSpec
+from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.decoder import load_decoder
+from services.core.modeling.decoder_config import QWEN3, DecoderConfig
+from services.core.modeling.encoder import Encoder, to_numpy
+from services.core.modeling.packed import Limits, PackedBatch
+from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.types import Backbone, EncodeItem, Encoding, TokenIds
+
+DOCUMENT_MARKER = "<|embed_token|>"
+QUERY_MARKER = "<|rerank_token|>"
+
+_ROLE = (
+    "You are a search relevance expert who can determine a ranking of the passages based on how relevant "
+    "they are to the query. If the query is a question, how relevant a passage is depends on how well it "
+    "answers the question. If not, try to analyze the intent of the query and assess how well each passage "
+    "satisfies the intent. If an instruction is provided, you should follow the instruction when "
+    "determining the ranking."
+)
+_PROMPT_TOKENS = 8192
+"""More than the words of a prompt around its texts take. The texts alone are cut to the positions of the
+network, as it was published; turning positions have no table that would end there."""
+
+
+class CutText(NamedTuple):
+    """A text without markers, cut to a length; ``length`` in tokens after the cut, without specials."""
+
+    text: str
+    length: int
+    truncated: bool
+
+
+class ListTokenizer:
+    """Makes prompts; safe to call from several threads."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """CheckpointError if the vocabulary lacks a marker."""
+        self.plain = tokenizer
+        self.document_marker = _marker(tokenizer, DOCUMENT_MARKER)
+        self.query_marker = _marker(tokenizer, QUERY_MARKER)
+
+    def cut(self, texts: Sequence[str], limit: int) -> list[CutText]:
+        """Take the markers out of ``texts`` and cut each to ``limit`` tokens, at least one."""
+        bare = [without_markers(text) for text in texts]
+        longest = max(1, limit) + self.plain.special_length
+        return [
+            CutText(
+                self._text(tokens.ids) if tokens.truncated else text,
+                len(tokens.ids) - self.plain.special_length,
+                tokens.truncated,
+            )
+            for text, tokens in zip(bare, self.plain.encode_batch(bare, truncate_to=longest), strict=True)
+        ]
+
+    def prompts(self, prompts: Sequence[str]) -> list[TokenIds]:
+        """Tokenise whole prompts."""
+        return [tokens.ids for tokens in self.plain.encode_batch(prompts)]
+
+    def _text(self, ids: TokenIds) -> str:
+        end = len(ids) - self.plain.suffix_length
+        return without_markers(self.plain.decode(ids[self.plain.prefix_length : end].tolist()))
+
+
+def without_markers(text: str) -> str:
+    """Take both markers out of ``text``, those too that come about when another is taken out."""
+    while DOCUMENT_MARKER in text or QUERY_MARKER in text:
+        text = text.replace(DOCUMENT_MARKER, "").replace(QUERY_MARKER, "")
+    return text
+
+
+def prompt(query: str, documents: Sequence[str]) -> str:
+    """Write the prompt of one block; the texts must be without markers."""
+    passages = "\n".join(
+        f'<passage id="{i}">\n{document}{DOCUMENT_MARKER}\n</passage>' for i, document in enumerate(documents)
+    )
+    return (
+        f"<|im_start|>system\n{_ROLE}<|im_end|>\n<|im_start|>user\n"
+        f"I will provide you with {len(documents)} passages, each indicated by a numerical identifier. "
+        f"Rank the passages based on their relevance to query: {query}\n"
+        f"{passages}\n<query>\n{query}{QUERY_MARKER}\n</query><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+class ListwiseRanker:
+    """A model in memory. Calls may come from several threads; weights are shared and never written."""
+
+    def __init__(
+        self,
+        tokenizer: ListTokenizer,
+        backbone: Backbone,
+        head: MarkerHead,
+        *,
+        device: torch.device,
+        limits: Limits,
+    ) -> None:
+        """Join the parts. CheckpointError if they do not fit."""
+        self.tokenizer = tokenizer
+        self.width = head.width
+        self._encoder = Encoder(
+            tokenizer.plain, backbone, head, device=device, limits=limits, width=head.width
+        )
+
+    def forward(self, batch: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
+        """Read each prompt; (1 + documents, width) fp32, the query's vector first, not of unit length.
+
+        Raises as ``TextEncoder.forward``, also ValueError for a prompt without its markers.
+        """
+        return cast("list[NDArray[np.float32]]", self._encoder.forward(batch))
+
+    def warm_up(self) -> None:
+        """Run what the first real call would otherwise pay for."""
+        self.forward([EncodeItem(ids) for ids in self.tokenizer.prompts([prompt("warm", ["up", "warm up"])])])
+
+
+class MarkerHead:
+    """The states at the markers through two layers without biases, ReLU between them; in fp32."""
+
+    def __init__(self, layers: tuple[torch.Tensor, torch.Tensor], document: int, query: int) -> None:
+        """``document`` and ``query`` are the ids of the markers."""
+        self._layers = layers
+        self._document = document
+        self._query = query
+        self.width = layers[1].shape[0]
+
+    def __call__(
+        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
+    ) -> list[Encoding]:
+        """Return (1 + documents, width) fp32 for each item."""
+        places: list[NDArray[np.int64]] = []
+        start = 0
+        for item, length in zip(items, batch.lengths, strict=True):
+            places.append(start + self._places(item.token_ids))
+            start += length
+        index = torch.from_numpy(np.concatenate(places)).to(hidden.device)
+        first, second = self._layers
+        vectors = functional.linear(functional.linear(hidden[index].float(), first).relu_(), second)
+        ends = np.cumsum([len(each) for each in places])[:-1]
+        return list(np.split(to_numpy(vectors), ends))
+
+    def _places(self, ids: TokenIds) -> NDArray[np.int64]:
+        queries, documents = np.flatnonzero(ids == self._query), np.flatnonzero(ids == self._document)
+        if len(queries) != 1 or not len(documents):
+            raise ValueError(f"a prompt with {len(queries)} queries and {len(documents)} documents")
+        return np.concatenate([queries, documents])
+
+
+def is_listwise(config: Config) -> bool:
+    """Whether config.json is that of jina-reranker-v3 or v3.5."""
+    return "JinaForRanking" in (config.get("architectures") or ())
+
+
+def projector_shapes(width: int, dimensions: int) -> dict[str, Shape]:
+    """Names and shapes of the projector's tensors."""
+    return {"projector.0.weight": (width // 2, width), "projector.2.weight": (dimensions, width // 2)}
+
+
+def load_listwise(
+    spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> ListwiseRanker:
+    """Load jina-reranker-v3 or v3.5, which differ by the windows that config.json gives to some layers."""
+    config = DecoderConfig.read(checkpoint.config, QWEN3)
+    config.refuse_short(spec, checkpoint)
+    dimensions = 512
+    if checkpoint.config.get("embedding_size") is not None:
+        dimensions = require(checkpoint.config, "embedding_size", int)
+    shapes = projector_shapes(config.width, dimensions)
+    network = load_decoder(checkpoint, config, device, dtype, extra=shapes)
+    tokenizer = ListTokenizer(Tokenizer.load(checkpoint.directory))
+    first, second = (checkpoint.tensor(name, torch.float32).to(device) for name in shapes)
+    return ListwiseRanker(
+        tokenizer,
+        network,
+        MarkerHead((first, second), tokenizer.document_marker, tokenizer.query_marker),
+        device=device,
+        limits=Limits(config.vocabulary, config.positions + _PROMPT_TOKENS),
+    )
+
+
+def _marker(tokenizer: Tokenizer, marker: str) -> int:
+    id = tokenizer.token_id(marker)
+    if id is None:
+        raise CheckpointError(f"tokenizer.json has no token '{marker}'")
+    return id
