@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +15,15 @@ from tests.gateway.client import get, post
 from tests.stack import MODEL, Stack, http_get, wait_for
 
 HELLO = {"model": MODEL, "input": "hello world"}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One service and the gateway, for tests that leave them as they were."""
+    with Stack(tmp_path_factory.mktemp("faults"), {"SF_AUTH": "false"}) as running:
+        running.serve()
+        running.gateway()
+        yield running
 
 
 def metric(port: int, name: str) -> float:
@@ -101,53 +111,45 @@ def test_a_gateway_that_stops_under_load_loses_nothing(stack: Stack) -> None:
     assert not load.outcomes[LOST]
 
 
-def test_callers_who_leave_cost_nothing_more(stack: Stack) -> None:
-    services = stack.serve()
-    stack.gateway()
+def test_callers_who_leave_cost_nothing_more(shared: Stack) -> None:
     texts = ["word " * 200] * 2000
     body = json.dumps({"model": MODEL, "input": texts}).encode()
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", stack.http_port)) as leaver:
+    with socket.create_connection(("127.0.0.1", shared.http_port)) as leaver:
         leaver.sendall(head + body)
-        wait_for(lambda: metric(services.metrics_port, "searchfoundation_queue_tokens") > 0)
-    wait_for(lambda: metric(services.metrics_port, "searchfoundation_queue_tokens") == 0, seconds=5)
-    assert post(stack.http_port, HELLO).status == 200
+        wait_for(lambda: metric(shared.services[0].metrics_port, "searchfoundation_queue_tokens") > 0)
+    wait_for(lambda: metric(shared.services[0].metrics_port, "searchfoundation_queue_tokens") == 0, seconds=5)
+    assert post(shared.http_port, HELLO).status == 200
 
 
-def test_a_caller_who_leaves_while_sending(stack: Stack) -> None:
-    stack.serve()
-    stack.gateway()
+def test_a_caller_who_leaves_while_sending(shared: Stack) -> None:
     for _ in range(20):
-        with socket.create_connection(("127.0.0.1", stack.http_port)) as leaver:
+        with socket.create_connection(("127.0.0.1", shared.http_port)) as leaver:
             leaver.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
-    assert post(stack.http_port, HELLO).status == 200
+    assert post(shared.http_port, HELLO).status == 200
 
 
-def test_a_slow_caller_does_not_hold_up_the_others(stack: Stack) -> None:
-    stack.serve()
-    stack.gateway()
+def test_a_slow_caller_does_not_hold_up_the_others(shared: Stack) -> None:
     body = json.dumps(HELLO).encode()
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    with socket.create_connection(("127.0.0.1", stack.http_port), timeout=20) as slow:
+    with socket.create_connection(("127.0.0.1", shared.http_port), timeout=20) as slow:
         for index in range(0, len(head + body), 20):
             slow.sendall((head + body)[index : index + 20])
-            assert post(stack.http_port, HELLO).status == 200
+            assert post(shared.http_port, HELLO).status == 200
         assert slow.recv(64).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_a_caller_who_reads_slowly(stack: Stack) -> None:
-    stack.serve()
-    stack.gateway()
+def test_a_caller_who_reads_slowly(shared: Stack) -> None:
     body = json.dumps({"model": MODEL, "input": ["x"] * 2000}).encode()
     head = (
         f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     received = 0
-    with socket.create_connection(("127.0.0.1", stack.http_port), timeout=20) as slow:
+    with socket.create_connection(("127.0.0.1", shared.http_port), timeout=20) as slow:
         slow.sendall(head.encode() + body)
         for _ in range(5):
             received += len(slow.recv(1000))
-            assert post(stack.http_port, HELLO).status == 200
+            assert post(shared.http_port, HELLO).status == 200
         while part := slow.recv(1 << 20):
             received += len(part)
     assert received > 8_000_000
