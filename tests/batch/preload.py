@@ -1,0 +1,8 @@
+"""What worker processes need; imported once, before they are forked."""
+
+import search_foundation.cli
+import search_foundation.commands.serve
+import services.batch.capability
+import services.core.access
+import services.core.inference
+import services.core.modeling.registry  # noqa: F401

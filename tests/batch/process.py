@@ -1,0 +1,167 @@
+"""Worker processes to be killed: ``search-foundation serve batch``, forked from a process that has imported it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import orjson
+from google.api import httpbody_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2_grpc
+
+from tests.servers import free_port
+
+MODEL = "all-MiniLM-L6-v2"
+POISON = "this text ends the process"
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.batch.preload"])
+_START_SECONDS = 60.0
+
+
+@dataclass
+class Worker:
+    """One process on ports of its own; ``settings`` are SF_* variables."""
+
+    folder: Path
+    settings: Mapping[str, str] = field(default_factory=dict)
+    name: str = "worker"
+    poisoned: bool = False
+    port: int = field(default_factory=free_port)
+    process: Any = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    def start(self) -> None:
+        environment = {
+            "SF_DATA_DIR": str(self.folder / "data"),
+            "SF_AUTH": "false",
+            "SF_MODELS": json.dumps([MODEL]),
+            "SF_GRPC_PORT": str(self.port),
+            "SF_METRICS_PORT": "0",
+            "SF_DRAIN_SECONDS": "0",
+            "SF_ACCESS_LOG": "false",
+            "SF_BATCH_CHUNK_TOKENS": "200",
+            "SF_WORKER_ID": self.name,
+            **self.settings,
+        }
+        self.process = _context.Process(target=run, args=(environment, str(self.log), self.poisoned))
+        self.process.start()
+
+    def wait_until_serving(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._serves():
+            assert self.process.is_alive() and time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def _serves(self) -> bool:
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            try:
+                answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+            except grpc.RpcError:
+                return False
+            return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.join(10)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.is_alive():
+            self.signal(signal.SIGCONT)
+            self.process.terminate()
+            self.process.join(20)
+            if self.process.is_alive():
+                self.kill()
+                raise AssertionError(f"did not stop on SIGTERM: {self.text()}")
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")[-5000:]
+
+
+@dataclass
+class Client:
+    """What a caller of one worker does."""
+
+    worker: Worker
+
+    def __enter__(self) -> Client:
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{self.worker.port}")
+        self.rest = batch_rest_pb2_grpc.BatchRestServiceStub(self._channel)
+        self.typed = batch_pb2_grpc.BatchServiceStub(self._channel)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def submit(self, **fields: Any) -> str:
+        body = httpbody_pb2.HttpBody(data=orjson.dumps({"model": MODEL, **fields}))
+        self.worker.wait_until_serving()
+        made = self.rest.CreateBatch(body, wait_for_ready=True, timeout=_START_SECONDS)
+        return orjson.loads(made.data)["batch_id"]
+
+    def status(self, job_id: str) -> batch_pb2.Batch:
+        self.worker.wait_until_serving()
+        request = batch_pb2.GetBatchRequest(id=job_id)
+        return self.typed.GetBatch(request, wait_for_ready=True, timeout=_START_SECONDS)
+
+    def wait(self, job_id: str, seconds: float = 60.0) -> batch_pb2.Batch:
+        """Wait for the end of a job."""
+        deadline = time.monotonic() + seconds
+        while (status := self.status(job_id)).completed.seconds == 0:
+            assert time.monotonic() < deadline, f"{status} after {seconds:g} s\n{self.worker.text()}"
+            time.sleep(0.05)
+        return status
+
+    def wait_for_lines(self, job_id: str, number: int, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while self.status(job_id).succeeded < number:
+            assert time.monotonic() < deadline, self.worker.text()
+            time.sleep(0.02)
+
+    def download(self, job_id: str, file: int = batch_pb2.BATCH_FILE_OUTPUT, offset: int = 0) -> bytes:
+        request = batch_pb2.DownloadBatchRequest(id=job_id, file=file, offset=offset)
+        return b"".join(piece.data for piece in self.typed.DownloadBatch(request, timeout=60))
+
+
+def run(environment: Mapping[str, str], log: str, poisoned: bool) -> None:
+    """Be the worker process."""
+    output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    for name in [name for name in os.environ if name.startswith("SF_")]:
+        del os.environ[name]
+    os.environ.update(environment)
+    if poisoned:
+        _poison()
+    from search_foundation.cli import main
+
+    sys.exit(main(["serve", "batch"]))
+
+
+def _poison() -> None:
+    from services.core.inference import EmbeddingModel
+
+    embed = EmbeddingModel.embed
+
+    async def deadly(self: Any, texts: Any, *arguments: Any) -> Any:
+        if POISON in texts:
+            os._exit(9)
+        return await embed(self, texts, *arguments)
+
+    EmbeddingModel.embed = deadly  # type: ignore[method-assign]
