@@ -37,6 +37,8 @@ _FETCH_ATTEMPTS = 4
 _WEBHOOK_ATTEMPTS = 10
 _WEBHOOK_SECONDS = 1.0
 """Before the second attempt; each further wait is twice as long."""
+_LOOK_EVERY = 16
+"""Chunks handed out before looking whether the job was cancelled meanwhile."""
 _BROKEN = "An unexpected error ended the job; the server's log says more."
 
 
@@ -147,8 +149,15 @@ class Worker:
             plans = await self._plans(job)
             if plans is None or not await self._table.plan(job.id, plans):
                 return
-        for number in await self._table.open_chunks(job.id):
+        for position, number in enumerate(await self._table.open_chunks(job.id)):
+            if position % _LOOK_EVERY == 0 and not await self._goes_on(job.id):
+                await self._jobs.cancel(job.id)
+                return
             await self._jobs.submit(Task(Kind.CHUNK, job.id, job.model, job.owner, number))
+
+    async def _goes_on(self, job_id: str) -> bool:
+        job = await self._table.find(job_id)
+        return job is not None and job.state is State.PROCESSING
 
     async def _plans(self, job: Job) -> list[Plan] | None:
         """Plan the chunks; None after a job without a usable input has been ended."""

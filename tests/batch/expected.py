@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import orjson
 
-WORDS = "river stone cloud green early market letter window silver garden music winter paper orange".split()
+WORDS = (
+    "river",
+    "stone",
+    "cloud",
+    "green",
+    "early",
+    "market",
+    "letter",
+    "window",
+    "silver",
+    "garden",
+    "music",
+)
 
 
 def texts(count: int, seed: int = 7) -> list[str]:
@@ -43,7 +55,7 @@ def output(
                         "model": model,
                         "object": "list",
                         "usage": {"total_tokens": count, "prompt_tokens": count},
-                        "data": [{"object": "embedding", "index": 0, "embedding": list(map(float, []))}],
+                        "data": [{"object": "embedding", "index": 0, "embedding": []}],
                     },
                 },
                 "error": None,

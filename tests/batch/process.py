@@ -1,4 +1,4 @@
-"""Worker processes to be killed: ``search-foundation serve batch``, forked from a process that has imported it."""
+"""Worker processes to be killed: ``search-foundation serve batch``, forked from one that has imported it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Worker:
     def wait_until_serving(self) -> None:
         deadline = time.monotonic() + _START_SECONDS
         while not self._serves():
-            assert self.process.is_alive() and time.monotonic() < deadline, self.text()
+            assert self.process.is_alive(), self.text()
+            assert time.monotonic() < deadline, self.text()
             time.sleep(0.05)
 
     def _serves(self) -> bool:

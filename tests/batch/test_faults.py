@@ -6,7 +6,9 @@ import random
 import time
 from collections.abc import Callable
 
+import grpc
 import pytest
+from searchfoundation.v1 import batch_pb2
 
 from tests.batch import expected
 from tests.batch.conftest import Expect
@@ -48,7 +50,7 @@ def test_a_line_that_kills_is_left_out(workers: Make, expect: Expect) -> None:
         job = client.submit(input=given)
         deaths = 0
         deadline = time.monotonic() + 60
-        while client_status(client, job) is False:
+        while not _ended(client, job):
             assert time.monotonic() < deadline, worker.text()
             worker.process.join(0.1)
             if worker.process.exitcode is not None:
@@ -58,22 +60,14 @@ def test_a_line_that_kills_is_left_out(workers: Make, expect: Expect) -> None:
         done = client.wait(job)
         assert (done.succeeded, done.failed) == (59, 1)
         assert client.download(job) == expect(job, 60, (23,))
-        assert b'"line-23"' in client.download(job, 2)
+        assert b'"line-23"' in client.download(job, batch_pb2.BATCH_FILE_ERRORS)
         # Once with its chunk, once with its group, and alone as often as three times.
         assert deaths == 5
 
 
-def client_status(client: Client, job: str) -> bool:
+def _ended(client: Client, job: str) -> bool:
     """Whether the job has ended; False also while the worker is away."""
-    import grpc
-
     try:
-        return client.typed.GetBatch(_ask(job), timeout=1).completed.seconds > 0
+        return client.typed.GetBatch(batch_pb2.GetBatchRequest(id=job), timeout=1).completed.seconds > 0
     except grpc.RpcError:
         return False
-
-
-def _ask(job: str):  # noqa: ANN202
-    from searchfoundation.v1 import batch_pb2
-
-    return batch_pb2.GetBatchRequest(id=job)
