@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,9 @@ class Web:
 
 
 @asynccontextmanager
-async def web(handler: Handler, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Web]:
+async def web(
+    handler: Handler, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Web]:
     site = Web(host=host)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,13 +55,15 @@ async def web(handler: Handler, host: str = "127.0.0.1", port: int = 0) -> Async
                 await writer.wait_closed()
 
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         task = asyncio.ensure_future(connected(reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(accept, host, port)
+    server = await asyncio.start_server(accept, host, port, ssl=tls)
     site.port = server.sockets[0].getsockname()[1]
     try:
         yield site
@@ -66,6 +71,9 @@ async def web(handler: Handler, host: str = "127.0.0.1", port: int = 0) -> Async
         server.close()
         for task in list(tasks):
             task.cancel()
+        for writer in writers:
+            # TLS would wait for a goodbye from callers that are gone.
+            writer.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         await server.wait_closed()
 
