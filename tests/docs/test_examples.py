@@ -10,13 +10,13 @@ import pytest
 from tests.docs.examples import ROOT, Example, examples
 from tests.stack import Stack
 
-PAGES = ("README.md", "docs/rerank.md")
+PAGES = ("README.md", "docs/rerank.md", "docs/classify.md", "docs/batch.md")
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(tmp_path_factory.mktemp("docs")) as running:
-        running.serve("embed", "rerank")
+        running.serve("embed", "rerank", "classify", "batch")
         running.gateway()
         yield running
 
