@@ -24,9 +24,9 @@ async def lines_of(*parts: bytes, limit: int = 100) -> list[Line]:
 
 async def test_lines_over_the_edges_of_pieces() -> None:
     assert await lines_of(b"on", b"e\ntw", b"o\r", b"\n\n  \n", b"five") == [
-        Line(1, b"one"),
-        Line(2, b"two"),
-        Line(5, b"five"),
+        Line(1, 0, 3, b"one"),
+        Line(2, 4, 3, b"two"),
+        Line(5, 13, 4, b"five"),
     ]
 
 
@@ -37,17 +37,17 @@ async def test_nothing_gives_no_line() -> None:
 
 async def test_the_byte_order_mark_goes() -> None:
     assert await lines_of(b"\xef\xbb", b"\xbfone\n\xef\xbb\xbftwo") == [
-        Line(1, b"one"),
-        Line(2, b"\xef\xbb\xbftwo"),
+        Line(1, 3, 3, b"one"),
+        Line(2, 7, 6, b"\xef\xbb\xbftwo"),
     ]
 
 
 async def test_a_line_that_is_too_long_is_cut_and_the_next_is_whole() -> None:
     assert await lines_of(b"12345\r\n123456\n1234567", b"89\n12345\n", limit=5) == [
-        Line(1, b"12345"),
-        Line(2, b"12345", too_long=True),
-        Line(3, b"12345", too_long=True),
-        Line(4, b"12345"),
+        Line(1, 0, 5, b"12345"),
+        Line(2, 7, 6, b"12345", too_long=True),
+        Line(3, 14, 9, b"12345", too_long=True),
+        Line(4, 24, 5, b"12345"),
     ]
 
 
@@ -58,11 +58,14 @@ async def test_a_line_without_end_is_not_kept() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found == [Line(1, b"x" * 1000, too_long=True)]
+    assert found == [Line(1, 0, 65_536_000, b"x" * 1000, too_long=True)]
     assert peak < 1 << 20
 
 
-@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
+@given(
+    st.one_of(st.binary(max_size=200), st.text("a \r\n\ufeff", max_size=200).map(str.encode)),
+    st.lists(st.integers(0, 200), max_size=8),
+)
 async def test_the_edges_of_pieces_change_nothing(content: bytes, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
     parts = [content[a:b] for a, b in pairwise(edges)]
@@ -71,9 +74,12 @@ async def test_the_edges_of_pieces_change_nothing(content: bytes, cuts: list[int
     expected = [
         (number, line.removesuffix(b"\r")[:20])
         for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
-        if line.strip()
+        if line.strip() or len(line.removesuffix(b"\r")) > 20
     ]
     assert [(line.number, line.data) for line in split] == expected
+    for line in split:
+        assert content[line.start : line.start + line.length][:20] == line.data
+        assert line.too_long == (line.length > 20)
 
 
 async def test_short_streams_are_no_gzip() -> None:

@@ -10,9 +10,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line without its end; ``number`` counts from 1. A line that is ``too_long`` is cut."""
+    """One line without its end; ``number`` counts from 1. A line that is ``too_long`` is cut.
+
+    ``start`` and ``length`` say where all of it lies in the stream, in bytes.
+    """
 
     number: int
+    start: int
+    length: int
     data: bytes
     too_long: bool = False
 
@@ -33,32 +38,35 @@ async def read_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> Async
 
 
 class _Held:
-    """The line being put together, never longer than is allowed."""
+    """The line being put together, never kept longer than is allowed."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._data = bytearray()
-        self._too_long = False
         self._number = 0
+        self._start = 0
+        self._length = 0
 
     def add(self, chunk: bytes, start: int, end: int) -> None:
-        # One more byte than allowed is kept, for a carriage return that is cut later.
-        room = self._limit + 1 - len(self._data)
-        if end - start > room:
-            self._too_long = True
-            end = start + room
-        self._data += memoryview(chunk)[start:end]
+        self._length += end - start
+        # A byte order mark and a carriage return are cut later: as many more bytes are kept.
+        room = self._limit + len(_BOM) + 1 - len(self._data)
+        self._data += memoryview(chunk)[start : min(end, start + room)]
 
     def take(self) -> Line | None:
         """End the line; None if it is blank."""
-        self._number += 1
-        data = bytes(self._data)
-        too_long, self._too_long = self._too_long, False
+        start, length, data = self._start, self._length, bytes(self._data)
+        whole = length == len(data)
+        self._start += length + 1
+        self._length = 0
         self._data.clear()
-        if self._number == 1:
+        self._number += 1
+        if self._number == 1 and data.startswith(_BOM):
             data = data.removeprefix(_BOM)
-        if not too_long:
-            data = data.removesuffix(b"\r")
-        if len(data) > self._limit:
-            data, too_long = data[: self._limit], True
-        return Line(self._number, data, too_long) if too_long or data.strip() else None
+            start, length = start + len(_BOM), length - len(_BOM)
+        if whole and data.endswith(b"\r"):
+            data, length = data[:-1], length - 1
+        too_long = length > self._limit
+        if not too_long and not data.strip():
+            return None
+        return Line(self._number, start, length, data[: self._limit], too_long)
