@@ -62,6 +62,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
         embeddings,
     ),
     "footprint": ("Start-up and memory.", lambda: footprint.report(20_000)),
+    "fairness": ("A quiet caller beside a loud tenant and beside batch work.", _module("fairness")),
     "rerank": ("Reranking 100 documents of about 128 tokens.", _module("rerank")),
     "classify": ("Zero-shot classification, and training.", _module("classify")),
 }
