@@ -21,6 +21,7 @@ from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
 from services.core.inference.late_interaction import LateInteractionScorer
 from services.core.inference.list_scoring import ListScorer
+from services.core.inference.memory import NotEnoughMemoryError, require_room
 from services.core.inference.metrics import LOAD_SECONDS, watch_device
 from services.core.inference.pair_scoring import PairScorer
 from services.core.inference.runtime import Runtime
@@ -167,7 +168,7 @@ class Engine:
         began = time.monotonic()
         try:
             network = await asyncio.to_thread(load, spec, settings, self._device.torch)
-        except (WeightsNotFound, CheckpointError, ValueError) as error:
+        except (WeightsNotFound, CheckpointError, NotEnoughMemoryError, ValueError) as error:
             raise EngineStartError(str(error)) from error
         model = self._model(spec, network, settings)
         seconds = time.monotonic() - began
@@ -210,8 +211,10 @@ def _not_found(model: str, available: Iterable[str]) -> ServiceError:
 
 
 def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
-    """Load a model from where its weights are and warm it up."""
+    """Load a model from where its weights are, if there is room for them, and warm it up."""
     dtype = choose_dtype(device, settings.dtype)
-    network = load_network(spec, locate(spec, settings), device=device, dtype=dtype)
+    directory = locate(spec, settings)
+    require_room(spec, directory, device, dtype)
+    network = load_network(spec, directory, device=device, dtype=dtype)
     network.warm_up()
     return network

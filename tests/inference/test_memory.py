@@ -1,0 +1,64 @@
+"""A model that does not fit is refused before it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.core.catalog import Catalog
+from services.core.inference import Engine, EngineStartError, memory
+from services.core.inference.memory import free_bytes, weight_bytes
+from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.decoder import decoder_shapes, linear_sizes
+from services.core.modeling.decoder_config import EUROBERT, DecoderConfig
+from tests.checkpoints import minilm_directory
+from tests.decoder_checkpoints import write_served
+from tests.inference.support import settings
+from tests.modeling.support import config_of
+
+NANO = "jina-embeddings-v5-text-nano"
+CPU = torch.device("cpu")
+
+
+async def test_the_engine_says_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 20)
+    write_served(tmp_path, NANO)
+    with pytest.raises(EngineStartError) as refused:
+        await Engine.start(settings(models=(NANO,), model_dir=tmp_path), Catalog.load())
+    assert f"{NANO} takes 0.00 GiB for its weights in float32" in str(refused.value)
+    assert "0.00 GiB of main memory are free" in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_counted_with_their_adapters(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = write_served(tmp_path, NANO)
+    config = DecoderConfig.read(config_of(folder), EUROBERT)
+    base = sum(torch.Size(shape).numel() for shape in decoder_shapes(config).values())
+    adapters = 4 * sum(4 * (out + into) for out, into in linear_sizes(config).values())
+    assert weight_bytes(folder, dtype) == dtype.itemsize * (base + adapters)
+    assert weight_bytes(minilm_directory(), dtype) // dtype.itemsize == pytest.approx(22_713_216, rel=0.001)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        weight_bytes(tmp_path, torch.float32)
+
+
+def test_the_smaller_of_machine_and_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert free_bytes(CPU) is None
+    meminfo.write_text("MemTotal: 4096 kB\nMemAvailable:    1000 kB\n")
+    assert free_bytes(CPU) == 1000 << 10
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(CPU) == 1000 << 10
+    (tmp_path / "memory.max").write_text("500000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
+    assert free_bytes(CPU) == 150000
+    (tmp_path / "memory.current").write_text("700000\n")
+    assert free_bytes(CPU) == 0
