@@ -60,6 +60,7 @@ class BatchCapability:
             expire_seconds=settings.batch_expire_seconds,
         )
         self._housekeeper = Housekeeper(self._jobs, table, files, self._worker)
+        self._closing = asyncio.Event()
         self._housekeeping: asyncio.Task[None] | None = None
         self._typed = BatchServicer(parser, service, settings.public_url)
         self._rest = BatchRestServicer(parser, service, settings.public_url)
@@ -73,13 +74,13 @@ class BatchCapability:
         """Make the tables and take tasks; a database that is away is tried again."""
         await self._database.use(ACCESS, BATCH)
         await self._jobs.start(self._worker.do)
-        self._housekeeping = asyncio.create_task(self._housekeeper.run())
+        self._housekeeping = asyncio.create_task(self._housekeeper.run(self._closing))
 
     async def stop(self) -> None:
         """Finish the chunks at work or leave them to others."""
+        self._closing.set()
         if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+            await self._housekeeping
         await self._jobs.stop(min(_STOP_SECONDS, self._settings.grace_seconds / 2))
         await self._webhooks.close()
         await self._sources.close()

@@ -76,7 +76,7 @@ class DbosEngine:
         self._running: list[asyncio.Task[None]] = []
         self._handler: Handler | None = None
         self._tasks: dict[asyncio.Task[Any], Kind] = {}
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._launched = False
 
     async def start(self, handler: Handler) -> None:
@@ -114,7 +114,7 @@ class DbosEngine:
         assert self._handler is not None
         self._tasks[running] = task.kind
         try:
-            if self._stopping:
+            if self._stopping.is_set():
                 # To return would be to have done it.
                 await asyncio.Event().wait()
             await self._handler(task)
@@ -137,11 +137,11 @@ class DbosEngine:
 
     async def stop(self, grace: float) -> None:
         """See ``JobEngine``."""
-        self._stopping = True
-        await _end(self._running)
+        self._stopping.set()
+        await asyncio.gather(*self._running, return_exceptions=True)
         if self._launched:
-            if chunks := [task for task, kind in self._tasks.items() if kind is Kind.CHUNK]:
-                await asyncio.wait(chunks, timeout=grace)
+            if tasks := [task for task, kind in self._tasks.items() if kind is not Kind.NOTIFY]:
+                await asyncio.wait(tasks, timeout=grace)
             self._launched = False
             await asyncio.to_thread(DBOS.destroy)
             # DBOS had put its own in place, which is closed now.
@@ -199,14 +199,12 @@ class DbosEngine:
             )
 
     async def _launch_later(self, worker: str) -> None:
-        while True:
-            await asyncio.sleep(_RETRY_SECONDS)
+        while not await self._stops_within(_RETRY_SECONDS):
             if await self._launch(worker):
                 return
 
     async def _keep_alive(self, worker: str) -> None:
-        while True:
-            await asyncio.sleep(self._beat)
+        while not await self._stops_within(self._beat):
             try:
                 await self._heartbeats.beat(worker)
                 await self._take_over(worker)
@@ -214,6 +212,11 @@ class DbosEngine:
                 logger.warning("no sign of life could be given: %s", error)
             except Exception:
                 logger.exception("looking after other workers failed")
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self._stopping.is_set()
 
     async def _take_over(self, worker: str) -> None:
         """Put the tasks of workers that are late back into their queues."""

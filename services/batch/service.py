@@ -169,16 +169,17 @@ class Housekeeper:
         self._files = files
         self._worker = worker
 
-    async def run(self) -> None:
-        """Look after jobs for ever."""
-        while True:
+    async def run(self, closing: asyncio.Event) -> None:
+        """Look after jobs until the event."""
+        while not closing.is_set():
             try:
                 # What is away tells so itself, and this is tried again.
                 with suppress(ServiceError, ObjectStoreError):
                     await self.look()
             except Exception:
                 logger.exception("looking after batch jobs failed")
-            await asyncio.sleep(self._SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(closing.wait(), self._SECONDS)
 
     async def look(self) -> None:
         """Look after jobs once."""

@@ -119,7 +119,13 @@ class Client:
     def status(self, job_id: str) -> batch_pb2.Batch:
         self.worker.wait_until_serving()
         request = batch_pb2.GetBatchRequest(id=job_id)
-        return self.typed.GetBatch(request, wait_for_ready=True, timeout=_START_SECONDS)
+        while True:
+            try:
+                return self.typed.GetBatch(request, wait_for_ready=True, timeout=_START_SECONDS)
+            except grpc.RpcError as error:  # the database may be away
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                time.sleep(0.2)
 
     def wait(self, job_id: str, seconds: float = 60.0) -> batch_pb2.Batch:
         """Wait for the end of a job."""

@@ -97,7 +97,7 @@ class FileStore:
                     await _blocking(file.write, piece)
                 await _blocking(_settle, file, beside, target)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            _discard(beside)
             raise
         return length
 
@@ -133,7 +133,7 @@ class FileStore:
                 file.write(data)
                 _settle(file, beside, target)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            _discard(beside)
             raise
 
 
@@ -232,6 +232,11 @@ async def _blocking(work: Any, *arguments: Any) -> Any:
 
 def _beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):  # what it was for has failed already, and that is told
+        path.unlink()
 
 
 def _create(path: Path) -> Any:

@@ -1,0 +1,127 @@
+"""The life of jobs in one process: watching, sharing, expiring, charging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import orjson
+import pytest
+from searchfoundation.v1 import batch_pb2, common_pb2
+from sqlalchemy import text
+
+from services.batch.jobs import Kind, Task
+from services.batch.keys import input_key, new_job_id
+from services.batch.table import Job, JobTable
+from services.batch.types import State
+from services.core.access.key_table import KeyTable
+from tests.batch import expected
+from tests.batch.rig import Rig, rig, until
+from tests.rig import MINILM, settings, told
+
+
+async def test_typed_callers_make_watch_list_and_cancel(tmp_path: Path) -> None:
+    async with rig(settings(data_dir=tmp_path, batch_chunk_tokens=100)) as up:
+        lines = [
+            batch_pb2.BatchLine(custom_id=str(n), inputs=[common_pb2.Content(text=one)])
+            for n, one in enumerate(expected.texts(80))
+        ]
+        request = batch_pb2.CreateBatchRequest(model=MINILM, input=batch_pb2.BatchLines(lines=lines))
+        made = await up.typed.CreateBatch(request)
+        assert made.state == batch_pb2.BATCH_STATE_PENDING
+        told_of = [one async for one in up.typed.WatchBatch(batch_pb2.WatchBatchRequest(id=made.id))]
+        assert told_of[-1].state == batch_pb2.BATCH_STATE_COMPLETED
+        assert [one.succeeded for one in told_of] == sorted(one.succeeded for one in told_of)
+        assert len(told_of) > 1
+        assert (told_of[-1].succeeded, told_of[-1].total) == (80, 80)
+        listed = await up.typed.ListBatches(batch_pb2.ListBatchesRequest())
+        assert list(listed.batches) == [told_of[-1]]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await up.typed.CancelBatch(batch_pb2.CancelBatchRequest(id=made.id))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await up.typed.CreateBatch(batch_pb2.CreateBatchRequest(model=MINILM))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_an_expired_job_loses_its_files(tmp_path: Path) -> None:
+    async with rig(settings(data_dir=tmp_path, batch_expire_seconds=3)) as up:
+        job = await up.create([{"custom_id": "a", "body": {"input": "x"}}])
+        await up.wait(job)
+        folder = tmp_path / "objects" / "batches" / job
+        assert folder.exists()
+        status = await up.wait(job, "expired")
+        assert status["output_url"] is None
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await up.download(job)
+        assert told(caught.value)[0] == 404
+
+        async def gone() -> bool:
+            return not folder.exists()
+
+        await until(gone)
+        assert (await up.status(job))["status"] == "expired"
+
+
+async def test_a_small_job_ends_before_a_large_one_of_another_owner(tmp_path: Path) -> None:
+    async with rig(settings(data_dir=tmp_path, batch_chunk_tokens=50)) as up:
+        large = await up.create(expected.lines(expected.texts(300)))
+
+        async def begun() -> bool:
+            return (await up.status(large))["stats"]["completed"] > 0
+
+        await until(begun)
+        small = await _stored(up, "key_other", expected.lines(expected.texts(12)))
+        await up.capability._jobs.submit(Task(Kind.PREPARE, small, MINILM, "key_other"))
+
+        async def ended() -> bool:
+            found = await JobTable(up.database).find(small)
+            return found is not None and found.state is State.COMPLETED
+
+        await until(ended)
+        assert (await up.status(large))["stats"]["completed"] < 250
+
+
+async def _stored(up: Rig, owner: str, lines: Sequence[Any], age: float = 0.0) -> str:
+    """Store a job and hand no task out, as if the process had died in between."""
+    made = time.time() - age
+    job = Job(new_job_id(), owner, MINILM, None, None, True, None, None, made, made + 600, "")
+    await up.store.put(input_key(job.id), b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    await JobTable(up.database).create(job)
+    return job.id
+
+
+async def test_tokens_are_booked_once_and_below_zero_if_need_be(tmp_path: Path) -> None:
+    async with rig(settings(data_dir=tmp_path)) as up:
+        keys = KeyTable(up.database)
+        job = await up.create([{"custom_id": "a", "body": {"input": "one two"}}])
+        status = await up.wait(job)
+        assert await keys.spent("anonymous") == status["stats"]["total_tokens"] == 4
+
+
+async def test_what_was_lost_between_two_steps_is_handed_out_again(tmp_path: Path) -> None:
+    async with rig(settings(data_dir=tmp_path)) as up:
+        job = await _stored(up, "anonymous", expected.lines(["x"]), age=120)
+        await up.capability._housekeeper.look()
+        assert (await up.wait(job))["stats"]["completed"] == 1
+
+
+async def test_a_thousand_jobs_are_listed_newest_first(tmp_path: Path) -> None:
+    async with rig(settings(data_dir=tmp_path)) as up:
+        now = time.time()
+        async with up.database.write() as connection:
+            columns = "id, owner, model, normalized, webhook_tries, webhook_ended, state, base_url, joined"
+            columns += ", created_at, expires_at, chunks, total, completed, failed, total_tokens"
+            for number in range(1_000):
+                await connection.execute(
+                    text(
+                        f"INSERT INTO batch_jobs ({columns}) VALUES (:id, 'anonymous', :model, true, 0, true,"
+                        " 'completed', '', false, :made, :ends, 1, 1, 1, 0, 1)"
+                    ),
+                    {"id": f"batch_{number:032x}", "model": MINILM, "made": now + number, "ends": now + 600},
+                )
+        listed = (await up.typed.ListBatches(batch_pb2.ListBatchesRequest(limit=1_000))).batches
+        assert [one.id for one in listed] == [f"batch_{number:032x}" for number in reversed(range(1_000))]
