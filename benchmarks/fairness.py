@@ -1,7 +1,7 @@
 """What a quiet tenant notices of a loud one, and an interactive one of batch work.
 
-``python -m benchmarks.fairness`` prints the latency of one caller of 64-token texts alone, beside a tenant who
-sends 50 times as much, and beside batch work that never ends, all on one engine.
+``python -m benchmarks.fairness`` prints the latency of one caller of 64-token texts: alone, beside a tenant
+who sends 50 times as much, and beside batch work that never ends, all on one engine.
 """
 
 from __future__ import annotations
