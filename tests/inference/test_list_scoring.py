@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from services.core.catalog import Catalog
+from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, ScoreOptions, Scores, list_scoring
+from services.core.inference.engine import load_model
 from services.core.inference.list_scoring import blocks_of, fuse
-from services.core.modeling.listwise import CutText, prompt
+from services.core.modeling.listwise import CutText, ListwiseRanker, prompt
+from services.core.modeling.types import EncodeItem
+from services.core.settings import Settings
 from tests.decoder_checkpoints import MARKERS, qwen_tokenizer, write_ranker
-from tests.inference.support import call, settings
+from tests.inference.support import Gate, call, settings
 from tests.modeling.test_listwise import expected
 
 V3, V35 = "jina-reranker-v3", "jina-reranker-v3.5"
@@ -122,6 +128,42 @@ async def test_an_alias_and_the_sliding_sibling_are_served(tmp_path: Path) -> No
         with pytest.raises(ServiceError):
             engine.embedder(V35)
     assert scores.values.shape == (7,)
+
+
+async def test_a_short_ranking_runs_between_two_blocks_of_a_long_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(list_scoring, "_BLOCK_DOCUMENTS", 1)
+    gate = Gate()
+
+    def load(spec: ModelSpec, chosen: Settings, device: torch.device) -> ListwiseRanker:
+        ranker = load_model(spec, chosen, device)
+        assert isinstance(ranker, ListwiseRanker)
+        forward = ranker.forward
+
+        def watched(batch: Sequence[EncodeItem]) -> list[np.ndarray]:
+            gate(batch)
+            return forward(batch)
+
+        monkeypatch.setattr(ranker, "forward", watched)
+        return ranker
+
+    write_ranker(tmp_path / V3)
+    engine = await Engine.start(settings(models=(V3,), model_dir=tmp_path), Catalog.load(), load=load)
+    try:
+        long = asyncio.create_task(score(engine, [f"document {i}" for i in range(40)]))
+        await gate.reached()
+        short = asyncio.create_task(score(engine, ["a fox"]))
+        await asyncio.sleep(0.05)
+        gate.open()
+        await short
+        assert not long.done()
+        await long
+        assert [len(batch) for batch in gate.seen] == [1] * 41
+        place = gate.items.index(tuple(tokens(prompt("hello fox", ["a fox"]))))
+        assert place < 20
+    finally:
+        await engine.stop(10.0)
 
 
 def cut(*lengths: int) -> list[CutText]:
