@@ -64,6 +64,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "footprint": ("Start-up and memory.", lambda: footprint.report(20_000)),
     "fairness": ("A quiet caller beside a loud tenant and beside batch work.", _module("fairness")),
     "rerank": ("Reranking 100 documents of about 128 tokens.", _module("rerank")),
+    "batch": ("A batch job over SQLite beside the engine alone.", _module("batch")),
     "classify": ("Zero-shot classification, and training.", _module("classify")),
 }
 
