@@ -63,6 +63,11 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     ),
     "footprint": ("Start-up and memory.", lambda: footprint.report(20_000)),
     "fairness": ("A quiet caller beside a loud tenant and beside batch work.", _module("fairness")),
+    "encoders": (
+        "Larger text encoders, random weights, in process: no padding beside a padded batch; task adapters; "
+        "memory of a long text.",
+        _module("encoders"),
+    ),
     "rerank": ("Reranking 100 documents of about 128 tokens.", _module("rerank")),
     "batch": ("A batch job over SQLite beside the engine alone.", _module("batch")),
     "classify": ("Zero-shot classification, and training.", _module("classify")),
