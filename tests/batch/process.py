@@ -113,19 +113,25 @@ class Client:
     def submit(self, **fields: Any) -> str:
         body = httpbody_pb2.HttpBody(data=orjson.dumps({"model": MODEL, **fields}))
         self.worker.wait_until_serving()
-        made = self.rest.CreateBatch(body, wait_for_ready=True, timeout=_START_SECONDS)
+        made = self._available(self.rest.CreateBatch, body)
         return orjson.loads(made.data)["batch_id"]
 
     def status(self, job_id: str) -> batch_pb2.Batch:
         self.worker.wait_until_serving()
         request = batch_pb2.GetBatchRequest(id=job_id)
+        return self._available(self.typed.GetBatch, request)
+
+    @staticmethod
+    def _available(method: Any, request: Any) -> Any:
+        """Call again while the server says that something it needs is away."""
+        deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
-                return self.typed.GetBatch(request, wait_for_ready=True, timeout=_START_SECONDS)
-            except grpc.RpcError as error:  # the database may be away
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                return method(request, wait_for_ready=True, timeout=_START_SECONDS)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
                     raise
-                time.sleep(0.2)
+            time.sleep(0.2)
 
     def wait(self, job_id: str, seconds: float = 60.0) -> batch_pb2.Batch:
         """Wait for the end of a job."""

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 
 from tests.batch import expected
@@ -40,6 +41,20 @@ def _begun(client: Client) -> str:
     return job
 
 
+def _freeze_at_work(worker: Worker) -> None:
+    """Freeze a worker at a moment at which it holds tasks."""
+    query = "SELECT count(*) FROM dbos.workflow_status WHERE status = 'PENDING' AND executor_id = %s"
+    with psycopg.connect(worker.settings["SF_DATABASE_URL"], autocommit=True) as connection:
+        for _ in range(200):
+            worker.signal(signal.SIGSTOP)
+            row = connection.execute(query, [f"{worker.name}-0"]).fetchone()
+            if row is not None and row[0]:
+                return
+            worker.signal(signal.SIGCONT)
+            time.sleep(0.02)
+    raise AssertionError("it had nothing to do")
+
+
 def _as_expected(client: Client, job: str, expect: Expect, seconds: float = 60.0) -> None:
     done = client.wait(job, seconds)
     assert (done.succeeded, done.failed, done.total) == (LINES, 0, LINES)
@@ -50,6 +65,7 @@ def test_one_is_killed_and_never_comes_back(pair: tuple[Worker, Worker], expect:
     first, second = pair
     with Client(first) as client:
         job = _begun(client)
+    _freeze_at_work(first)
     first.kill()
     with Client(second) as client:
         _as_expected(client, job, expect)
@@ -61,6 +77,7 @@ def test_takeover_within_a_minute_with_default_settings(workers: Make, expect: E
     first, second = _pair(workers, shared_postgres().new_database())
     with Client(first) as client:
         job = _begun(client)
+    _freeze_at_work(first)
     first.kill()
     with Client(second) as client:
         _as_expected(client, job, expect, 60.0)
@@ -71,7 +88,7 @@ def test_one_is_frozen_and_wakes_after_the_takeover(pair: tuple[Worker, Worker],
     first, second = pair
     with Client(first) as client:
         job = _begun(client)
-    first.signal(signal.SIGSTOP)
+    _freeze_at_work(first)
     with Client(second) as client:
         _until(lambda: "took over" in second.text())
         first.signal(signal.SIGCONT)
@@ -110,6 +127,16 @@ def test_the_database_is_away(server: PostgresServer, workers: Make, expect: Exp
         time.sleep(seconds)
         server.start()
         _as_expected(client, job, expect, 90.0)
+
+
+def test_the_database_comes_after_the_worker(server: PostgresServer, workers: Make, expect: Expect) -> None:
+    url = server.new_database()
+    server.stop()
+    worker = workers("only", SF_DATABASE_URL=url)
+    worker.wait_until_serving()
+    server.start()
+    with Client(worker) as client:
+        _as_expected(client, client.submit(input=expected.lines(expected.texts(LINES))), expect)
 
 
 def _until(condition: Callable[[], bool]) -> None:
