@@ -24,6 +24,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from services.classify.products import product
+
 Vectors = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
@@ -90,12 +92,13 @@ def learn(
     soon after ``stop`` is set.
     """
     examples = head.seen(vectors)
-    gram = (examples @ examples.T).astype(np.float64)
-    values = (examples @ head.weights.T).astype(np.float64)
+    gram = product(examples, examples).astype(np.float64)
+    values = product(examples, head.weights).astype(np.float64)
     alpha, delay = _passes(gram, values, targets.tolist(), iterations, stop)
     # The mean over all steps of sums that grew step by step: each change counts from when it was made.
     mean = alpha - delay / (iterations * len(examples))
-    return Head(head.centre, (head.weights + mean.T @ examples).astype(np.float32))
+    added = product(np.ascontiguousarray(mean.T, np.float32), np.ascontiguousarray(examples.T))
+    return Head(head.centre, head.weights + added)
 
 
 def _passes(
@@ -105,37 +108,42 @@ def _passes(
     times the number of steps that had gone before."""
     alpha = np.zeros_like(values)
     delay = np.zeros_like(values)
-    norms: list[float] = gram.diagonal().tolist()
+    # Lists of the rows: taking one out of a matrix costs as much as computing with it.
+    examples = list(zip(gram, values, alpha, delay, targets, gram.diagonal().tolist(), strict=True))
     chance = np.random.default_rng(_SEED)
     done = 0
     for _ in range(iterations):
         if stop is not None and stop.is_set():
             raise LearningStoppedError
         changed = False
-        for example in chance.permutation(len(targets)).tolist():
-            target = targets[example]
-            violation = gram[example] @ alpha
-            violation += values[example]
+        for place in chance.permutation(len(examples)).tolist():
+            products, value, own, late, target, norm = examples[place]
+            violation = products @ alpha
+            violation += value
             violation += 1.0 - violation[target]
             violation[target] = 0.0
             np.maximum(violation, 0.0, out=violation)
-            total = violation.sum()
+            total = float(violation.sum())
             if total > 0.0:
                 changed = True
-                change = _step(violation, total, norms[example], target)
-                alpha[example] += change
-                delay[example] += done * change
+                size = _step_size(total, float(violation @ violation), norm)
+                violation *= -size / total
+                violation[target] = size
+                own += violation
+                violation *= done
+                late += violation
             done += 1
         if not changed:  # nor will it in later passes
             break
     return alpha, delay
 
 
-def _step(violation: Sums, total: float, norm: float, target: int) -> Sums:
-    """Return the change of each label's weights, as a multiple of the example of squared length ``norm``."""
-    shares = violation / total
-    loss = violation @ shares
-    size = min(AGGRESSIVENESS, loss / max(norm * (1.0 + shares @ shares), _TINY))
-    shares *= -size
-    shares[target] = size
-    return shares
+def _step_size(total: float, squares: float, norm: float) -> float:
+    """Return how much of an example of squared length ``norm`` its label gets, and its rivals lose in all.
+
+    ``total`` and ``squares`` are the sums of the violations and of their squares. Weighted by themselves, the
+    violations make one of ``squares / total``; the shares of the rivals have the squared length
+    ``squares / total ** 2``.
+    """
+    loss = squares / total
+    return min(AGGRESSIVENESS, loss / max(norm * (1.0 + loss / total), _TINY))

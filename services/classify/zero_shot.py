@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.classify.cache import ByteCache
-from services.classify.metrics import LABEL_BYTES, LABEL_HITS, LABEL_MISSES
+from services.classify.label_memory import LabelMatrix, LabelMemory, LabelVector
 from services.classify.products import similarities
 from services.classify.scores import best, softmax
 from services.classify.types import ClassifyResult, LabelGroup, ZeroShotRequest
@@ -21,17 +21,6 @@ from services.core.inference.embedding import Texts
 
 Vectors = NDArray[np.float32]
 
-_ENTRY_BYTES = 400
-"""What a label costs beside its vector and its own characters."""
-
-
-@dataclass(frozen=True, slots=True)
-class LabelVector:
-    """The unit vector (width,) of a label and the tokens it is billed with."""
-
-    vector: Vectors
-    tokens: int
-
 
 class ZeroShot:
     """Classifies with the models of one engine, remembering label vectors between calls.
@@ -39,10 +28,10 @@ class ZeroShot:
     Products too large for the event loop run in ``executor``.
     """
 
-    def __init__(self, engine: Engine, executor: Executor, cache_bytes: int) -> None:
+    def __init__(self, engine: Engine, executor: Executor, memory_bytes: int) -> None:
         self._engine = engine
         self._executor = executor
-        self._cache: ByteCache[tuple[str, str | None, str], LabelVector] = ByteCache(cache_bytes)
+        self._memory = LabelMemory(memory_bytes)
 
     async def classify(self, request: ZeroShotRequest, call: Call) -> ClassifyResult:
         """Classify all texts of ``request``, on behalf of ``call``, whose model and tokens are filled in.
@@ -53,14 +42,10 @@ class ZeroShot:
         """
         call.model = request.model
         model = self._engine.embedder(request.model)
-        labels = [label for group in request.groups for label in group.labels]
-        known = self._remembered(model, labels)
-        texts, made, billed = await _embed(model, request.texts, labels, known, call)
+        labels = tuple(label for group in request.groups for label in group.labels)
+        texts, targets, billed = await self._vectors(model, request.texts, labels, call)
         call.usage_tokens += billed
-        self._remember(model, made)
-        known.update(made)
-        targets = np.stack([known[label].vector for label in labels])
-        cosines = await similarities(texts, targets, self._executor)
+        cosines = await similarities(texts, targets.vectors, self._executor)
         scores = [softmax(part) for part in _split(cosines, request.groups)]
         return ClassifyResult(
             model=request.model,
@@ -71,53 +56,37 @@ class ZeroShot:
             total_tokens=billed,
         )
 
-    def _remembered(self, model: EmbeddingModel, labels: Sequence[str]) -> dict[str, LabelVector]:
-        spec = model.spec
-        found: dict[str, LabelVector] = {}
-        hits = 0
-        for label in labels:
-            entry = self._cache.get((spec.weights_id, spec.classify_task, label))
-            if entry is not None:
-                found[label] = entry
-                hits += 1
-        LABEL_HITS.labels(spec.id).inc(hits)
-        LABEL_MISSES.labels(spec.id).inc(len(labels) - hits)
-        return found
-
-    def _remember(self, model: EmbeddingModel, made: Mapping[str, LabelVector]) -> None:
-        spec = model.spec
-        for label, entry in made.items():
-            size = _ENTRY_BYTES + 4 * len(label) + entry.vector.nbytes
-            self._cache.put((spec.weights_id, spec.classify_task, label), entry, size)
-        LABEL_BYTES.set(self._cache.size)
+    async def _vectors(
+        self, model: EmbeddingModel, texts: Sequence[str], labels: tuple[str, ...], call: Call
+    ) -> tuple[Vectors, LabelMatrix, int]:
+        """Return the vectors of texts and labels, and the tokens billed for all of them."""
+        matrix = self._memory.matrix(model.spec, labels)
+        if matrix is not None:
+            vectors, _, billed = await _embed(model, texts, {}, matrix.tokens, call)
+            return vectors, matrix, billed
+        known = self._memory.known(model.spec, labels)
+        missing = Counter(label for label in labels if label not in known)
+        known_tokens = sum(known[label].tokens for label in labels if label in known)
+        vectors, made, billed = await _embed(model, texts, missing, known_tokens, call)
+        return vectors, self._memory.remember(model.spec, labels, known, made), billed
 
 
 async def _embed(
-    model: EmbeddingModel,
-    texts: Sequence[str],
-    labels: Sequence[str],
-    known: Mapping[str, LabelVector],
-    call: Call,
+    model: EmbeddingModel, texts: Sequence[str], labels: Mapping[str, int], known_tokens: int, call: Call
 ) -> tuple[Vectors, dict[str, LabelVector], int]:
-    """Embed texts and the labels not known in one job, and charge for all of them at once.
+    """Embed texts and new ``labels``, which come so many times each, in one job.
 
-    Returns the unit vectors of the texts, the new labels, and the tokens billed.
+    One charge is made for all of them and for the ``known_tokens`` of other labels. Returns the unit vectors
+    of the texts, the labels, and the tokens billed.
     """
     task = model.spec.classify_task
-    copies: dict[str, int] = {}
-    known_tokens = 0
-    for label in labels:
-        if (entry := known.get(label)) is not None:
-            known_tokens += entry.tokens
-        else:
-            copies[label] = copies.get(label, 0) + 1
 
     async def charge(tokens: int) -> None:
         await call.charge(tokens + known_tokens)
 
     groups = [Texts(texts, task)]
-    if copies:
-        groups.append(Texts(list(copies), task, copies=list(copies.values())))
+    if labels:
+        groups.append(Texts(list(labels), task, copies=list(labels.values())))
     encoded = await model.encode(groups, True, replace(call, charge=charge))
     vectors = finish(np.stack(cast("list[Vectors]", encoded.results)))
     require_finite(vectors, model.spec.id)
@@ -125,11 +94,13 @@ async def _embed(
     made = {
         # Copied: a view would keep the vectors of the whole call in memory.
         label: LabelVector(vectors[place].copy(), encoded.token_counts[place])
-        for place, label in enumerate(copies, first)
+        for place, label in enumerate(labels, first)
     }
     return vectors[:first], made, encoded.billed + known_tokens
 
 
 def _split(cosines: Vectors, groups: Sequence[LabelGroup]) -> list[Vectors]:
+    if len(groups) == 1:
+        return [cosines]
     ends = np.cumsum([len(group.labels) for group in groups])
     return np.split(cosines, ends[:-1], axis=1)
