@@ -1,0 +1,242 @@
+"""The models in your own process, through the engine that the services use.
+
+from search_foundation import load
+
+with load("all-MiniLM-L6-v2") as model:
+    vectors = model.encode(["hello world", "good morning"])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.core.call import Call
+from services.core.catalog import Catalog, CatalogError
+from services.core.catalog.folder import inspect
+from services.core.catalog.types import Capability, ModelSpec
+from services.core.errors import ServiceError
+from services.core.inference import Engine, EngineStartError, ScoreOptions
+from services.core.inference.engine import load_model
+from services.core.modeling.device import choose_dtype
+from services.core.modeling.registry import Network, load_network
+from services.core.settings import ConfigurationError, Settings, load_settings
+from services.embed.logic import Embedder
+from services.embed.parsing import RequestParser
+from services.embed.schemas import request_schema
+from services.embed.types import EmbedResult, MultiVectorResult, Result
+
+T = TypeVar("T")
+Vectors: TypeAlias = NDArray[np.float32]
+Encoded: TypeAlias = Vectors | list[Vectors] | list[dict[str, float]]
+
+_NO_LIMIT = 1 << 31
+
+_ARGUMENTS = {"input": "texts", "input_type": "role"}
+"""Arguments by the names that they have in a request."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded, or something asked of it that it does not do; the text says which."""
+
+
+def load(
+    model: str | Path,
+    *,
+    entry: str | None = None,
+    model_dir: str | Path | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> Model:
+    """Load a model of the catalogue by its id, or the weights in a directory, and warm it up.
+
+    Of a directory ``entry`` names the catalogue's entry; by default that is the directory's name, or what
+    ``search-foundation models pull`` wrote down. ``model_dir`` is where weights lie by id, as
+    ``SF_MODEL_DIR``. ``device`` is auto, cpu, cuda or cuda:N. Raises ModelError.
+    """
+    changes: dict[str, Any] = {"device": device, "dtype": dtype, "workers": 1}
+    if model_dir is not None:
+        changes["model_dir"] = Path(model_dir)
+    try:
+        settings = load_settings()
+        catalog = Catalog.load(settings.catalog_file, settings.model_aliases)
+        directory = Path(model) if isinstance(model, Path) or Path(model).is_dir() else None
+        spec = _entry(catalog, entry, directory) if directory else catalog.require(str(model))
+    except (CatalogError, ConfigurationError) as error:
+        raise ModelError(str(error)) from None
+    return Model(spec, catalog, settings.model_copy(update={**changes, "models": (spec.id,)}), directory)
+
+
+class Model:
+    """A model in memory. Threads may share it; ``close`` or a ``with`` block lets it go.
+
+    ``spec`` is the catalogue's entry: widths, tasks, context, licence.
+    """
+
+    def __init__(self, spec: ModelSpec, catalog: Catalog, settings: Settings, directory: Path | None) -> None:
+        self.spec = spec
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="search-foundation", daemon=True)
+        self._thread.start()
+        self._engine: Engine | None = None
+        loader = _from(directory) if directory else load_model
+        try:
+            engine = self._run(Engine.start(settings, catalog, load=loader))
+        except EngineStartError as error:
+            self.close()
+            raise ModelError(str(error)) from None
+        self._engine = engine
+        self._parser = RequestParser(catalog, engine.served, max_items=_NO_LIMIT)
+        self._options = frozenset(request_schema(spec, _NO_LIMIT).model_fields)
+        self._embedder = Embedder(engine, settings)
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        task: str | None = None,
+        role: Literal["query", "document"] | None = None,
+        dimensions: int | None = None,
+        normalized: bool | None = None,
+        late_chunking: bool | None = None,
+        truncate: bool | None = None,
+    ) -> Any:
+        """Embed one text or several, in order.
+
+        Returns, by the kind of model and for several texts: (texts, width) float32; or a list of (vectors,
+        width) float32, one vector for each token; or a list of dicts of tokens and their weights, the largest
+        first. For one text the first element of that. Options mean what they mean in a request to
+        ``/v1/embeddings``, and None the model's default; ``role`` is ``input_type`` there. Raises ModelError
+        for an option that the model does not have, a value out of its range, or a text that is too long.
+        """
+        several = [texts] if isinstance(texts, str) else list(texts)
+        options = {
+            "task": task,
+            "input_type": role,
+            "dimensions": dimensions,
+            "normalized": normalized,
+            "late_chunking": late_chunking,
+            "truncate": truncate,
+        }
+        encoded = self._encode(several, {name: value for name, value in options.items() if value is not None})
+        return encoded[0] if isinstance(texts, str) else encoded
+
+    def score(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        max_document_length: int | None = None,
+        truncate: bool = True,
+    ) -> Vectors:
+        """Score each of ``documents`` by ``query``, (documents,) float32 in their order; higher is better.
+
+        By the kind of model these are cosines, sums of the best cosine of each token of the query, or numbers
+        between 0 and 1. Raises ModelError for a model that does not rerank.
+        """
+        engine = self._open()
+        if not self.spec.supports(Capability.RERANK):
+            raise ModelError(f"{self.spec.id} does not score documents")
+        if not documents:
+            return np.empty(0, np.float32)
+        options = ScoreOptions(truncate=truncate, max_document_length=max_document_length)
+        scores = self._run(engine.scorer(self.spec.id).score(query, documents, options, _call()))
+        return scores.values
+
+    def close(self) -> None:
+        """Let the model go; later calls raise ModelError."""
+        if not self._loop.is_closed():
+            if self._engine is not None:
+                self._run(self._engine.stop(5.0))
+                self._engine = None
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encode(self, texts: list[str], options: dict[str, Any]) -> Encoded:
+        self._open()
+        if not self.spec.supports(Capability.EMBED):
+            raise ModelError(f"{self.spec.id} does not embed texts; it scores documents")
+        if lacking := sorted(options.keys() - self._options):
+            raise ModelError(f"{self.spec.id} has no option '{_ARGUMENTS.get(lacking[0], lacking[0])}'")
+        if not texts:
+            return np.empty((0, options.get("dimensions") or self.spec.dimensions), np.float32)
+        fields = {"model": self.spec.id, "input": texts, **options}
+        return _plain(self._run(self._embed(fields)))
+
+    async def _embed(self, fields: dict[str, Any]) -> Result:
+        return await self._embedder.embed(self._parser.parse(fields, _argument), _call())
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            raise ModelError(f"{self.spec.id} is closed")
+        return self._engine
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except ServiceError as error:
+            raise ModelError(error.detail) from None
+
+
+def _entry(catalog: Catalog, entry: str | None, directory: Path) -> ModelSpec:
+    if entry is not None:
+        return catalog.require(entry)
+    if not directory.is_dir():
+        raise ModelError(f"{directory} is no directory")
+    if (named := catalog.get(directory.resolve().name)) is not None:
+        return named
+    pulled = inspect(directory).repository
+    found = [spec for spec in catalog.models.values() if pulled and spec.repository == pulled]
+    if not found:
+        raise ModelError(f"It is not known which model {directory} holds: name it with 'entry'.")
+    return found[0]
+
+
+def _from(directory: Path) -> Any:
+    """Make what loads the weights in ``directory`` whatever the entry says of places."""
+
+    def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
+        network = load_network(spec, directory, device=device, dtype=choose_dtype(device, settings.dtype))
+        network.warm_up()
+        return network
+
+    return load_from
+
+
+def _call() -> Call:
+    return Call(uuid4().hex)
+
+
+def _argument(_model: str | None, location: Sequence[str | int]) -> str:
+    """Word where an error is by the name of the argument."""
+    first, *rest = location or ("input",)
+    return _ARGUMENTS.get(str(first), str(first)) + "".join(f"[{step}]" for step in rest)
+
+
+def _plain(result: Result) -> Encoded:
+    if isinstance(result, EmbedResult):
+        return result.vectors
+    if isinstance(result, MultiVectorResult):
+        return list(result.vectors)
+    return [
+        dict(zip(vector.tokens, cast("list[float]", vector.weights.tolist()), strict=True))
+        for vector in result.vectors
+    ]
