@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
 
-.PHONY: setup servers run test soak lint protos docs bench clean
+.PHONY: setup servers run test test-weights soak lint protos docs bench clean
 
 setup: $(VENV)/.stamp protos
 
@@ -34,6 +34,10 @@ run: setup
 
 test: setup servers
 	$(BIN)/pytest
+
+# Published numbers, of the models whose weights are in SF_MODEL_DIR or the Hugging Face cache.
+test-weights: setup
+	$(BIN)/pytest -m weights --timeout 600
 
 soak: setup servers
 	$(BIN)/pytest -m soak --timeout 3600
