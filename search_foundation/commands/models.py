@@ -1,4 +1,4 @@
-"""``search-foundation models``: list the catalogue, show an entry, fetch weights, check a folder."""
+"""``search-foundation models``: the catalogue, and fetching, checking and converting weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from search_foundation.commands.models_check import check
+from search_foundation.commands.models_convert import add_arguments, convert
 from search_foundation.commands.models_progress import pull_progress
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
@@ -56,6 +57,10 @@ def add_parser(subparsers: Parsers) -> None:
     checking.add_argument("--model", help="the model it should be; by default known by the folder's name")
     checking.add_argument("--json", action="store_true")
     checking.set_defaults(models_run=check)
+
+    converting = commands.add_parser("convert", help="make a folder of weights of an ELSER or SPLADE you own")
+    add_arguments(converting)
+    converting.set_defaults(models_run=convert)
 
 
 def run(args: argparse.Namespace) -> int:

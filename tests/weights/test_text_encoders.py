@@ -6,7 +6,7 @@ Sources: the models' cards; the tests of transformers, text-embeddings-inference
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ FRANCE = (
 LOGITS = {V1_TINY: (2.5911, 0.1122), V1_TURBO: (1.8295, -2.8908), V2: (1.6533, -1.6455)}
 
 
-@cache
+@lru_cache(maxsize=1)
 def network(model: str) -> TextEncoder | CrossEncoder:
     spec = Catalog.load().require(model)
     try:
