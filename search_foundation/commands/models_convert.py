@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def convert(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
-    """Run ``models convert``: 0 if the folder was written, else 1. Raises ``CatalogError`` for a wrong name."""
+    """Run ``models convert``: 0 if the folder was written, else 1. ``CatalogError`` for a wrong model."""
     spec = catalog.require(args.model)
     if spec.family is not Family.ELSER:
         raise CatalogError(f"{spec.id} is no sparse encoder; only those can be converted.")
@@ -35,7 +35,5 @@ def convert(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> i
     except CheckpointError as error:
         print(f"{error}.", file=sys.stderr)
         return 1
-    print(
-        f"Written to {target}. 'search-foundation models check {target} --model {spec.id}' says what it is."
-    )
+    print(f"Written to {target}. Look at it with 'search-foundation models check {target}'.")
     return 0

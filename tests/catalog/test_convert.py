@@ -1,4 +1,4 @@
-"""Converting a sparse encoder that an operator owns: TorchScript archive or pickled state, and a vocabulary."""
+"""Converting a sparse encoder that an operator owns: an archive or a pickled state, and a vocabulary."""
 
 from __future__ import annotations
 
@@ -98,6 +98,18 @@ def test_what_is_written_computes_what_the_source_computes(
     whole[found.indices] = found.values
     np.testing.assert_allclose(whole, wanted, atol=1e-5)
     arguments = argparse.Namespace(folder=str(target), model=None, json=True)
+    assert check(arguments, Settings(), Catalog.load()) == 0
+
+
+def test_a_bias_known_only_by_the_decoder_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = state(tmp_path)
+    tensors = torch.load(path, weights_only=True)
+    del tensors["cls.predictions.bias"]
+    torch.save(tensors, path)
+    assert run(capsys, path, vocabulary(tmp_path), tmp_path / "elser-v2") == ""
+    arguments = argparse.Namespace(folder=str(tmp_path / "elser-v2"), model=None, json=True)
     assert check(arguments, Settings(), Catalog.load()) == 0
 
 

@@ -22,6 +22,7 @@ from services.core.modeling.checkpoint import CheckpointError
 
 _WORDS = "embeddings.word_embeddings.weight"
 _TRANSFORM = "predictions.transform.dense.weight"
+_BIAS, _TIED_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
 _NOT_WEIGHTS = ("position_ids", "token_type_ids")
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _HEAD_WIDTH = 64
@@ -30,9 +31,9 @@ _HEAD_WIDTH = 64
 def convert_sparse(source: Path, vocabulary: Path, target: Path, *, heads: int | None = None) -> None:
     """Write the sparse encoder in ``source`` into the folder ``target``, which must not be there.
 
-    ``source`` is a TorchScript archive or a pickled state of tensors, ``vocabulary`` a ``vocab.txt`` or a JSON
-    file with a list of tokens. ``heads`` defaults to one for each 64 of the width. CheckpointError if these
-    are not what they should be.
+    ``source`` is a TorchScript archive or a pickled state of tensors, ``vocabulary`` a ``vocab.txt`` or a
+    JSON file with a list of tokens. ``heads`` defaults to one for each 64 of the width. CheckpointError if
+    these are not what they should be.
     """
     if target.exists():
         raise CheckpointError(f"{target} is there already")
@@ -78,6 +79,8 @@ def _renamed(source: Path, state: Mapping[str, torch.Tensor]) -> dict[str, torch
             tensors["bert." + name.removeprefix(body)] = tensor.clone().contiguous()
         elif not name.startswith(body + "pooler."):
             raise CheckpointError(f"{source}: it is not known what the tensor '{name}' is")
+    if _BIAS not in tensors and _TIED_BIAS in tensors:
+        tensors[_BIAS] = tensors.pop(_TIED_BIAS)
     return tensors
 
 
@@ -85,8 +88,8 @@ def _prefix(source: Path, state: Mapping[str, torch.Tensor], ending: str) -> str
     found = [name.removesuffix(ending) for name in state if name.endswith(ending)]
     if len(found) != 1:
         raise CheckpointError(
-            f"{source}: {len(found)} tensors named '...{ending}'. Quantised builds have none: take the portable "
-            "one."
+            f"{source}: {len(found)} tensors named '...{ending}', where one is needed. Quantised builds have "
+            "none: take the portable one"
         )
     return found[0]
 
