@@ -10,7 +10,7 @@ import pytest
 from tests.docs.examples import ROOT, Example, examples
 from tests.stack import Stack
 
-PAGES = ("README.md", "docs/rerank.md", "docs/classify.md", "docs/batch.md")
+PAGES = ("README.md", "docs/embeddings.md", "docs/rerank.md", "docs/classify.md", "docs/batch.md")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,10 @@ def key(stack: Stack) -> str:
     return stack.create_key()
 
 
-@pytest.mark.parametrize("example", [each for page in PAGES for each in examples(page)], ids=str)
+ALL = [each for page in (*PAGES, "docs/python.md") for each in examples(page)]
+
+
+@pytest.mark.parametrize("example", ALL, ids=str)
 def test_examples_run(example: Example, stack: Stack, key: str) -> None:
     replaced = {
         "127.0.0.1:8080": f"127.0.0.1:{stack.http_port}",
