@@ -56,9 +56,7 @@ async def measure(seconds: float) -> list[Row]:
         # Short examples: the longer they are, the less learning is beside embedding.
         texts, counts = texts_of("16", EXAMPLES)
         sides = {"embed-examples": embed_examples, "train": train}
-        for name, side in sides.items():
-            found.append(await _time(name, side, texts, sum(counts)))
-        return found
+        return found + await _times(sides, texts, sum(counts))
 
 
 async def _compare(shape: tuple[str, int, int], seconds: float, sides: dict[str, Answer]) -> list[Row]:
@@ -90,15 +88,15 @@ async def _throughput(name: str, answer: Answer, shape: tuple[str, int, int], se
     return row(name, workload, calls, texts, tokens, time.perf_counter() - began, latencies)
 
 
-async def _time(name: str, answer: Answer, texts: list[str], tokens: int) -> Row:
-    await answer(texts)
-    taken: list[float] = []
-    for _ in range(_TRAININGS):
-        began = time.perf_counter()
-        await answer(texts)
-        taken.append(time.perf_counter() - began)
-    middle = median(taken)
-    return row(name, "16", 1, len(texts), tokens, middle, [middle])
+async def _times(sides: dict[str, Answer], texts: list[str], tokens: int) -> list[Row]:
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(1 + _TRAININGS):
+        for name, answer in sides.items():
+            began = time.perf_counter()
+            await answer(texts)
+            taken[name].append(time.perf_counter() - began)
+    middles = {name: median(each[1:]) for name, each in taken.items()}
+    return [row(name, "16", 1, len(texts), tokens, each, [each]) for name, each in middles.items()]
 
 
 @asynccontextmanager
