@@ -123,7 +123,7 @@ async def test_a_caller_who_does_not_listen_is_not_read_on(rig: Rig) -> None:
     while sent != before:
         before = sent
         await asyncio.sleep(2.0)
-    assert sent < 1000
+    assert sent < 5000  # of 10,000; how much the wire holds varies
     call.cancel()
 
 
