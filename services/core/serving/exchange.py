@@ -70,9 +70,7 @@ class Exchange:
         """
         rendered = self._render(response)
         if isinstance(response, httpbody_pb2.HttpBody):
-            await self.context.send_initial_metadata(
-                (*self._limits(), *self.call.headers, self._timing())
-            )
+            await self.context.send_initial_metadata((*self._limits(), *self.call.headers, self._timing()))
         else:
             self.context.set_trailing_metadata((*self._limits(), self._timing()))
         return rendered
