@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from services.core.modeling.native import ops
+
 
 class Rotation:
     """The turn of each token of a batch; angles, cosines and sines are fp32."""
@@ -12,13 +14,17 @@ class Rotation:
         """Prepare for ``positions`` (tokens,) and heads of ``head_dim``, an even number."""
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         angles = positions[:, None].float() * base**-exponents
-        self._cos = angles.cos()[:, None]
-        self._sin = angles.sin()[:, None]
+        self._cosines = angles.cos()
+        self._sines = angles.sin()
 
     def turn(self, heads: torch.Tensor) -> None:
         """Turn ``heads`` (tokens, heads, head_dim) in place; computed in fp32."""
+        if ops.serves_turn(heads):
+            ops.turn(heads, self._cosines, self._sines)
+            return
+        cosines, sines = self._cosines[:, None], self._sines[:, None]
         first, second = heads.chunk(2, dim=-1)
         a, b = first.float(), second.float()
-        turned = a * self._cos - b * self._sin
-        second.copy_(b * self._cos + a * self._sin)
+        turned = a * cosines - b * sines
+        second.copy_(b * cosines + a * sines)
         first.copy_(turned)

@@ -41,6 +41,25 @@ EXPORT void sf_encode(const struct encoder *e, const int32_t *ids, const int32_t
     encode(e, ids, ends, items, longest, hidden, scratch, members);
 }
 
+/* Turn the halves of `heads` heads of each token against each other, in place. `stride` is from token to token,
+ * `cosines` and `sines` are (tokens, head_dim / 2). */
+EXPORT void sf_turn(bf16 *x, int64_t tokens, int64_t stride, int32_t heads, int32_t head_dim,
+                    const float *cosines, const float *sines) {
+    const long half = head_dim / 2;
+    for (long token = 0; token < tokens; ++token)
+        for (long i = 0; i < half; i += 16) {
+            const __mmask16 mask = lanes(half - i);
+            const __m512 cosine = _mm512_maskz_loadu_ps(mask, cosines + token * half + i);
+            const __m512 sine = _mm512_maskz_loadu_ps(mask, sines + token * half + i);
+            for (long head = 0; head < heads; ++head) {
+                bf16 *first = x + token * stride + head * head_dim + i, *second = first + half;
+                const __m512 a = load_bf16(first, mask), b = load_bf16(second, mask);
+                store_bf16(first, mask, _mm512_fnmadd_ps(b, sine, _mm512_mul_ps(a, cosine)));
+                store_bf16(second, mask, _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine)));
+            }
+        }
+}
+
 /* Mean over the tokens of each text, (items, width) fp32. */
 EXPORT void sf_mean(const bf16 *hidden, const int32_t *ends, int64_t items, int64_t width, float *out) {
     for (long item = 0; item < items; ++item) {

@@ -45,6 +45,7 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         ),
         "sf_encoder_scratch": (size, (pointer, number, number, int32)),
         "sf_encode": (None, (pointer, pointer, pointer, number, number, pointer, pointer, int32)),
+        "sf_turn": (None, (pointer, number, number, int32, int32, pointer, pointer)),
         "sf_mean": (None, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

@@ -1,4 +1,4 @@
-"""Attention and mean pooling of a packed bf16 batch on the CPU, without padding and off the GIL."""
+"""Attention, rotary positions and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
 
 from __future__ import annotations
 
@@ -98,3 +98,24 @@ def mean(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     out = torch.empty(items, width, dtype=torch.float32)
     kernels.sf_mean(hidden.data_ptr(), batch.cu_lengths.data_ptr(), items, width, out.data_ptr())
     return out
+
+
+def serves_turn(heads: torch.Tensor) -> bool:
+    """Whether the kernel turns these (tokens, heads, head_dim)."""
+    return (
+        heads.dtype == torch.bfloat16
+        and heads.device.type == "cpu"
+        and heads.stride(2) == 1
+        and heads.stride(1) == heads.shape[2]
+        and library() is not None
+    )
+
+
+def turn(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
+    """Turn the halves of each head against each other, in place; angles are (tokens, head_dim / 2) fp32."""
+    kernels = library()
+    assert kernels is not None
+    tokens, count, head_dim = heads.shape
+    kernels.sf_turn(
+        heads.data_ptr(), tokens, heads.stride(0), count, head_dim, cosines.data_ptr(), sines.data_ptr()
+    )
