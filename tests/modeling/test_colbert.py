@@ -239,5 +239,16 @@ def test_maxsim_is_the_sum_of_the_best() -> None:
     assert scores.dtype == np.float32
 
 
+def test_the_base_of_the_angles_may_be_left_out(tmp_path: Path) -> None:
+    write_colbert_v2(tmp_path)
+    wanted = document(load(tmp_path, "colbert_v2"), "hello world")
+    config = config_of(tmp_path)
+    assert config.pop("rotary_emb_base") == 10000.0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(document(load(tmp_path, "colbert_v2"), "hello world"), wanted)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rotary_emb_base": 500.0}))
+    assert np.abs(document(load(tmp_path, "colbert_v2"), "hello world") - wanted).max() > 1e-3
+
+
 def test_warm_up_runs(tmp_path: Path) -> None:
     load(write_colbert_v1(tmp_path), "colbert_v1").warm_up()

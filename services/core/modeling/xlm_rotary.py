@@ -28,9 +28,15 @@ from services.core.modeling.post_norm import Norm
 from services.core.modeling.rotary import Rotation
 
 
+_MODEL_TYPES = (None, "xlm-roberta")
+
+_BASE = 10000.0
+"""Of the angles, where config.json leaves it to the default of the published implementation."""
+
+
 def is_xlm_rotary(config: Config) -> bool:
-    """Whether config.json is that of an XLM-R with rotary positions. It names no ``model_type``."""
-    return config.get("position_embedding_type") == "rotary" and "rotary_emb_base" in config
+    """Whether config.json is that of an XLM-R with rotary positions; published ones name no ``model_type``."""
+    return config.get("position_embedding_type") == "rotary" and config.get("model_type") in _MODEL_TYPES
 
 
 def has_adapters(config: Config) -> bool:
@@ -64,7 +70,7 @@ def load_xlm_rotary(
     """
     checkpoint.strip_prefix("roberta.")
     checkpoint.verify(_shapes(config, adapters) | dict(extra or {}), unused=("pooler.*",))
-    base = float(require(checkpoint.config, "rotary_emb_base", float))
+    base = require({"rotary_emb_base": _BASE, **checkpoint.config}, "rotary_emb_base", float)
     return XlmRotary(Layers(checkpoint, device, dtype, config.epsilon), config, adapters, base)
 
 
