@@ -27,7 +27,6 @@ from services.core.modeling.packed import PackedBatch
 from services.core.modeling.post_norm import Norm
 from services.core.modeling.rotary import Rotation
 
-
 _MODEL_TYPES = (None, "xlm-roberta")
 
 _BASE = 10000.0
@@ -35,7 +34,7 @@ _BASE = 10000.0
 
 
 def is_xlm_rotary(config: Config) -> bool:
-    """Whether config.json is that of an XLM-R with rotary positions; published ones name no ``model_type``."""
+    """Whether config.json is that of an XLM-R with rotary positions; published ones name no type."""
     return config.get("position_embedding_type") == "rotary" and config.get("model_type") in _MODEL_TYPES
 
 
