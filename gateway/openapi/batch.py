@@ -1,0 +1,83 @@
+"""Batch jobs in the document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.openapi.parts import (
+    LIMIT_HEADERS,
+    Chapter,
+    Document,
+    Operation,
+    answer,
+    call,
+    list_answer,
+    path_parameter,
+)
+from services.batch.responses import BatchStatus
+from services.batch.schemas import request_schema
+from services.core.catalog.types import ModelSpec
+from services.core.errors import ErrorCode
+
+_TAG = "Batch Embeddings"
+_FILES = {"output": "output file", "errors": "error file"}
+_NOT_FOUND = (ErrorCode.RESOURCE_NOT_FOUND,)
+_BATCH_ID = path_parameter("batch_id", "Id of a job of one's own.")
+_OFFSET = {
+    "name": "offset",
+    "in": "query",
+    "description": "Bytes to leave out, to go on with a download that broke off.",
+    "schema": {"type": "integer", "minimum": 0, "default": 0},
+}
+_LIMIT = {
+    "name": "limit",
+    "in": "query",
+    "description": "How many at most, up to 1,000.",
+    "schema": {"type": "integer", "minimum": 1, "default": 20},
+}
+
+
+def batch(specs: Sequence[ModelSpec]) -> Chapter:
+    """``/v1/batch/...`` and ``/v1/batches`` of these models."""
+    operation = Operation(
+        path="/v1/batch/embeddings",
+        name="create_batch",
+        tag=_TAG,
+        summary="Embed many texts in the background",
+        description="Stores a job. What is wrong with single lines is told in its error file.",
+        title="Batch Embedding Request",
+        requests={spec.id: request_schema(spec) for spec in specs},
+        answer=BatchStatus,
+        answered="The job is stored and will be done.",
+    )
+    return Chapter((operation,), paths=_paths())
+
+
+def _paths() -> Document:
+    status = answer("Where the job is.", BatchStatus, LIMIT_HEADERS)
+    listed = list_answer("The newest jobs of the key, newest first.", BatchStatus, LIMIT_HEADERS)
+    cancelled = (*_NOT_FOUND, ErrorCode.CONFLICT_STATE)
+    return {
+        "/v1/batches": {"get": call(_TAG, "List one's jobs", "list_batches", listed, [_LIMIT])},
+        "/v1/batch/{batch_id}": {
+            "get": call(_TAG, "Ask how far a job is", "get_batch", status, [_BATCH_ID], _NOT_FOUND),
+            "delete": call(_TAG, "Cancel a job", "cancel_batch", status, [_BATCH_ID], cancelled),
+        },
+        **{f"/v1/batch/{{batch_id}}/{file}": {"get": _download(file)} for file in _FILES},
+    }
+
+
+def _download(file: str) -> Document:
+    words = _FILES[file]
+    return call(
+        _TAG,
+        f"Download the {words}",
+        f"download_batch_{file}",
+        {
+            "description": f"The {words}, one JSON object a line, in the order of the input.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+            "headers": LIMIT_HEADERS,
+        },
+        [_BATCH_ID, _OFFSET],
+        (*_NOT_FOUND, ErrorCode.CONFLICT_RESOURCE_BUSY),
+    )
