@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 
 from services.batch.lines import DUPLICATE, MAX_LINE_BYTES, TOO_LONG, custom_id_of
 from services.batch.table import Plan
 from services.core.inference.embedding import CHARACTERS_PER_TOKEN
+from services.core.media.lines import Line, read_lines
 
 MAX_CHUNK_LINES = 256
 
@@ -27,53 +29,56 @@ async def cut(pieces: AsyncIterator[bytes], *, chunk_tokens: int, max_lines: int
     """
     planner = _Planner(chunk_tokens)
     count = 0
-    async for start, length, line in _lines(pieces):
-        if line is not None and not line.strip():
-            continue
-        count += 1
-        if count > max_lines:
-            raise TooManyLines
-        planner.add(start, length, line)
-        if count % _PAUSE == 0:
-            await asyncio.sleep(0)
+    async with aclosing(read_lines(pieces, MAX_LINE_BYTES)) as lines:
+        async for line in lines:
+            count += 1
+            if count > max_lines:
+                raise TooManyLines
+            planner.add(line)
+            if count % _PAUSE == 0:
+                await asyncio.sleep(0)
     return planner.finish()
 
 
 class _Planner:
+    """Puts one line after the other into the open chunk, and closes it when it is full."""
+
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_bytes = chunk_tokens * CHARACTERS_PER_TOKEN
-        self._plans: list[Plan] = []
         self._seen: set[bytes] = set()
-        self._open = Plan(0, 0, 0, 0, {})
+        self._plans: list[Plan] = []
+        self._first = 0
+        self._lines = self._start = self._end = 0
+        self._faults: dict[int, str] = {}
 
-    def add(self, start: int, length: int, line: bytes | None) -> None:
-        """Add a line of ``length`` bytes at ``start``; None stands for one that is too long to be kept."""
-        if line is None:
+    def add(self, line: Line) -> None:
+        if line.too_long:
             self._close()
-            first = self._open.first
-            # Nobody has to read it again: the chunk has no bytes.
-            self._plans.append(Plan(first, 1, start, 0, {0: TOO_LONG}))
-            self._open = Plan(first + 1, 0, 0, 0, {})
+            # Nobody has to read it again: its chunk has no bytes.
+            self._append(1, line.start, 0, {0: TOO_LONG})
             return
-        plan = self._open
-        if plan.lines and (start + length - plan.start > self._chunk_bytes or plan.lines >= MAX_CHUNK_LINES):
+        end = line.start + line.length
+        if end - self._start > self._chunk_bytes or self._lines >= MAX_CHUNK_LINES:
             self._close()
-            plan = self._open
-        faults = dict(plan.faults)
-        if self._is_duplicate(line):
-            faults[plan.lines] = DUPLICATE
-        begin = plan.start if plan.lines else start
-        self._open = Plan(plan.first, plan.lines + 1, begin, start + length - begin, faults)
+        if not self._lines:
+            self._start = line.start
+        if self._is_duplicate(line.data):
+            self._faults[self._lines] = DUPLICATE
+        self._lines += 1
+        self._end = end
 
     def finish(self) -> list[Plan]:
         self._close()
         return self._plans
 
     def _close(self) -> None:
-        plan = self._open
-        if plan.lines:
-            self._plans.append(plan)
-            self._open = Plan(plan.first + plan.lines, 0, 0, 0, {})
+        if self._lines:
+            self._append(self._lines, self._start, self._end - self._start, self._faults)
+            self._lines, self._faults = 0, {}
+
+    def _append(self, lines: int, start: int, length: int, faults: Mapping[int, str]) -> None:
+        self._plans.append(Plan(self._first, lines, start, length, faults))
+        self._first += lines
 
     def _is_duplicate(self, line: bytes) -> bool:
         custom_id = custom_id_of(line)
@@ -84,29 +89,3 @@ class _Planner:
             return True
         self._seen.add(name)
         return False
-
-
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, int, bytes | None]]:
-    """Give start, length and bytes of each line, None for the bytes of one that is too long."""
-    rest = bytearray()
-    start = 0  # of the line that ``rest`` begins, of which ``dropped`` bytes were let go already
-    dropped = 0
-    async for piece in pieces:
-        begin = 0
-        while (end := piece.find(b"\n", begin)) >= 0:
-            yield _line(start, dropped, rest, piece[begin:end])
-            start += dropped + len(rest) + end - begin + 1
-            rest, dropped, begin = bytearray(), 0, end + 1
-        rest += piece[begin:]
-        if len(rest) > MAX_LINE_BYTES:
-            dropped += len(rest)
-            rest.clear()
-    if rest or dropped:
-        yield _line(start, dropped, rest, b"")
-
-
-def _line(start: int, dropped: int, rest: bytearray, last: bytes) -> tuple[int, int, bytes | None]:
-    length = dropped + len(rest) + len(last)
-    if length > MAX_LINE_BYTES:
-        return start, length, None
-    return start, length, bytes(rest) + last

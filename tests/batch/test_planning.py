@@ -30,17 +30,19 @@ def _line(name: object, words: int = 1) -> bytes:
     st.lists(st.one_of(st.integers(0, 30).map(str).map(_line), st.sampled_from([b"", b" ", b"x", b"{}"]))),
     st.integers(1, 50),
     st.sampled_from([b"\n", b"\r\n"]),
+    st.sampled_from([b"", b"\xef\xbb\xbf"]),
     st.booleans(),
 )
 async def test_every_line_is_in_one_chunk_in_order(
-    lines: list[bytes], piece: int, end: bytes, last: bool
+    lines: list[bytes], piece: int, end: bytes, mark: bytes, last: bool
 ) -> None:
-    data = end.join(lines) + (end if last else b"")
+    data = mark + end.join(lines) + (end if last else b"")
     plans = await _cut(data, piece)
     assert plans == await _cut(data)
-    wanted = [line for line in data.split(b"\n") if line.strip()]
     found = [split_lines(data[plan.start : plan.start + plan.length]) for plan in plans]
-    assert [line for chunk in found for line in chunk] == wanted
+    assert [line.removesuffix(b"\r") for chunk in found for line in chunk] == [
+        line for line in lines if line.strip()
+    ]
     assert [len(chunk) for chunk in found] == [plan.lines for plan in plans]
     first = 0
     for plan in plans:

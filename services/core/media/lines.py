@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass
 
 _BOM = b"\xef\xbb\xbf"
@@ -22,7 +22,7 @@ class Line:
     too_long: bool = False
 
 
-async def read_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> AsyncIterator[Line]:
+async def read_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> AsyncGenerator[Line]:
     """Give the lines of ``chunks`` that are not blank, holding one line and one chunk at most."""
     held = _Held(max_line_bytes)
     async for chunk in chunks:
