@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine, EngineStartError, memory
-from services.core.inference.memory import free_bytes, weight_bytes
+from services.core.inference.memory import free_bytes, held_bytes, total_bytes, weight_bytes
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.decoder import decoder_shapes, linear_sizes
 from services.core.modeling.decoder_config import EUROBERT, DecoderConfig
 from tests.checkpoints import minilm_directory
 from tests.decoder_checkpoints import write_served
-from tests.inference.support import settings
+from tests.inference.support import running, settings
 from tests.modeling.support import config_of
 
 NANO = "jina-embeddings-v5-text-nano"
@@ -41,6 +42,19 @@ def test_weights_are_counted_with_their_adapters(tmp_path: Path, dtype: torch.dt
     assert weight_bytes(minilm_directory(), dtype) // dtype.itemsize == pytest.approx(22_713_216, rel=0.001)
 
 
+async def test_says_what_the_device_has_and_the_process_holds() -> None:
+    def value(name: str) -> float:
+        return REGISTRY.get_sample_value(f"searchfoundation_device_memory_{name}", {"device": "cpu"}) or 0.0
+
+    async with running():
+        assert value("total_bytes") == total_bytes(CPU)
+        assert 1 << 20 < value("bytes") < value("total_bytes")
+    grown = torch.ones(64 << 20, dtype=torch.uint8)
+    before = held_bytes(CPU)
+    del grown
+    assert before - held_bytes(CPU) > 32 << 20
+
+
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
@@ -52,11 +66,15 @@ def test_the_smaller_of_machine_and_container_counts(tmp_path: Path, monkeypatch
     monkeypatch.setattr(memory, "_MEMINFO", meminfo)
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert free_bytes(CPU) is None
+    assert total_bytes(CPU) is None
     meminfo.write_text("MemTotal: 4096 kB\nMemAvailable:    1000 kB\n")
     assert free_bytes(CPU) == 1000 << 10
+    assert total_bytes(CPU) == 4096 << 10
     (tmp_path / "memory.max").write_text("max\n")
     assert free_bytes(CPU) == 1000 << 10
+    assert total_bytes(CPU) == 4096 << 10
     (tmp_path / "memory.max").write_text("500000\n")
+    assert total_bytes(CPU) == 500000
     (tmp_path / "memory.current").write_text("400000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
     assert free_bytes(CPU) == 150000

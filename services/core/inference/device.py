@@ -54,10 +54,6 @@ class TorchDevice:
         """Whether ``error`` is a CUDA failure other than memory: the context is gone with it."""
         return isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error)
 
-    def memory(self) -> int:
-        """Bytes held on the device; 0 on a CPU, where the process' own memory says it."""
-        return torch.cuda.memory_reserved(self.torch) if self.torch.type == "cuda" else 0
-
 
 def available_cores(processes: int = 1) -> int:
     """CPUs this process may use when ``processes`` like it share the machine."""

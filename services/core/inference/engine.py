@@ -21,7 +21,7 @@ from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
 from services.core.inference.late_interaction import LateInteractionScorer
 from services.core.inference.list_scoring import ListScorer
-from services.core.inference.memory import NotEnoughMemoryError, require_room
+from services.core.inference.memory import NotEnoughMemoryError, held_bytes, require_room, total_bytes
 from services.core.inference.metrics import LOAD_SECONDS, watch_device
 from services.core.inference.pair_scoring import PairScorer
 from services.core.inference.runtime import Runtime
@@ -108,7 +108,8 @@ class Engine:
         except BaseException:
             await engine.stop(0.0)
             raise
-        watch_device(str(device.torch), device.memory)
+        where = device.torch
+        watch_device(str(where), lambda: held_bytes(where), lambda: total_bytes(where))
         return engine
 
     async def stop(self, grace: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from services.core.modeling.checkpoint import CheckpointError
 
 _GIB = 1 << 30
 _MEMINFO = Path("/proc/meminfo")
+_STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -51,24 +53,47 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused
-    limits = [room for room in (_machine_room(_MEMINFO), _container_room(_CGROUP)) if room is not None]
+    limits = [room for room in (_meminfo("MemAvailable"), _container_room(_CGROUP)) if room is not None]
     return min(limits, default=None)
 
 
-def _machine_room(file: Path) -> int | None:
-    if not file.is_file():
+def total_bytes(device: torch.device) -> int | None:
+    """Bytes that ``device`` has: of a CPU the machine's or the container's; None if the system is silent."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    limits = [limit for limit in (_meminfo("MemTotal"), _container_limit(_CGROUP)) if limit is not None]
+    return min(limits, default=None)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Bytes that this process holds on ``device``; on a CPU all that is resident of it."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize() if _STATM.is_file() else 0
+
+
+def _meminfo(name: str) -> int | None:
+    if not _MEMINFO.is_file():
         return None
-    for line in file.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
+    for line in _MEMINFO.read_text().splitlines():
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) << 10
     return None
 
 
+def _container_limit(group: Path) -> int | None:
+    """Limit of the control group (version 2), None without one."""
+    limit = group / "memory.max"
+    if not limit.is_file() or (text := limit.read_text().strip()) == "max":
+        return None
+    return int(text)
+
+
 def _container_room(group: Path) -> int | None:
     """Room below the limit of the control group (version 2), the file cache counted as free."""
-    limit = group / "memory.max"
-    if not limit.is_file() or limit.read_text().strip() == "max":
+    limit = _container_limit(group)
+    if limit is None:
         return None
     used = int((group / "memory.current").read_text())
     statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return max(0, int(limit.read_text()) - used + int(statistics.get("inactive_file", 0)))
+    return max(0, limit - used + int(statistics.get("inactive_file", 0)))

@@ -46,7 +46,16 @@ DROPPED = Counter(
 LOAD_SECONDS = Gauge(
     "searchfoundation_model_load_seconds", "Time to load a model and warm it up.", ("model",)
 )
-DEVICE_MEMORY = Gauge("searchfoundation_device_memory_bytes", "Memory held on the device.", ("device",))
+DEVICE_MEMORY = Gauge(
+    "searchfoundation_device_memory_bytes",
+    "Memory that the process holds on the device; on a CPU all that is resident of it.",
+    ("device",),
+)
+DEVICE_MEMORY_TOTAL = Gauge(
+    "searchfoundation_device_memory_total_bytes",
+    "Memory that the device has; on a CPU the machine's or the container's.",
+    ("device",),
+)
 
 
 class LaneMetrics:
@@ -101,6 +110,8 @@ class EngineMetrics:
         return work / workers
 
 
-def watch_device(name: str, memory: Callable[[], float]) -> None:
-    """Report the memory of a device at each scrape."""
-    DEVICE_MEMORY.labels(name).set_function(memory)
+def watch_device(name: str, held: Callable[[], float], total: Callable[[], float | None]) -> None:
+    """Report the memory of a device at each scrape; ``total`` only where the system tells it."""
+    DEVICE_MEMORY.labels(name).set_function(held)
+    if total() is not None:
+        DEVICE_MEMORY_TOTAL.labels(name).set_function(lambda: total() or 0.0)
