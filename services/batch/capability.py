@@ -10,7 +10,9 @@ from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch
 from services.batch.dbos_engine import DbosEngine
 from services.batch.files import Files
 from services.batch.grpc import BatchServicer
+from services.batch.metrics import BacklogGauges
 from services.batch.parsing import RequestParser
+from services.batch.periodic import repeat
 from services.batch.rest import BatchRestServicer
 from services.batch.schema import BATCH
 from services.batch.service import BatchService, Housekeeper
@@ -27,6 +29,10 @@ from services.core.storage.objects import open_store
 
 _STOP_SECONDS = 5.0
 """Of the grace period, at most: chunks that take longer are left to others, or to the next start."""
+
+
+_LOOK_SECONDS = 5.0
+"""Between looks at all jobs: for what has expired, and for the gauges."""
 
 
 class BatchCapability:
@@ -60,8 +66,9 @@ class BatchCapability:
             expire_seconds=settings.batch_expire_seconds,
         )
         self._housekeeper = Housekeeper(self._jobs, table, files, self._worker)
+        self._gauges = BacklogGauges(table)
         self._closing = asyncio.Event()
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._loops: list[asyncio.Task[None]] = []
         self._typed = BatchServicer(parser, service, settings.public_url)
         self._rest = BatchRestServicer(parser, service, settings.public_url)
 
@@ -74,13 +81,15 @@ class BatchCapability:
         """Make the tables and take tasks; a database that is away is tried again."""
         await self._database.use(ACCESS, BATCH)
         await self._jobs.start(self._worker.do)
-        self._housekeeping = asyncio.create_task(self._housekeeper.run(self._closing))
+        self._loops = [
+            asyncio.create_task(repeat(work, _LOOK_SECONDS, self._closing))
+            for work in (self._housekeeper.look, self._gauges.read)
+        ]
 
     async def stop(self) -> None:
         """Finish the chunks at work or leave them to others."""
         self._closing.set()
-        if self._housekeeping is not None:
-            await self._housekeeping
+        await asyncio.gather(*self._loops)
         await self._jobs.stop(min(_STOP_SECONDS, self._settings.grace_seconds / 2))
         await self._webhooks.close()
         await self._sources.close()

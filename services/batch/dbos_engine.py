@@ -30,6 +30,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from services.batch.jobs import Handler, Kind, Task
+from services.batch.metrics import TAKEOVERS
 from services.batch.workers import Heartbeats, WorkerName
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
@@ -232,6 +233,7 @@ class DbosEngine:
             recover: Callable[[list[str]], list[Any]] = DBOS._recover_pending_workflows  # pyright: ignore[reportPrivateUsage]
             taken = await asyncio.to_thread(recover, [other])
             if taken:
+                TAKEOVERS.inc()
                 logger.warning("took over %d tasks of worker %s, which is silent", len(taken), other)
             else:
                 await self._heartbeats.bury(other, late)

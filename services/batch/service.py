@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -21,8 +19,6 @@ from services.batch.types import BatchRequest, BatchStatus, File, State
 from services.batch.worker import Worker
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
 from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
-
-logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 2.0
 """What a caller is told to wait before asking again."""
@@ -76,6 +72,7 @@ class BatchService:
             created_at=now,
             expires_at=now + self._expire_seconds,
             base_url=base_url,
+            total=len(request.lines or ()),
         )
         if request.lines is not None:
             try:
@@ -84,8 +81,7 @@ class BatchService:
                 raise _store_away() from error
         await self._table.create(job)
         await self._jobs.submit(Task(Kind.PREPARE, job.id, job.model, owner))
-        status = await self._files.status(job)
-        return replace(status, total=len(request.lines or ()))
+        return await self._files.status(job)
 
     async def status(self, batch_id: str, owner: str) -> BatchStatus:
         """Tell how far a job is."""
@@ -158,7 +154,6 @@ class BatchService:
 class Housekeeper:
     """Deletes what has expired, and hands out again what may have been lost between two steps."""
 
-    _SECONDS = 5.0
     _STALLED_SECONDS = 60.0
     _FORGET_SECONDS = 30 * 86_400.0
     _AT_ONCE = 100
@@ -168,18 +163,6 @@ class Housekeeper:
         self._table = table
         self._files = files
         self._worker = worker
-
-    async def run(self, closing: asyncio.Event) -> None:
-        """Look after jobs until the event."""
-        while not closing.is_set():
-            try:
-                # What is away tells so itself, and this is tried again.
-                with suppress(ServiceError, ObjectStoreError):
-                    await self.look()
-            except Exception:
-                logger.exception("looking after batch jobs failed")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(closing.wait(), self._SECONDS)
 
     async def look(self) -> None:
         """Look after jobs once."""

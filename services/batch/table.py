@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import RowMapping, and_, column, delete, func, insert, or_, select, table, update
+from sqlalchemy import RowMapping, and_, case, column, delete, func, insert, or_, select, table, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.batch.types import RUNNING, State
@@ -103,6 +103,16 @@ class Outcome:
     completed: int
     failed: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is left to do: unfinished jobs without and with lines done, lines, when the oldest was made."""
+
+    queued: int = 0
+    running: int = 0
+    lines: int = 0
+    oldest: float | None = None
 
 
 class JobTable:
@@ -249,6 +259,17 @@ class JobTable:
         query = select(*_J).where(_J.created_at < before, or_(waiting, untold)).limit(limit)
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+    async def backlog(self) -> Backlog:
+        """Sum up the unfinished jobs of all owners."""
+        done = _J.completed + _J.failed
+        queued = case((done == 0, 1), else_=0)
+        query = select(
+            func.count(), func.sum(queued), func.sum(_J.total - done), func.min(_J.created_at)
+        ).where(_J.state.in_(_RUNNING))
+        async with self._database.read() as connection:
+            jobs, waiting, lines, oldest = (await connection.execute(query)).one()
+        return Backlog(waiting or 0, jobs - (waiting or 0), lines or 0, oldest)
 
     async def expired(self, now: float, limit: int) -> list[Job]:
         """Give jobs whose time is over and whose files are still there."""

@@ -17,6 +17,7 @@ from services.batch.files import Files
 from services.batch.jobs import JobEngine, Kind, Task
 from services.batch.keys import input_key, part_key
 from services.batch.lines import Line, parse_line, split_lines
+from services.batch.metrics import CHUNK_SECONDS, LINES, WEBHOOKS
 from services.batch.planning import TooManyLines, cut
 from services.batch.sources import SourceError
 from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part, Plan
@@ -212,9 +213,12 @@ class Worker:
             job = await self._table.find(job_id)
             if job is None or job.state is not State.PROCESSING or job.expires_at <= time.time():
                 return
+            began = time.monotonic()
             chunk = await self._table.begin_chunk(job_id, number)
-            if chunk is not None and not await self._results(job, number, chunk):
-                return
+            if chunk is not None:
+                if not await self._results(job, number, chunk):
+                    return
+                CHUNK_SECONDS.labels(job.model).observe(time.monotonic() - began)
         await self._finish(job_id)
 
     async def _results(self, job: Job, number: int, chunk: Chunk) -> bool:
@@ -264,6 +268,8 @@ class Worker:
             await self._store.delete(keys)
             return False
         self._usage.count(job.owner, results.tokens)
+        LINES.labels(job.model, "completed").inc(outcome.completed)
+        LINES.labels(job.model, "failed").inc(outcome.failed)
         return True
 
     # Ending
@@ -287,6 +293,7 @@ class Worker:
             payload = orjson.dumps(status_json(await self._files.status(job)))
             event_id = f"evt_{job.id.removeprefix('batch_')}_{job.state.value}"
             delivery = await self._webhooks.deliver(job.webhook_url, payload, event_id)
+            WEBHOOKS.labels(delivery.value).inc()
             last = delivery is not Delivery.RETRY or job.webhook_tries + 1 >= _WEBHOOK_ATTEMPTS
             if last and delivery is not Delivery.DELIVERED:
                 logger.warning("the end of %s was not told: %s", job.id, delivery.name)

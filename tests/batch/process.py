@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ import grpc
 import orjson
 from google.api import httpbody_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
 from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2_grpc
 
 from tests.servers import free_port
@@ -38,6 +40,7 @@ class Worker:
     name: str = "worker"
     poisoned: bool = False
     port: int = field(default_factory=free_port)
+    metrics_port: int = field(default_factory=free_port)
     process: Any = None
 
     @property
@@ -50,7 +53,7 @@ class Worker:
             "SF_AUTH": "false",
             "SF_MODELS": json.dumps([MODEL]),
             "SF_GRPC_PORT": str(self.port),
-            "SF_METRICS_PORT": "0",
+            "SF_METRICS_PORT": str(self.metrics_port),
             "SF_DRAIN_SECONDS": "0",
             "SF_ACCESS_LOG": "false",
             "SF_BATCH_CHUNK_TOKENS": "200",
@@ -74,6 +77,13 @@ class Worker:
             except grpc.RpcError:
                 return False
             return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    def figure(self, name: str, **labels: str) -> float:
+        """A sample of /metrics; 0 while there is none."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+        samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
+        return sum(sample.value for sample in samples if sample.name == name and sample.labels == labels)
 
     def kill(self) -> None:
         os.kill(self.process.pid, signal.SIGKILL)

@@ -70,6 +70,7 @@ def test_one_is_killed_and_never_comes_back(pair: tuple[Worker, Worker], expect:
     with Client(second) as client:
         _as_expected(client, job, expect)
     assert "took over" in second.text()
+    assert second.figure("searchfoundation_batch_takeovers_total") == 1
 
 
 @pytest.mark.soak
