@@ -87,3 +87,13 @@ def test_broken_files_are_problems_of_the_folder(tmp_path: Path) -> None:
     config, weights = sorted(inspect(write_files(tmp_path, files)).problems)
     assert "config.json is not a JSON object" in config + weights
     assert "its header says" in config + weights
+
+
+def test_weights_that_are_a_pickle_are_told_why_not(tmp_path: Path) -> None:
+    files = tiny_files()
+    files["pytorch_model.bin"] = files.pop("model.safetensors")
+    report = inspect(write_files(tmp_path, files))
+    assert report.problems == (
+        "model.safetensors is missing.",
+        "pytorch_model.bin is not read: a pickle can run code of its author's when it is opened.",
+    )

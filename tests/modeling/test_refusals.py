@@ -116,3 +116,86 @@ def test_a_tokenizer_with_more_ids_than_the_network(tmp_path: Path, model: str) 
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match=r"has \d+ ids, the network \d+"):
         load(folder, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_weights_that_are_a_pickle_only(tmp_path: Path, model: str) -> None:
+    folder = write_model(tmp_path, model)
+    path = folder / "model.safetensors"
+    torch.save(load_file(path), folder / "pytorch_model.bin")
+    load(folder, model)  # beside safetensors it is left alone
+    path.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no model\.safetensors; pytorch_model\.bin is not read: a pickle"
+    ):
+        load(folder, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_shards_and_one_that_is_not_there(tmp_path: Path, model: str) -> None:
+    folder = write_model(tmp_path, model)
+    in_shards(folder)
+    load(folder, model)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"index\.json: it names model-00002-of-00002\.safetensors, which"
+    ):
+        load(folder, model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_tensor_in_two_shards(tmp_path: Path, model: str) -> None:
+    folder = write_model(tmp_path, model)
+    name = in_shards(folder)
+    second = folder / "model-00002-of-00002.safetensors"
+    again = load_file(folder / "model-00001-of-00002.safetensors")[name]
+    save_file(load_file(second) | {name: again}, second)
+    with pytest.raises(
+        CheckpointError, match=f"'{re.escape(name)}' is in model-00001-of-00002.safetensors too"
+    ):
+        load(folder, model)
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if not name.startswith("jina-embeddings-v2")])
+def test_a_tensor_with_and_without_the_prefix(tmp_path: Path, model: str) -> None:
+    folder = write_model(tmp_path, model)
+    name = next(n for n in load_file(folder / "model.safetensors") if n.startswith(("bert.", "roberta.")))
+    bare = name.partition(".")[2]
+    refused(
+        folder,
+        model,
+        lambda t: t.update({bare: t[name].clone()}),
+        f"with and without '.*': {re.escape(bare)}",
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_code_beside_the_weights_is_never_run(tmp_path: Path, model: str) -> None:
+    """Of a configuration that names code, as the published ones do, the code stays a file."""
+    folder = write_model(tmp_path, model)
+    ran = tmp_path / "ran"
+    (folder / "modeling.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Model: pass\n")
+    named = {"auto_map": {"AutoModel": "modeling.Model", "AutoTokenizer": ["modeling.Model", None]}}
+    for file in ("config.json", "tokenizer_config.json"):
+        path = folder / file
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | named))
+    if model == "elser-v2":  # a stock BERT needs no code: one that names some is of another network
+        with pytest.raises(CheckpointError, match="is of no network served here"):
+            load(folder, model)
+    else:
+        load(folder, model)
+    assert not ran.exists()
+
+
+def in_shards(folder: Path) -> str:
+    """Spread the weights over two files and an index; return the name of a tensor of the first."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return names[0]

@@ -12,7 +12,7 @@ import yaml
 
 from services.core.catalog.headers import BrokenFileError, TensorInfo, read_header, totals
 from services.core.catalog.pull import RECORD
-from services.core.catalog.weights import WeightsNotFound, missing_files
+from services.core.catalog.weights import WeightsNotFound, missing_files, pickle_note
 
 CONFIG_FACTS = (
     "model_type",
@@ -99,9 +99,11 @@ def _files(folder: Path) -> Mapping[str, int]:
 
 def _lacking(folder: Path) -> tuple[str, ...]:
     try:
-        return tuple(f"{name} is missing." for name in missing_files(folder))
+        lacking = tuple(f"{name} is missing." for name in missing_files(folder))
     except WeightsNotFound as error:
         return (str(error),)
+    note = pickle_note(folder).strip()
+    return (*lacking, note) if note else lacking
 
 
 def _card_licence(folder: Path) -> str:

@@ -37,7 +37,7 @@ def locate(spec: ModelSpec, settings: Settings) -> Path:
         if lacking := missing_files(folder):
             raise WeightsNotFound(
                 f"The weights of {spec.weights_id} in {folder} ({where}) are not whole: "
-                f"{', '.join(lacking)} missing. {_remedy(spec, settings)}"
+                f"{', '.join(lacking)} missing. {pickle_note(folder)}{_remedy(spec, settings)}"
             )
         return folder
     raise WeightsNotFound(f"There are no weights of {spec.weights_id} here. {_remedy(spec, settings)}")
@@ -62,6 +62,14 @@ def missing_files(folder: Path) -> list[str]:
     if not (folder / INDEX).is_file():
         return [*lacking, "model.safetensors"]
     return [*lacking, *(name for name in shards(folder) if not (folder / name).is_file())]
+
+
+def pickle_note(folder: Path) -> str:
+    """A sentence on weights in ``folder`` that are there as pickles only; empty if there are none."""
+    found = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if not found or any(folder.glob("*.safetensors")):
+        return ""
+    return f"{', '.join(found)} is not read: a pickle can run code of its author's when it is opened. "
 
 
 def shards(folder: Path) -> list[str]:

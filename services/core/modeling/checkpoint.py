@@ -15,6 +15,7 @@ Shape = tuple[int, ...]
 Config = Mapping[str, Any]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_PICKLES = ("*.bin", "*.pt", "*.pth")
 _NAMED_AT_MOST = 8
 
 
@@ -48,9 +49,18 @@ class Checkpoint:
         return frozenset(name.removeprefix(self._prefix) for name in self._where)
 
     def strip_prefix(self, prefix: str) -> None:
-        """Leave ``prefix`` out of every name that has it, if any has; e.g. ``bert.``."""
-        if any(name.startswith(prefix) for name in self._where):
-            self._prefix = prefix
+        """Leave ``prefix`` out of every name that has it, if any has; e.g. ``bert.``.
+
+        CheckpointError if a tensor is there under both names.
+        """
+        if not any(name.startswith(prefix) for name in self._where):
+            return
+        twice = sorted(name for name in self._where if prefix + name in self._where)
+        if twice:
+            raise CheckpointError(
+                f"{self.directory}: {'; '.join(_complaint(f'tensors with and without {prefix!r}', twice))}"
+            )
+        self._prefix = prefix
 
     def verify(self, expected: Mapping[str, Shape], *, unused: Sequence[str] = ()) -> None:
         """Check that exactly the ``expected`` names are there, in those shapes.
@@ -130,12 +140,22 @@ def _weight_files(directory: Path) -> Iterable[Path]:
         return [single]
     index = directory / "model.safetensors.index.json"
     if not index.is_file():
-        raise CheckpointError(f"{directory}: no model.safetensors; other weight formats are not read")
+        raise CheckpointError(f"{directory}: no model.safetensors{_instead(directory)}")
     shards = require(read_json(index), "weight_map", dict, source=index.name)
     files = sorted({str(name) for name in shards.values()})
     if any(Path(name).name != name for name in files):
         raise CheckpointError(f"{index}: a shard lies outside the directory")
+    if lacking := [name for name in files if not (directory / name).is_file()]:
+        raise CheckpointError(f"{index}: it names {', '.join(lacking)}, which the directory does not have")
     return [directory / name for name in files]
+
+
+def _instead(directory: Path) -> str:
+    """Say why weights in another format are not read, where there are some."""
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    if not pickles:
+        return "; other weight formats are not read"
+    return f"; {', '.join(pickles)} is not read: a pickle can run code of its author's when it is opened"
 
 
 def _open(path: Path) -> Any:
