@@ -123,15 +123,28 @@ def _gated(random: Random, layer: str, config: Mapping[str, Any], query_norm: bo
 
 
 def write_jina_bert(
-    directory: Path, *, query_norm: bool = False, random: Random | None = None, **changes: Any
+    directory: Path,
+    *,
+    query_norm: bool = False,
+    random: Random | None = None,
+    tokenizer: Tokenizer | None = None,
+    **changes: Any,
 ) -> Path:
-    """Write a tiny jina-embeddings-v2-base-*; ``changes`` go into its config.json."""
-    config = jina_bert_config(**changes)
+    """Write a tiny jina-embeddings-v2-base-*; ``changes`` go into its config.json.
+
+    The tokenizer is that of -de, -es, -zh and -code; -en has word pieces.
+    """
+    tokenizer = tokenizer or byte_pairs()
+    config = jina_bert_config(**({"vocab_size": tokenizer.get_vocab_size()} | changes))
     tensors = jina_bert_tensors(config, query_norm=query_norm, random=random)
-    return write(directory, config, stored_as(torch.float16, tensors), byte_pairs())
+    return write(directory, config, stored_as(torch.float16, tensors), tokenizer)
 
 
 TASKS = ("retrieval.query", "retrieval.passage", "separation", "classification", "text-matching")
+INSTRUCTIONS = {
+    "retrieval.query": "Represent the query for retrieving evidence documents: ",
+    "retrieval.passage": "Represent the document for retrieval: ",
+}
 
 
 def xlm_rotary_config(**changes: Any) -> dict[str, Any]:
@@ -172,6 +185,7 @@ def v3_config(**changes: Any) -> dict[str, Any]:
         "lora_rank": 4,
         "matryoshka_dimensions": [8, 16, 32],
         "rotary_emb_base": 20000.0,
+        "task_instructions": dict.fromkeys(TASKS, "") | INSTRUCTIONS,
         "truncate_dim": None,
     }
     return xlm_rotary_config(**(own | changes))
@@ -237,14 +251,18 @@ def write_v3(directory: Path, *, random: Random | None = None, **changes: Any) -
     return write(directory, config, tensors, sentence_pieces())
 
 
-def write_reranker_v1(directory: Path, *, random: Random | None = None, **changes: Any) -> Path:
-    """Write a tiny jina-reranker-v1-*: JinaBERT under a prefix, with a pooler and a classifier."""
+def reranker_v1_tensors(config: Mapping[str, Any], *, random: Random | None = None) -> Tensors:
+    """Make the tensors of a jina-reranker-v1: JinaBERT under a prefix, with a pooler and a classifier."""
     random = random or Random()
+    body = {f"bert.{name}": tensor for name, tensor in jina_bert_tensors(config, random=random).items()}
+    return body | random.linear("classifier", 1, config["hidden_size"])
+
+
+def write_reranker_v1(directory: Path, *, random: Random | None = None, **changes: Any) -> Path:
+    """Write a tiny jina-reranker-v1-*."""
     config = jina_bert_config(architectures=["JinaBertModel"], **changes)
-    body = jina_bert_tensors(config, random=random)
-    tensors = {f"bert.{name}": tensor for name, tensor in body.items()}
-    tensors |= random.linear("classifier", 1, config["hidden_size"])
-    return write(directory, config, stored_as(torch.float16, tensors), byte_pairs())
+    tensors = stored_as(torch.float16, reranker_v1_tensors(config, random=random))
+    return write(directory, config, tensors, byte_pairs())
 
 
 def reranker_v2_config(**changes: Any) -> dict[str, Any]:
@@ -286,18 +304,24 @@ def colbert_pieces() -> Tokenizer:
     return word_pieces(words)
 
 
+def colbert_v1_tensors(
+    config: Mapping[str, Any], dimensions: int = 128, *, random: Random | None = None
+) -> Tensors:
+    """Make the tensors of jina-colbert-v1-en: JinaBERT under a prefix, and a projection without a bias."""
+    random = random or Random()
+    body = {f"bert.{name}": tensor for name, tensor in jina_bert_tensors(config, random=random).items()}
+    return body | {"linear.weight": random.matrix(dimensions, config["hidden_size"])}
+
+
 def write_colbert_v1(
     directory: Path, *, dimensions: int = 128, random: Random | None = None, **changes: Any
 ) -> Path:
-    """Write a tiny jina-colbert-v1-en: fp32, prefixed names, a projection, ``artifact.metadata``."""
-    random = random or Random()
+    """Write a tiny jina-colbert-v1-en: fp32, with ``artifact.metadata``."""
     tokenizer = colbert_pieces()
     config = jina_bert_config(
         architectures=["HF_ColBERT"], **({"vocab_size": tokenizer.get_vocab_size()} | changes)
     )
-    body = jina_bert_tensors(config, random=random)
-    tensors = {f"bert.{name}": tensor for name, tensor in body.items()}
-    tensors["linear.weight"] = random.matrix(dimensions, config["hidden_size"])
+    tensors = colbert_v1_tensors(config, dimensions, random=random)
     metadata = {
         "query_token_id": "[unused0]",
         "doc_token_id": "[unused1]",
@@ -319,15 +343,22 @@ def write_colbert_v1(
     )
 
 
+def colbert_v2_tensors(
+    config: Mapping[str, Any], dimensions: int = 128, *, random: Random | None = None
+) -> Tensors:
+    """Make the tensors of jina-colbert-v2: XLM-R with its pooler, and a projection without a bias."""
+    random = random or Random()
+    body = xlm_rotary_tensors(config, random=random)
+    return body | {"linear.weight": random.matrix(dimensions, config["hidden_size"])}
+
+
 def write_colbert_v2(
     directory: Path, *, dimensions: int = 128, random: Random | None = None, **changes: Any
 ) -> Path:
-    """Write a tiny jina-colbert-v2: bf16, two added markers, a projection, ``artifact.metadata``."""
-    random = random or Random()
+    """Write a tiny jina-colbert-v2: bf16, two added markers, ``artifact.metadata``."""
     tokenizer = sentence_pieces("[QueryMarker]", "[DocumentMarker]")
     config = xlm_rotary_config(**({"vocab_size": tokenizer.get_vocab_size()} | changes))
-    tensors = xlm_rotary_tensors(config, random=random)
-    tensors["linear.weight"] = random.matrix(dimensions, config["hidden_size"])
+    tensors = colbert_v2_tensors(config, dimensions, random=random)
     metadata = {
         "query_token_id": "[QueryMarker]",
         "doc_token_id": "[DocumentMarker]",
@@ -368,18 +399,19 @@ def write_elser(directory: Path, *, random: Random | None = None, **changes: Any
 
 
 _WIDE = {"num_hidden_layers": 1, "intermediate_size": 64}
+_V2 = {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8192}
 
 
 def write_model(directory: Path, model: str) -> Path:
     """Write tiny weights that fit the catalogue's entry of ``model`` where a process looks for them."""
     folder = directory / model
     match model:
-        case "jina-embeddings-v2-base-en" | "jina-embeddings-v2-base-de":
-            wide = {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8192}
-            return write_jina_bert(folder, **_WIDE, **wide)
+        case "jina-embeddings-v2-base-en":
+            return write_jina_bert(folder, tokenizer=word_pieces(), **_WIDE, **_V2)
+        case "jina-embeddings-v2-base-de" | "jina-embeddings-v2-base-es" | "jina-embeddings-v2-base-zh":
+            return write_jina_bert(folder, **_WIDE, **_V2)
         case "jina-embeddings-v2-base-code":
-            wide = {"hidden_size": 768, "num_attention_heads": 12, "max_position_embeddings": 8192}
-            return write_jina_bert(folder, query_norm=True, **_WIDE, **wide)
+            return write_jina_bert(folder, query_norm=True, **_WIDE, **_V2)
         case "jina-embeddings-v3":
             wide = {"hidden_size": 1024, "num_attention_heads": 16, "max_position_embeddings": 8194}
             return write_v3(folder, **_WIDE, **wide)
