@@ -15,6 +15,7 @@ from services.batch.parsing import RequestParser
 from services.batch.periodic import repeat
 from services.batch.rest import BatchRestServicer
 from services.batch.schema import BATCH
+from services.batch.secrets import WebhookSecrets
 from services.batch.service import BatchService, Housekeeper
 from services.batch.sources import Sources
 from services.batch.table import JobTable
@@ -51,7 +52,7 @@ class BatchCapability:
         self._jobs = DbosEngine(settings, database, parser.models)
         table, store = JobTable(database), open_store(settings)
         files = Files(table, store)
-        self._webhooks = Webhooks(settings)
+        self._webhooks = Webhooks(settings, WebhookSecrets(settings, database))
         self._sources = Sources(settings)
         self._worker = Worker(
             settings, engine, self._jobs, table, store, files, self._sources, self._webhooks

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from services.core.storage import Migration, Schema
@@ -60,6 +72,8 @@ _WORKERS = Table(
     Column("id", String(200), primary_key=True),
     Column("seen", Double, nullable=False),
 )
+# One row: what signs webhooks, the newest first, with spaces between; empty until it is first needed.
+_SECRETS = Table("batch_webhook_secrets", _V1, Column("secrets", Text, nullable=False))
 _BY_OWNER = Index("batch_jobs_by_owner", _JOBS.c.owner, _JOBS.c.created_at)
 _BY_EXPIRY = Index("batch_jobs_by_expiry", _JOBS.c.state, _JOBS.c.expires_at)
 
@@ -76,6 +90,11 @@ BATCH = Schema(
                 CreateIndex(_BY_OWNER),
                 CreateIndex(_BY_EXPIRY),
             ),
+        ),
+        Migration(
+            2,
+            "webhook secrets",
+            (CreateTable(_SECRETS), text("INSERT INTO batch_webhook_secrets (secrets) VALUES ('')")),
         ),
     ),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -11,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 
+from services.batch.secrets import Secrets, WebhookSecrets, signing_key
 from services.core.media.connecting import Resolver, resolve
 from services.core.media.errors import FetchError
 from services.core.media.fetching import Fetcher, Limits, shown
-from services.core.settings import ConfigurationError, Settings
+from services.core.settings import Settings
 
 logger = logging.getLogger(__name__)
-_PREFIX = "whsec_"
 _LIMITS = Limits(connect_seconds=5.0, idle_seconds=10.0, total_seconds=15.0)
 
 # A receiver that is being restarted is often seen as 404 by whoever is in front of it.
@@ -36,20 +35,19 @@ class Webhooks:
     """Posts events as Standard Webhooks describes it, under the guard of every fetch.
 
     The three headers are ``webhook-id``, ``webhook-timestamp`` (seconds since the epoch) and
-    ``webhook-signature``: ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body``, once for each
-    secret of SF_WEBHOOK_SECRET. Without a secret the last header is left out.
+    ``webhook-signature``: ``v1,`` and the base64 HMAC-SHA256 of ``id.timestamp.body``, once for each secret.
     """
 
     def __init__(
         self,
         settings: Settings,
+        secrets: WebhookSecrets,
         *,
         clock: Callable[[], float] = time.time,
         resolver: Resolver = resolve,
         limits: Limits = _LIMITS,
     ) -> None:
-        secret = settings.webhook_secret
-        self._keys = _keys(secret.get_secret_value()) if secret else ()
+        self._secrets = secrets
         self._clock = clock
         self._fetcher = Fetcher(settings, limits=limits, resolver=resolver)
 
@@ -65,9 +63,13 @@ class Webhooks:
         return None
 
     async def deliver(self, url: str, payload: bytes, event_id: str) -> Outcome:
-        """Try once to hand over the JSON ``payload``; the receiver knows repeats by ``event_id``."""
+        """Try once to hand over the JSON ``payload``; the receiver knows repeats by ``event_id``.
+
+        Raises ``ServiceError`` as ``WebhookSecrets`` does.
+        """
+        headers = self._headers(payload, event_id, await self._secrets.current())
         try:
-            status = await self._fetcher.post(url, payload, self._headers(payload, event_id))
+            status = await self._fetcher.post(url, payload, headers)
         except FetchError as error:
             outcome = Outcome.RETRY if error.retryable else Outcome.REFUSED
             logger.warning("webhook %s: %s (%s)", event_id, error.detail, outcome.value)
@@ -81,17 +83,15 @@ class Webhooks:
         """Close the connections."""
         await self._fetcher.aclose()
 
-    def _headers(self, payload: bytes, event_id: str) -> Mapping[str, str]:
+    def _headers(self, payload: bytes, event_id: str, secrets: Secrets) -> Mapping[str, str]:
         now = str(int(self._clock()))
-        headers = {
+        signed = b".".join((event_id.encode(), now.encode(), payload))
+        return {
             "Content-Type": "application/json",
             "webhook-id": event_id,
             "webhook-timestamp": now,
+            "webhook-signature": " ".join(_signature(signing_key(secret), signed) for secret in secrets),
         }
-        if self._keys:
-            signed = b".".join((event_id.encode(), now.encode(), payload))
-            headers["webhook-signature"] = " ".join(_signature(key, signed) for key in self._keys)
-        return headers
 
 
 def _judge(status: int) -> Outcome:
@@ -102,16 +102,3 @@ def _judge(status: int) -> Outcome:
 
 def _signature(key: bytes, signed: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
-
-
-def _keys(secrets: str) -> tuple[bytes, ...]:
-    return tuple(map(_key, secrets.split()))
-
-
-def _key(secret: str) -> bytes:
-    if not secret.startswith(_PREFIX):
-        return secret.encode()
-    try:
-        return base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
-    except binascii.Error as error:
-        raise ConfigurationError("SF_WEBHOOK_SECRET: what follows whsec_ is not base64.") from error

@@ -172,7 +172,8 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         None,
         description="Signs webhooks: `whsec_` and base64, or a word; two, with a space between, while "
-        "receivers change over. Unsigned when unset.",
+        "receivers change over. When unset, one is made and kept in the database: "
+        "`search-foundation webhooks secret` prints it.",
     )
 
     # Process

@@ -1,38 +1,49 @@
-"""Deliveries to a receiver that checks signatures by itself."""
+"""Deliveries, their signatures checked by the library of the convention."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
+import json
+import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
 
+from services.batch.schema import BATCH
+from services.batch.secrets import WebhookSecrets
 from services.batch.webhook import Outcome, Webhooks
+from services.core.errors import ServiceError
 from services.core.media.fetching import Limits
 from services.core.settings import ConfigurationError, Settings
+from services.core.storage import Database
 from tests.media.web import Request, answer, head, web
 
-KEY = bytes(range(32))
-SECRET = "whsec_" + base64.b64encode(KEY).decode()
-NOW = 1_700_000_000.9
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PAYLOAD = '{"batch_id": "batch_1", "status": "completed", "model": "é"}'.encode()
 
 Make = Callable[..., Webhooks]
 
 
 @pytest.fixture
-async def make() -> AsyncIterator[Make]:
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(Settings(data_dir=tmp_path), BATCH)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def make(database: Database) -> AsyncIterator[Make]:
     made: list[Webhooks] = []
 
     def webhooks(
         secret: str | None = SECRET, networks: tuple[str, ...] = ("127.0.0.1/32",), **how: Any
     ) -> Webhooks:
         settings = Settings(webhook_secret=secret, fetch_allow_networks=networks)  # type: ignore[arg-type]
-        made.append(Webhooks(settings, clock=lambda: NOW, **how))
+        made.append(Webhooks(settings, WebhookSecrets(settings, database), **how))
         return made[-1]
 
     yield webhooks
@@ -40,12 +51,14 @@ async def make() -> AsyncIterator[Make]:
         await one.close()
 
 
-def expected(key: bytes, request: Request) -> str:
-    """The signature as the convention has it, put together from what was received."""
-    signed = (
-        f"{request.headers['webhook-id']}.{request.headers['webhook-timestamp']}.".encode() + request.body
-    )
-    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
+def verified(request: Request, secret: str) -> Any:
+    """What the library takes the request to say; it raises for a signature that does not fit."""
+    return Webhook(secret).verify(request.body, request.headers)
+
+
+def encoded(word: str) -> str:
+    """A secret that is a word, as the library wants it."""
+    return base64.b64encode(word.encode()).decode()
 
 
 async def test_a_delivery_is_signed(make: Make) -> None:
@@ -55,36 +68,80 @@ async def test_a_delivery_is_signed(make: Make) -> None:
     assert (request.method, request.target, request.body) == ("POST", "/hook?x=1", PAYLOAD)
     assert request.headers["content-type"] == "application/json"
     assert request.headers["webhook-id"] == "evt_1_completed"
-    assert request.headers["webhook-timestamp"] == "1700000000"
-    assert request.headers["webhook-signature"] == expected(KEY, request)
+    assert abs(int(request.headers["webhook-timestamp"]) - time.time()) < 60
+    assert verified(request, SECRET) == json.loads(PAYLOAD)
+    with pytest.raises(WebhookVerificationError):
+        verified(request, "whsec_" + encoded("another"))
 
 
-def test_the_published_example_of_the_convention() -> None:
+async def test_the_published_example_of_the_convention(make: Make) -> None:
     """Secret, id, time, body and signature as the Standard Webhooks libraries test themselves with."""
-    settings = Settings(webhook_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")  # type: ignore[arg-type]
-    webhooks = Webhooks(settings, clock=lambda: 1614265330.0)
-    headers = webhooks._headers(b'{"test": 2432232314}', "msg_p5jXN8AQM9LWM0D4loKWxJek")
-    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    webhooks = make(secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", clock=lambda: 1614265330.0)
+    async with web(answer(b"")) as site:
+        await webhooks.deliver(site.url(), b'{"test": 2432232314}', "msg_p5jXN8AQM9LWM0D4loKWxJek")
+    signature = site.requests[0].headers["webhook-signature"]
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 async def test_two_secrets_give_two_signatures(make: Make) -> None:
     async with web(answer(b"")) as site:
         await make(secret=f"{SECRET} plain-words").deliver(site.url(), PAYLOAD, "evt")
     (request,) = site.requests
-    both = f"{expected(KEY, request)} {expected(b'plain-words', request)}"
-    assert request.headers["webhook-signature"] == both
+    assert len(request.headers["webhook-signature"].split()) == 2
+    assert verified(request, SECRET) == verified(request, encoded("plain-words")) == json.loads(PAYLOAD)
 
 
-async def test_no_secret_no_signature(make: Make) -> None:
+@pytest.mark.parametrize("unset", [None, "", " "])
+async def test_without_a_secret_of_the_operator_one_is_made(
+    make: Make, database: Database, unset: str | None
+) -> None:
     async with web(answer(b"")) as site:
-        assert await make(secret=None).deliver(site.url(), PAYLOAD, "evt") is Outcome.DELIVERED
-    assert "webhook-signature" not in site.requests[0].headers
-    assert "webhook-id" in site.requests[0].headers
+        # Two processes that start together sign with the same one.
+        together = (make(secret=unset).deliver(site.url(), PAYLOAD, f"evt_{n}") for n in range(2))
+        assert await asyncio.gather(*together) == [Outcome.DELIVERED] * 2
+    (secret,) = await WebhookSecrets(Settings(), database).current()
+    assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
+    for request in site.requests:
+        assert verified(request, secret) == json.loads(PAYLOAD)
 
 
-def test_a_secret_that_is_no_base64_stops_the_start() -> None:
+async def test_a_secret_is_changed_while_receivers_change_over(make: Make, database: Database) -> None:
+    secrets = WebhookSecrets(Settings(), database)
+    (old,) = await secrets.current()
+    new, kept = await secrets.rotate()
+    assert kept == old != new
+    webhooks = make(secret=None)
+    async with web(answer(b"")) as site:
+        await webhooks.deliver(site.url(), PAYLOAD, "evt")
+        assert await secrets.retire() == (new,)
+        await webhooks.deliver(site.url(), PAYLOAD, "evt")
+    both, alone = site.requests
+    assert verified(both, old) == verified(both, new) == verified(alone, new)
+    with pytest.raises(WebhookVerificationError):
+        verified(alone, old)
+    assert await secrets.rotate() != await secrets.rotate()
+    assert len(await secrets.current()) == 2
+
+
+async def test_nothing_goes_out_unsigned_while_the_secret_cannot_be_read(
+    make: Make, database: Database, tmp_path: Path
+) -> None:
+    await database.close()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    tmp_path.rmdir()
+    tmp_path.write_bytes(b"in the way")
+    async with web(answer(b"")) as site:
+        with pytest.raises(ServiceError):
+            await make(secret=None).deliver(site.url(), PAYLOAD, "evt")
+        assert not site.requests
+        assert await make().deliver(site.url(), PAYLOAD, "evt") is Outcome.DELIVERED
+
+
+@pytest.mark.parametrize("secret", ["whsec_%%%", "whsec_", f"{SECRET} whsec_x"])
+def test_a_secret_that_cannot_sign_stops_the_start(make: Make, secret: str) -> None:
     with pytest.raises(ConfigurationError, match="SF_WEBHOOK_SECRET"):
-        Webhooks(Settings(webhook_secret="whsec_%%%"))  # type: ignore[arg-type]
+        make(secret=secret)
 
 
 @pytest.mark.parametrize(
