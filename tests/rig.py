@@ -107,7 +107,7 @@ async def serving(build: Build, chosen: Settings) -> AsyncIterator[Serving]:
 
 
 def told(error: grpc.aio.AioRpcError) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of a failure, as the gateway would answer them."""
+    """HTTP status and body of a failed call of a REST service, as the gateway would answer them."""
     trailing = dict(error.trailing_metadata())
     return int(trailing["sf-http-status"]), orjson.loads(trailing["sf-http-body"])
 

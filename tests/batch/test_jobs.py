@@ -20,7 +20,7 @@ from services.batch.types import State
 from services.core.access.key_table import KeyTable
 from tests.batch import expected
 from tests.batch.rig import Rig, rig, until
-from tests.rig import MINILM, settings, told
+from tests.rig import MINILM, settings
 
 
 async def test_typed_callers_make_watch_list_and_cancel(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ async def test_an_expired_job_loses_its_files(tmp_path: Path) -> None:
         assert status["output_url"] is None
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await up.download(job)
-        assert told(caught.value)[0] == 404
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
         async def gone() -> bool:
             return not folder.exists()

@@ -17,7 +17,7 @@ from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.stream import StreamLimits
 from tests.rerank.conftest import Rig
-from tests.rig import MINILM, detail, told
+from tests.rig import MINILM, detail
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -158,9 +158,8 @@ async def test_too_many_bytes_end_an_endless_stream(rig: Rig) -> None:
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rig.typed.RerankStream(endless())
-    status, body = told(caught.value)
-    assert (status, body["code"]) == (413, "INPUT_TOO_LARGE")
-    assert "1048576 bytes" in body["detail"]
+    assert detail(caught.value, error_details_pb2.ErrorInfo).reason == "INPUT_TOO_LARGE"
+    assert "1048576 bytes" in str(caught.value.details())
 
 
 async def test_a_deadline_spans_the_stream(rig: Rig) -> None:

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc import error_details_pb2, status_pb2
 
 from services.core.access import AccessControl
 from services.core.call import Call, current_call
@@ -37,7 +38,7 @@ class Probe:
 
     act: Act = echo
     name: str = "probe"
-    service_names: Sequence[str] = ("probe.Probe", "probe.ProbeRest")
+    service_names: Sequence[str] = ("probe.Probe", "probe.ProbeRestService")
     calls: list[Call] = field(default_factory=list)
     warm: asyncio.Event | None = None
     stopped: bool = False
@@ -68,7 +69,7 @@ class Probe:
             },
         )
         server.add_registered_method_handlers(
-            "probe.ProbeRest",
+            "probe.ProbeRestService",
             {
                 "Do": grpc.unary_unary_rpc_method_handler(self._rest, **body),
                 "Events": grpc.unary_stream_rpc_method_handler(self._events, **body),
@@ -146,9 +147,9 @@ class Running:
         )
         return method(StringValue(value=value), **call)
 
-    def rest(self, data: bytes, **call: Any) -> grpc.aio.UnaryUnaryCall[HttpBody, HttpBody]:
+    def rest(self, data: bytes = b"{}", **call: Any) -> grpc.aio.UnaryUnaryCall[HttpBody, HttpBody]:
         method = self.channel.unary_unary(
-            "/probe.ProbeRest/Do",
+            "/probe.ProbeRestService/Do",
             request_serializer=HttpBody.SerializeToString,
             response_deserializer=HttpBody.FromString,
         )
@@ -205,3 +206,11 @@ async def failure(call: Any) -> grpc.aio.AioRpcError:
 
 def trailers(error: grpc.aio.AioRpcError) -> dict[str, str | bytes]:
     return dict(error.trailing_metadata() or ())  # type: ignore[arg-type]
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    """The error code of a failure, as its ErrorInfo says."""
+    status = status_pb2.Status.FromString(trailers(error)["grpc-status-details-bin"])
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info.reason

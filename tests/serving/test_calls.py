@@ -14,7 +14,7 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf.wrappers_pb2 import StringValue
 
 from services.core.call import Call, current_call
-from tests.serving.probe import failure, running, trailers
+from tests.serving.probe import failure, reason, running, trailers
 
 
 async def _messages(*values: str):
@@ -90,7 +90,7 @@ async def test_typed_answers_carry_timings_in_trailing_metadata() -> None:
 async def test_a_stream_of_rest_bodies_has_its_headers_before_its_first_body() -> None:
     async with running() as house:
         method = house.channel.unary_stream(
-            "/probe.ProbeRest/Events",
+            "/probe.ProbeRestService/Events",
             request_serializer=HttpBody.SerializeToString,
             response_deserializer=HttpBody.FromString,
         )
@@ -174,7 +174,7 @@ async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
             await entered.acquire()
         refused = await failure(house.unary())
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
-        assert trailers(refused)["sf-http-status"] == "503"
+        assert reason(refused) == "SERVICE_UNAVAILABLE"
         assert trailers(refused)["retry-after"] == "1"
         leave.set()
         assert [(await call).value for call in inside] == ["0", "1"]

@@ -17,7 +17,7 @@ from grpc_status import rpc_status as status_of_call
 from services.core.call import Call
 from services.core.errors import ERRORS, ErrorCode, FieldError, ServiceError, validation_error
 from services.core.serving.failure import rpc_status
-from tests.serving.probe import failure, running, trailers
+from tests.serving.probe import failure, reason, running, trailers
 
 # What gRPC peers take of metadata unless told otherwise: 8 KiB, each entry counted with 32 bytes.
 METADATA_LIMIT = 8192
@@ -76,7 +76,8 @@ def metadata_size(error: grpc.aio.AioRpcError) -> int:
 @pytest.mark.parametrize("code", list(ErrorCode))
 async def test_every_code_of_the_table_reaches_both_wires(code: ErrorCode) -> None:
     async with running(raising(ServiceError(code, **FIELDS))) as house:
-        error = await failure(house.unary(metadata=(("x-request-id", "r1"),)))
+        typed = await failure(house.unary(metadata=(("x-request-id", "r1"),)))
+        error = await failure(house.rest(metadata=(("x-request-id", "r1"),)))
     spec = ERRORS[code]
     detail = spec.template.format(**FIELDS)
     assert error.code() is spec.grpc_status
@@ -89,6 +90,10 @@ async def test_every_code_of_the_table_reaches_both_wires(code: ErrorCode) -> No
     assert (info.reason, info.domain) == (code.value, "search-foundation")
     assert details(error, error_details_pb2.RequestInfo).request_id == "r1"
     assert ("retry-after" in trailers(error)) == (spec.http_status in (429, 503))
+    # A gRPC caller gets the same, but for what only the gateway reads.
+    assert (typed.code(), typed.details()) == (error.code(), error.details())
+    for_the_gateway = {"sf-http-status", "sf-http-body"}
+    assert trailers(typed) == {k: v for k, v in trailers(error).items() if k not in for_the_gateway}
 
 
 @pytest.mark.parametrize("kind", ["Down", "Up", "Both"])
@@ -101,7 +106,7 @@ async def test_streams_fail_in_the_same_form(kind: str) -> None:
         call = method(StringValue(value="a")) if kind == "Down" else method(requests())
         error = await failure(call if kind == "Up" else call.read())
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert body(error)["code"] == "INPUT_INVALID"
+    assert reason(error) == "INPUT_INVALID"
 
 
 async def test_retry_after_is_whole_seconds_and_retry_info_exact() -> None:
@@ -128,7 +133,7 @@ async def test_bad_fields_are_listed_on_both_wires() -> None:
         FieldError("body -> m -> dimensions", "Too many", "less_than_equal", 9999),
     ]
     async with running(raising(validation_error(bad))) as house:
-        error = await failure(house.unary())
+        error = await failure(house.rest())
     assert trailers(error)["sf-http-status"] == "422"
     answer = body(error)
     assert list(answer) == ["detail", "code", "request_id", "errors"]
@@ -165,7 +170,7 @@ async def test_an_answer_fits_into_metadata_whatever_was_sent(value: object, cou
     text = value if isinstance(value, str) else "message " * 500
     error = FieldError(f"body -> {text[:5000]}", text, "some_type", value)
     async with running(raising(validation_error([error] * count))) as house:
-        failed = await failure(house.unary())
+        failed = await failure(house.rest())
     assert failed.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert 1 <= len(body(failed)["errors"]) <= count
     assert metadata_size(failed) <= METADATA_LIMIT
@@ -176,7 +181,7 @@ async def test_a_long_or_strange_detail_is_cut() -> None:
     model = "\ud800\U0001f600" + "ä" * 1_000_000
     unknown = ServiceError(ErrorCode.INPUT_MODEL_NOT_FOUND, model=model, available="a")
     async with running(raising(unknown)) as house:
-        error = await failure(house.unary())
+        error = await failure(house.rest())
     assert trailers(error)["sf-http-status"] == "400"
     assert body(error)["detail"].endswith("...")
     assert (error.details() or "").startswith("Model '?\U0001f600äää")
@@ -185,7 +190,7 @@ async def test_a_long_or_strange_detail_is_cut() -> None:
 
 async def test_an_unexpected_exception_tells_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with running(raising(KeyError("secret"))) as house:
-        error = await failure(house.unary(metadata=(("x-request-id", "r9"),)))
+        error = await failure(house.rest(metadata=(("x-request-id", "r9"),)))
         assert (await failure(house.unary())).code() is grpc.StatusCode.INTERNAL
     assert error.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in str(error.trailing_metadata()) + str(error.details())
@@ -211,7 +216,7 @@ async def test_a_call_over_its_time_is_ended() -> None:
             cancelled.set()
 
     async with running(act, request_timeout_seconds=0.05) as house:
-        error = await failure(house.unary())
+        error = await failure(house.rest())
     assert cancelled.is_set()
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert trailers(error)["sf-http-status"] == "504"
@@ -236,10 +241,10 @@ async def test_a_callers_own_deadline_ends_its_call_and_its_work() -> None:
 
 async def test_bytes_that_do_not_parse_are_the_callers_error() -> None:
     async with running() as house:
-        for path in ("/probe.Probe/Unary", "/probe.ProbeRest/Do", "/probe.Probe/Up"):
+        for path in ("/probe.Probe/Unary", "/probe.ProbeRestService/Do", "/probe.Probe/Up"):
             error = await failure(house.channel.unary_unary(path)(b"\xff\xff\xff"))
             assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert body(error)["code"] == "INPUT_INVALID"
+            assert reason(error) == "INPUT_INVALID"
         assert house.probe.calls == []
 
 
@@ -258,8 +263,7 @@ async def test_an_unknown_method_is_unimplemented_in_the_documented_form(path: s
     async with running() as house:
         error = await failure(house.channel.unary_unary(path)(b""))
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert trailers(error)["sf-http-status"] == "404"
-    assert body(error)["code"] == "ROUTE_NOT_FOUND"
+    assert reason(error) == "ROUTE_NOT_FOUND"
 
 
 async def test_a_capability_may_end_a_call_itself() -> None:

@@ -17,11 +17,11 @@ from services.core.access import AccessControl
 from services.core.call import Call
 from services.core.serving import PortInUseError, Server, StopReason
 from tests.servers import free_port
-from tests.serving.probe import Probe, ProbeEngine, Running, failure, running, settings, trailers
+from tests.serving.probe import Probe, ProbeEngine, Running, failure, reason, running, settings, trailers
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-NAMES = ("", "probe.Probe", "probe.ProbeRest")
+NAMES = ("", "probe.Probe", "probe.ProbeRestService")
 
 
 async def check(channel: grpc.aio.Channel, name: str) -> int:
@@ -119,7 +119,7 @@ async def test_reflection_lists_the_services(version: str) -> None:
 
         answer = await method(ask()).read()
         names = {service.name for service in answer.list_services_response.service}
-    assert names >= {"probe.Probe", "probe.ProbeRest"}
+    assert names >= {"probe.Probe", "probe.ProbeRestService"}
 
 
 async def test_draining_takes_health_down_first_and_still_takes_calls() -> None:
@@ -147,7 +147,7 @@ async def test_no_accepted_call_fails_while_the_server_stops_under_load() -> Non
         stopping = asyncio.ensure_future(house.stop())
         refused = await failure(_until_refused(house))
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
-        assert trailers(refused)["sf-http-status"] == "503"
+        assert reason(refused) == "SERVICE_UNAVAILABLE"
         assert "retry-after" in trailers(refused)
         assert not stopping.done()
         gate.leave.set()
@@ -173,7 +173,7 @@ async def test_callers_who_heed_no_health_are_told_unavailable_before_the_end() 
         stopping = asyncio.ensure_future(house.stop())
         refused = await failure(_until_refused(house))
         assert refused.code() is grpc.StatusCode.UNAVAILABLE
-        assert trailers(refused)["sf-http-status"] == "503"
+        assert reason(refused) == "SERVICE_UNAVAILABLE"
         await stopping
 
 

@@ -22,7 +22,7 @@ from services.core.serving.ready import ReadyServicer
 
 _REFLECTION_V1 = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 _REFLECTION_V1ALPHA = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-_UNKNOWN = Route("", "unknown", streaming=False, parse=None, render=None)
+_UNKNOWN = Route("", "unknown", streaming=False, rest=False, parse=None, render=None)
 
 
 class Dispatcher(grpc.GenericRpcHandler):

@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc.aio
-from google.api import httpbody_pb2
 from google.protobuf.message import DecodeError
 
 from services.core.call import Call
@@ -30,11 +29,15 @@ _sane_request_id = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method: ``path`` is ``/package.Service/Method``. A missing codec passes bytes through."""
+    """One method: ``path`` is ``/package.Service/Method``. A missing codec passes bytes through.
+
+    ``rest`` says that the gateway calls it for REST callers, and writes what it says as an HTTP answer.
+    """
 
     capability: str
     path: str
     streaming: bool
+    rest: bool
     parse: Callable[[bytes], Any] | None
     render: Callable[[Any], bytes] | None
 
@@ -69,7 +72,7 @@ class Exchange:
         trailing metadata, which costs no write of its own.
         """
         rendered = self._render(response)
-        if isinstance(response, httpbody_pb2.HttpBody):
+        if self.route.rest:
             await self.context.send_initial_metadata((*self._limits(), *self.call.headers, self._timing()))
         else:
             self.context.set_trailing_metadata((*self._limits(), self._timing()))
@@ -80,7 +83,7 @@ class Exchange:
         begun = False
         async for response in responses:
             rendered = self._render(response)
-            if not begun and isinstance(response, httpbody_pb2.HttpBody):
+            if self.route.rest and not begun:
                 await self.context.send_initial_metadata(self._limits())
             begun = True
             await self.context.write(rendered)
@@ -88,7 +91,7 @@ class Exchange:
 
     async def fail(self, error: ServiceError) -> None:
         """End the call with an error; raises ``grpc.aio.AbortError`` as every abort does."""
-        metadata = trailing_metadata(error, self.call.request_id)
+        metadata = trailing_metadata(error, self.call.request_id, rest=self.route.rest)
         if self.admission is not None:
             present = {name for name, _ in metadata}
             metadata += tuple(item for item in self.admission.headers().items() if item[0] not in present)

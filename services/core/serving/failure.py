@@ -1,7 +1,7 @@
 """Rendering of errors: one failed call, told to gRPC callers and to the gateway at once.
 
-A call ends with its gRPC status, ``google.rpc`` details in ``grpc-status-details-bin``, and with
-``sf-http-status`` and ``sf-http-body``, which the gateway answers REST callers with.
+A call ends with its gRPC status and ``google.rpc`` details in ``grpc-status-details-bin``. One of a REST
+service also ends with ``sf-http-status`` and ``sf-http-body``, which the gateway answers with.
 """
 
 from __future__ import annotations
@@ -79,17 +79,23 @@ def grpc_message(error: ServiceError) -> str:
     return clip(error.detail, _MESSAGE_BYTES, percent_width)
 
 
-def trailing_metadata(error: ServiceError, request_id: str) -> Metadata:
-    """Everything that goes beside the gRPC status of a failed call."""
+def trailing_metadata(error: ServiceError, request_id: str, *, rest: bool) -> Metadata:
+    """Everything that goes beside the gRPC status of a failed call; ``rest`` adds the HTTP answer."""
     seconds = retry_after(error)
     retry = () if seconds is None else (("retry-after", str(max(1, math.ceil(seconds)))),)
     return (
         ("x-request-id", request_id),
-        ("sf-http-status", str(error.spec.http_status)),
-        ("sf-http-body", http_body(error, request_id)),
+        *(_http_answer(error, request_id) if rest else ()),
         ("grpc-status-details-bin", rpc_status(error, request_id).SerializeToString()),
         *retry,
         *error.headers.items(),
+    )
+
+
+def _http_answer(error: ServiceError, request_id: str) -> Metadata:
+    return (
+        ("sf-http-status", str(error.spec.http_status)),
+        ("sf-http-body", http_body(error, request_id)),
     )
 
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_REST_SERVICE = "RestService"
+"""What the contract has the names of services end with that the gateway calls for REST callers."""
+
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Work = Callable[[Exchange], Awaitable[bytes | None]]
 
@@ -76,7 +79,14 @@ class Pipeline:
     def wrap(self, capability: str, path: str, handler: Handler) -> Handler:
         """Put the pipeline around an async handler of any of the four kinds."""
         streaming = handler.request_streaming or handler.response_streaming
-        route = Route(capability, path, streaming, handler.request_deserializer, handler.response_serializer)
+        route = Route(
+            capability,
+            path,
+            streaming,
+            rest=path.rpartition("/")[0].endswith(_REST_SERVICE),
+            parse=handler.request_deserializer,
+            render=handler.response_serializer,
+        )
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(self._entry(route, _streaming_work(path, handler)))
         return grpc.stream_unary_rpc_method_handler(self._entry(route, _unary_work(path, handler)))

@@ -33,6 +33,9 @@ _SERVING = "serving"
 _SCRAPE_SECONDS = 5.0
 _EXIT_SECONDS = 5.0
 
+_HUNG_UP = (EOFError, ConnectionError)
+"""What a pipe says when its other end is gone; a reset, when that left something unread."""
+
 WorkerEntry = Callable[[Settings, Sequence[str], "WorkerLink"], None]
 """What a worker process runs; importable by name, and ended by ``SystemExit``."""
 
@@ -70,7 +73,7 @@ class WorkerLink:
     def _hear(self) -> None:
         try:
             message = self._pipe.recv()
-        except EOFError:  # the parent is gone, and with it whoever would restart this worker
+        except _HUNG_UP:  # the parent is gone, and with it whoever would restart this worker
             message = StopReason.TERMINATED
             asyncio.get_running_loop().remove_reader(self._pipe.fileno())
         if message == _GO:
@@ -93,7 +96,7 @@ class _Worker:
         self.state = ""
 
     def tell(self, message: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it has ended; its sentinel says so
+        with contextlib.suppress(*_HUNG_UP):  # it has ended; its sentinel says so
             self.pipe.send(message)
 
 
@@ -163,7 +166,7 @@ class Supervisor:
     def _hear(self, worker: _Worker) -> None:
         try:
             worker.state = worker.pipe.recv()
-        except EOFError:
+        except _HUNG_UP:
             asyncio.get_running_loop().remove_reader(worker.pipe.fileno())
             return
         if all(each.state == _WARM for each in self._workers):
