@@ -22,15 +22,15 @@ from services.batch.table import JobTable
 from services.batch.webhook import Webhooks
 from services.batch.worker import Worker
 from services.core.access.schema import ACCESS
-from services.core.catalog import Catalog
+from services.core.catalog import Catalog, CatalogError
+from services.core.catalog.types import Capability, ModelSpec
 from services.core.inference import Engine
-from services.core.settings import Settings
+from services.core.settings import ConfigurationError, Settings
 from services.core.storage import Database
 from services.core.storage.objects import open_store
 
 _STOP_SECONDS = 5.0
 """Of the grace period, at most: chunks that take longer are left to others, or to the next start."""
-
 
 _LOOK_SECONDS = 5.0
 """Between looks at all jobs: for what has expired, and for the gauges."""
@@ -48,7 +48,7 @@ class BatchCapability:
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
-        parser = RequestParser(catalog, engine.served)
+        parser = RequestParser(catalog, _models(engine, catalog, settings))
         self._jobs = DbosEngine(settings, database, parser.models)
         table, store = JobTable(database), open_store(settings)
         files = Files(table, store)
@@ -94,6 +94,24 @@ class BatchCapability:
         await self._jobs.stop(min(_STOP_SECONDS, self._settings.grace_seconds / 2))
         await self._webhooks.close()
         await self._sources.close()
+
+
+def _models(engine: Engine, catalog: Catalog, settings: Settings) -> tuple[ModelSpec, ...]:
+    """Give the models that jobs may name; raises ``ConfigurationError`` for one that cannot be had here."""
+    if settings.batch_models is None:
+        return engine.served
+    try:
+        chosen = catalog.select(settings.batch_models)
+    except CatalogError as error:
+        raise ConfigurationError(f"SF_BATCH_MODELS: {error}") from error
+    able = [spec.id for spec in engine.served if spec.supports(Capability.BATCH)]
+    for spec in chosen:
+        if spec.id not in able:
+            raise ConfigurationError(
+                f"SF_BATCH_MODELS names '{spec.id}'; models served here that batch jobs can use: "
+                f"{', '.join(able) or 'none'}."
+            )
+    return chosen
 
 
 def build(engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> BatchCapability:

@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         description="s3://bucket/prefix or gs://bucket/prefix for batch files; in SF_DATA_DIR when unset. "
         "Credentials come from the cloud's own variables.",
     )
+    batch_models: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Those of SF_MODELS that batch jobs may name, with their aliases; all that can when unset.",
+    )
     batch_chunk_tokens: int = Field(
         8192, ge=1, description="About how much of a batch job is embedded, stored and charged at a time."
     )

@@ -74,12 +74,14 @@ async def rig(chosen: Settings) -> AsyncIterator[Rig]:
         made.append(BatchCapability(engine, catalog, settings, database))
         return made[0]
 
-    async with serving(build, chosen) as up:
-        yield Rig(
-            batch_rest_pb2_grpc.BatchRestServiceStub(up.channel),
-            batch_pb2_grpc.BatchServiceStub(up.channel),
-            open_store(chosen),
-            database,
-            made[0],
-        )
-    await database.close()
+    try:
+        async with serving(build, chosen) as up:
+            yield Rig(
+                batch_rest_pb2_grpc.BatchRestServiceStub(up.channel),
+                batch_pb2_grpc.BatchServiceStub(up.channel),
+                open_store(chosen),
+                database,
+                made[0],
+            )
+    finally:
+        await database.close()
