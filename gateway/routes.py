@@ -64,12 +64,7 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
     routes = [
         # A gRPC call is no REST call, whatever its path: without this the transcoder would let it pass.
         _no_such_rpc("/v1/"),
-        *(
-            route
-            for c in topology.capabilities
-            for call in rest_calls(c)
-            for route in _rest(call, c, topology)
-        ),
+        *_rest_routes(topology),
         *grpc_routes(topology),
         _no_such_rpc("/"),
         *([preflight_route(topology.cors)] if topology.cors.origins else []),
@@ -105,8 +100,7 @@ def model_pattern(pool: Pool) -> str:
     return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)})"
 
 
-def rest_routes(topology: Topology) -> Iterator[Config]:
-    """Routes of every REST operation of the capabilities in the topology."""
+def _rest_routes(topology: Topology) -> Iterator[Config]:
     for capability in topology.capabilities:
         for call in rest_calls(capability):
             yield from _rest(call, capability, topology)

@@ -214,8 +214,3 @@ def parse(document: Mapping[str, Any]) -> Topology:
 def load(path: Path) -> Topology:
     """Read a topology from a YAML file; raises OSError, YAMLError or ValidationError."""
     return parse(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-
-
-def dump(topology: Topology) -> str:
-    """Write a topology as the YAML that ``load`` reads; defaults are left out."""
-    return yaml.safe_dump(topology.model_dump(mode="json", exclude_defaults=True), sort_keys=False)

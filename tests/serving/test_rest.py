@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import numpy as np
 import orjson
 import pytest
@@ -11,10 +9,9 @@ from google.api.httpbody_pb2 import HttpBody
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from services.core.errors import ErrorCode, ServiceError
-from services.core.serving.rest import decode, encode, from_pydantic
+from services.core.serving.rest import decode, encode
 
 
 def refusal(data: bytes) -> ServiceError:
@@ -89,41 +86,3 @@ def test_float32_is_written_with_its_shortest_digits_and_keys_in_order() -> None
     body = encode({"z": vector, "a": "ä"})
     assert body.content_type == "application/json"
     assert body.data == '{"z":[0.1,-0.034478,1e-8],"a":"ä"}'.encode()
-
-
-class Small(BaseModel):
-    model: Literal["small"]
-    dimensions: int | None = Field(None, le=64)
-
-
-class Large(BaseModel):
-    model: Literal["large"]
-    task: Literal["a", "b"]
-
-
-REQUEST = TypeAdapter(Annotated[Small | Large, Field(discriminator="model")])
-
-
-def test_pydantic_failures_name_the_field_with_the_discriminator() -> None:
-    with pytest.raises(ValidationError) as failed:
-        REQUEST.validate_python({"model": "small", "dimensions": 65})
-    (entry,) = from_pydantic(failed.value).field_errors
-    assert entry.field == "body -> small -> dimensions"
-    assert (entry.type, entry.input) == ("less_than_equal", 65)
-    assert entry.message == "Input should be less than or equal to 64"
-
-
-def test_pydantic_failures_of_a_model_resolved_by_hand_take_its_name() -> None:
-    with pytest.raises(ValidationError) as failed:
-        Large.model_validate({"model": "large", "task": "c"})
-    error = from_pydantic(failed.value, "large")
-    assert error.field_errors[0].field == "body -> large -> task"
-    assert error.detail == "Validation error: 'body -> large -> task' Input should be 'a' or 'b'"
-
-
-def test_several_failures_are_counted() -> None:
-    with pytest.raises(ValidationError) as failed:
-        Large.model_validate({})
-    error = from_pydantic(failed.value)
-    assert error.detail.startswith("Validation errors in 2 fields")
-    assert [entry.type for entry in error.field_errors] == ["missing", "missing"]

@@ -8,10 +8,9 @@ from typing import Any, cast
 
 import orjson
 from google.api import httpbody_pb2
-from pydantic import ValidationError
 
-from services.core.errors import FieldError, ServiceError, validation_error
-from services.core.requests.parsing import BODY, rest_location
+from services.core.errors import FieldError, validation_error
+from services.core.requests.parsing import BODY
 
 JSON = "application/json"
 
@@ -63,22 +62,3 @@ async def in_slices(
         written.append(orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         await asyncio.sleep(0)
     return orjson.Fragment(b"[" + b",".join(written) + b"]")
-
-
-def from_pydantic(error: ValidationError, *prefix: str) -> ServiceError:
-    """Translate a pydantic failure to the documented 422.
-
-    ``prefix`` is put between ``body`` and pydantic's own location, for unions resolved by hand:
-    ``from_pydantic(error, model_id)`` gives ``body -> <model_id> -> <field>``.
-    """
-    return validation_error(
-        [
-            FieldError(
-                rest_location(None, (*prefix, *entry["loc"])),
-                entry["msg"],
-                entry["type"],
-                entry["input"],
-            )
-            for entry in error.errors(include_url=False, include_context=False)
-        ]
-    )
