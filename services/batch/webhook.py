@@ -59,7 +59,7 @@ class Webhooks:
         try:
             await self._fetcher.check(url)
         except FetchError as error:
-            return None if error.retryable else error.detail
+            return None if error.retryable else f"Webhooks cannot go to '{shown(url)}': {error.cause}."
         return None
 
     async def deliver(self, url: str, payload: bytes, event_id: str) -> Outcome:
@@ -72,7 +72,7 @@ class Webhooks:
             status = await self._fetcher.post(url, payload, headers)
         except FetchError as error:
             outcome = Outcome.RETRY if error.retryable else Outcome.REFUSED
-            logger.warning("webhook %s: %s (%s)", event_id, error.detail, outcome.value)
+            logger.warning("webhook %s: %s: %s (%s)", event_id, shown(url), error.cause, outcome.value)
             return outcome
         outcome = _judge(status)
         level = logging.INFO if outcome is Outcome.DELIVERED else logging.WARNING
