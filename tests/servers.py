@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _START_SECONDS = 30.0
+_PORTS = range(12_000, 32_000)
+_CHOICE = random.SystemRandom()
+
+_given: set[int] = set()
 
 
 class MissingServerError(RuntimeError):
@@ -24,10 +29,26 @@ class MissingServerError(RuntimeError):
 
 
 def free_port() -> int:
-    """Ask the kernel for a port nobody listens on."""
+    """Find a port nobody listens on, and never the same twice.
+
+    Below those that the kernel hands out, to listeners on port 0 and to every outgoing connection: one of
+    those could be gone by the time a server binds it.
+    """
+    for _ in range(1000):
+        port = _CHOICE.choice(_PORTS)
+        if port not in _given and _binds(port):
+            _given.add(port)
+            return port
+    raise RuntimeError(f"no free port among {_PORTS}")
+
+
+def _binds(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @dataclass
