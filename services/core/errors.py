@@ -206,10 +206,7 @@ class ServiceError(Exception):
 
 
 def validation_error(field_errors: Sequence[FieldError]) -> ServiceError:
-    """Build the 422 of one or several bad fields, worded as the hosted API words it.
-
-    Source: api notes, section 1.3 (``Validation error: '<field>' <message>``).
-    """
+    """Build the 422 of one or several bad fields, worded as the hosted API words it."""
     if len(field_errors) == 1:
         reason = f"Validation error: '{field_errors[0].field}' {field_errors[0].message}"
     else:
