@@ -183,6 +183,12 @@ class Settings(BaseSettings):
 
     # Process
     workers: int = Field(1, ge=1, description="Processes sharing the gRPC port, each with its own models.")
+    cores: int | None = Field(
+        None,
+        ge=1,
+        description="CPU cores to compute on, all workers together; all that the process may run on when "
+        "unset. A container without a CPU limit sees every core of its host.",
+    )
     grace_seconds: float = Field(30.0, gt=0, description="SIGTERM to exit, at most; calls in flight finish.")
     drain_seconds: float = Field(
         3.0,

@@ -55,9 +55,10 @@ class TorchDevice:
         return isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error)
 
 
-def available_cores(processes: int = 1) -> int:
-    """CPUs this process may use when ``processes`` like it share the machine."""
-    return max(1, len(os.sched_getaffinity(0)) // processes)
+def available_cores(processes: int = 1, most: int | None = None) -> int:
+    """CPUs this process may use when ``processes`` like it share the machine, or ``most`` of its cores."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, most or cores) // processes)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

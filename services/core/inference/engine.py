@@ -94,7 +94,8 @@ class Engine:
         """
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
         try:
-            device = TorchDevice(choose_device(settings.device), available_cores(settings.workers))
+            cores = available_cores(settings.workers, settings.cores)
+            device = TorchDevice(choose_device(settings.device), cores)
             specs = catalog.select(settings.models)
         except (CatalogError, ValueError) as error:
             raise EngineStartError(str(error)) from error
