@@ -26,7 +26,8 @@ from services.core.catalog.folder import inspect
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.errors import ServiceError
 from services.core.inference import Engine, EngineStartError, ScoreOptions
-from services.core.inference.engine import load_model
+from services.core.inference.loading import Loader, Weigher, load_model, weigh_model
+from services.core.inference.memory import weight_bytes
 from services.core.modeling.device import choose_dtype
 from services.core.modeling.registry import Network, load_network
 from services.core.settings import ConfigurationError, Settings, load_settings
@@ -63,7 +64,7 @@ def load(
     ``search-foundation models pull`` wrote down. ``model_dir`` is where weights lie by id, as
     ``SF_MODEL_DIR``. ``device`` is auto, cpu, cuda or cuda:N. Raises ModelError.
     """
-    changes: dict[str, Any] = {"device": device, "dtype": dtype, "workers": 1}
+    changes: dict[str, Any] = {"device": device, "dtype": dtype, "workers": 1, "model_residency": "eager"}
     if model_dir is not None:
         changes["model_dir"] = Path(model_dir)
     try:
@@ -88,9 +89,9 @@ class Model:
         self._thread = threading.Thread(target=self._loop.run_forever, name="search-foundation", daemon=True)
         self._thread.start()
         self._engine: Engine | None = None
-        loader = _from(directory) if directory else load_model
+        load, weigh = _from(directory) if directory else (load_model, weigh_model)
         try:
-            engine = self._run(Engine.start(settings, catalog, load=loader))
+            engine = self._run(Engine.start(settings, catalog, load=load, weigh=weigh))
         except EngineStartError as error:
             self.close()
             raise ModelError(str(error)) from None
@@ -210,15 +211,18 @@ def _entry(catalog: Catalog, entry: str | None, directory: Path) -> ModelSpec:
     return found[0]
 
 
-def _from(directory: Path) -> Any:
-    """Make what loads the weights in ``directory`` whatever the entry says of places."""
+def _from(directory: Path) -> tuple[Loader, Weigher]:
+    """Make what loads and weighs the weights in ``directory`` whatever the entry says of places."""
 
     def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
         network = load_network(spec, directory, device=device, dtype=choose_dtype(device, settings.dtype))
         network.warm_up()
         return network
 
-    return load_from
+    def weigh(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+        return weight_bytes(directory, choose_dtype(device, settings.dtype))
+
+    return load_from, weigh
 
 
 def _call() -> Call:

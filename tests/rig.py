@@ -19,7 +19,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ServiceError
 from services.core.inference import Engine
-from services.core.inference.engine import load_model
+from services.core.inference.loading import load_model
 from services.core.serving.doors import Capability
 from services.core.serving.server import Server
 from services.core.settings import Settings

@@ -102,6 +102,20 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bf16 on CUDA and on CPUs with avx512_bf16 or AMX, else fp32."
     )
+    model_residency: Literal["eager", "lazy"] = Field(
+        "eager",
+        description="eager loads all models at the start; lazy loads each when it is called, and unloads "
+        "what was used least recently when SF_DEVICE_MEMORY_BYTES would be passed.",
+    )
+    device_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Memory of the device for the weights of all models of a process; nine tenths of what is "
+        "free at the start when unset, shared by SF_WORKERS.",
+    )
+    model_idle_seconds: float | None = Field(
+        None, gt=0, description="With lazy: an unused model is unloaded after this time; never when unset."
+    )
 
     # Scheduling
     max_batch_tokens: int = Field(16384, ge=1, description="Token budget of one forward pass.")
@@ -142,7 +156,7 @@ class Settings(BaseSettings):
     batch_models: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="Those of SF_MODELS that batch jobs may name, with their aliases; all that can when unset.",
+        description="Those of SF_MODELS that batch jobs may name, aliases included; all that can when unset.",
     )
     batch_chunk_tokens: int = Field(
         8192, ge=1, description="About how much of a batch job is embedded, stored and charged at a time."

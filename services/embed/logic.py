@@ -76,5 +76,5 @@ class Embedder:
         for each in cast("Sequence[SparseVector]", raw.results):
             require_finite(each.values, request.model)
             kept = prune(each, top_k=self._top_k, threshold=self._threshold)
-            vectors.append(SparseWeights(model.token_names(kept.indices.tolist()), kept.values))
+            vectors.append(SparseWeights(raw.token_names(kept.indices.tolist()), kept.values))
         return SparseResult(request.model, vectors, raw.billed)

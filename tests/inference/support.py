@@ -16,7 +16,7 @@ from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.inference import EmbeddingModel, EmbedOptions, Engine, finish
-from services.core.inference.engine import load_model
+from services.core.inference.loading import load_model
 from services.core.modeling.types import EncodeItem, Encoding, TextEncoder, TextTokenizer
 from services.core.settings import Settings
 

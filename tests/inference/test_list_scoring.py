@@ -15,8 +15,8 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, ScoreOptions, Scores, list_scoring
-from services.core.inference.engine import load_model
 from services.core.inference.list_scoring import blocks_of, fuse
+from services.core.inference.loading import load_model
 from services.core.modeling.listwise import CutText, ListwiseRanker, prompt
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings

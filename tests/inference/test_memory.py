@@ -28,7 +28,7 @@ async def test_the_engine_says_what_does_not_fit(tmp_path: Path, monkeypatch: py
     write_served(tmp_path, NANO)
     with pytest.raises(EngineStartError) as refused:
         await Engine.start(settings(models=(NANO,), model_dir=tmp_path), Catalog.load())
-    assert f"{NANO} takes 0.00 GiB for its weights in float32" in str(refused.value)
+    assert f"{NANO} takes 0.00 GiB for weights in float32" in str(refused.value)
     assert "0.00 GiB of main memory are free" in str(refused.value)
 
 

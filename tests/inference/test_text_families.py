@@ -160,7 +160,7 @@ async def test_a_sparse_model_names_vocabulary_entries(tmp_path: Path) -> None:
         found = await model.encode([Texts(["hello world", "hello " * 700])], True, call())
         first = found.results[0]
         assert isinstance(first, SparseVector)
-        names = model.token_names(first.indices.tolist())
+        names = found.token_names(first.indices.tolist())
     assert found.token_counts == [4, 512]
     assert len(set(names)) == len(first.values) > 0
     assert set(names) <= set(network(tmp_path, ELSER).tokenizer.names(range(19)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import mul
 from typing import TYPE_CHECKING, cast
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from services.core.call import Call
 from services.core.catalog.types import InputType, ModelSpec
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference.jobs import Job, Lane
+from services.core.inference.jobs import Job
 from services.core.inference.late_chunking import join_chunks
-from services.core.inference.tokenizing import TokenizeStage
+from services.core.inference.slots import Slot
+from services.core.inference.tokenizing import TextThreads, TokenizeStage
 from services.core.modeling.types import EncodeItem, Encoding, Tokens
 
 if TYPE_CHECKING:
@@ -73,33 +74,35 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the model made of each text, the tokens of each, and how many tokens were billed in all."""
+    """What the model made of each text, the tokens of each, and how many tokens were billed in all.
+
+    ``token_names`` gives the tokens of ids as the vocabulary writes them.
+    """
 
     results: list[Encoding]
     token_counts: list[int]
     billed: int
+    token_names: Callable[[Sequence[int]], list[str]]
+
+
+Stages = Mapping[InputType, TokenizeStage]
+"""Of a model in memory, what makes tokens of its documents and of its queries."""
 
 
 class EmbeddingModel:
-    """A text embedding model in memory, behind the queue it shares with others."""
+    """A text embedding model, loaded when it has to be, behind the queue it shares with others."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        stages: Mapping[InputType, TokenizeStage],
-        lane: Lane[EncodeItem, Encoding],
+        slot: Slot[Stages, Encoding],
+        threads: TextThreads,
         runtime: Runtime,
     ) -> None:
         self.spec = spec
-        self.threads = stages[InputType.DOCUMENT].threads
-        self.token_names = stages[InputType.DOCUMENT].names
-        self._stages = stages
-        self._lane = lane
+        self.threads = threads
+        self._slot = slot
         self._runtime = runtime
-
-    def renamed(self, alias: ModelSpec) -> EmbeddingModel:
-        """Return the same model under an alias' entry."""
-        return EmbeddingModel(alias, self._stages, self._lane, self._runtime)
 
     async def embed(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> Embeddings:
         """Embed ``texts``, of a model that makes one dense vector of each; the order is kept.
@@ -113,7 +116,8 @@ class EmbeddingModel:
         if not texts:
             return Embeddings(np.empty((0, self.spec.dimensions), np.float32), [])
         if options.late_chunking:
-            return await self._embed_chunks(texts, options, call)
+            async with self._slot.held(call) as stages:
+                return await self._embed_chunks(stages, texts, options, call)
         encoded = await self.encode([Texts(texts, options.task)], options.truncate, call)
         return Embeddings(_stack(encoded.results), encoded.token_counts)
 
@@ -122,13 +126,18 @@ class EmbeddingModel:
 
         Everything else is as ``embed`` says.
         """
+        async with self._slot.held(call) as stages:
+            return await self._encode(stages, groups, truncate, call)
+
+    async def _encode(self, stages: Stages, groups: Sequence[Texts], truncate: bool, call: Call) -> Encoded:
         count = sum(len(group.texts) for group in groups)
-        with self._runtime.admitted(self._lane, count, sum(map(self._guess, groups))) as ticket:
+        expected = sum(self._guess(stages, group) for group in groups)
+        with self._runtime.admitted(self._slot.lane, count, expected) as ticket:
             items: list[EncodeItem] = []
             counts: list[int] = []
             billed = 0
             for group in groups:
-                tokens = await self._tokenize(group, truncate, call)
+                tokens = await self._tokenize(stages, group, truncate, call)
                 adapter = self.spec.adapter(group.task)
                 items += [EncodeItem(each.ids, adapter) for each in tokens]
                 lengths = [min(each.length, len(each.ids)) for each in tokens]
@@ -137,16 +146,18 @@ class EmbeddingModel:
             await call.charge(billed)
             ticket.counted()
             results = await self._run(items, call)
-        return Encoded(results, counts, billed)
+        return Encoded(results, counts, billed, stages[InputType.DOCUMENT].names)
 
-    async def _embed_chunks(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> Embeddings:
+    async def _embed_chunks(
+        self, stages: Stages, texts: Sequence[str], options: EmbedOptions, call: Call
+    ) -> Embeddings:
         """Run ``texts`` as one, the prompt before the first; errors are as of one text."""
         first, rest = Texts(texts[:1], options.task), Texts(texts[1:])
-        expected = min(self._guess(first) + self._guess(rest), self._limit(first))
-        with self._runtime.admitted(self._lane, 1, expected) as ticket:
-            tokens = await self._tokenize(first, True, call)
-            tokens += await self._tokenize(rest, True, call, prompt="")
-            stage = self._stages[InputType.DOCUMENT]
+        expected = min(self._guess(stages, first) + self._guess(stages, rest), self._limit(stages, first))
+        with self._runtime.admitted(self._slot.lane, 1, expected) as ticket:
+            tokens = await self._tokenize(stages, first, True, call)
+            tokens += await self._tokenize(stages, rest, True, call, prompt="")
+            stage = stages[InputType.DOCUMENT]
             chunks = join_chunks(tokens, stage.prefix_length, stage.suffix_length, self.spec.max_tokens)
             if not options.truncate and chunks.truncated:
                 raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
@@ -157,24 +168,25 @@ class EmbeddingModel:
         return Embeddings(cast(Vectors, vectors), [end - start for start, end in chunks.spans])
 
     async def _run(self, items: Sequence[EncodeItem], call: Call) -> list[Encoding]:
-        return await self._runtime.run(Job(self._lane, items, [len(item.token_ids) for item in items]), call)
+        job = Job(self._slot.lane, items, [len(item.token_ids) for item in items])
+        return await self._runtime.run(job, call)
 
-    def _guess(self, group: Texts) -> int:
-        limit = self._limit(group)
+    def _guess(self, stages: Stages, group: Texts) -> int:
+        limit = self._limit(stages, group)
         return sum(min(1 + len(text) // CHARACTERS_PER_TOKEN, limit) for text in group.texts)
 
-    def _limit(self, group: Texts) -> int:
+    def _limit(self, stages: Stages, group: Texts) -> int:
         longest = self.spec.max_tokens
-        return max(min(group.limit or longest, longest), self._stages[group.role].shortest_limit)
+        return max(min(group.limit or longest, longest), stages[group.role].shortest_limit)
 
     async def _tokenize(
-        self, group: Texts, truncate: bool, call: Call, *, prompt: str | None = None
+        self, stages: Stages, group: Texts, truncate: bool, call: Call, *, prompt: str | None = None
     ) -> list[Tokens]:
         """Tokenise a group, behind the task's prompt unless another is given."""
         began = time.monotonic()
-        limit = self._limit(group)
+        limit = self._limit(stages, group)
         before = self.spec.prompt(group.task) if prompt is None else prompt
-        tokens = await self._stages[group.role].encode(group.texts, before, limit)
+        tokens = await stages[group.role].encode(group.texts, before, limit)
         call.timings.tokenize += time.monotonic() - began
         if not truncate and any(each.truncated for each in tokens):
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)

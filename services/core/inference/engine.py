@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self, TypeVar
-
-import torch
+from typing import Any, Self, TypeVar
 
 from services.core.catalog import Catalog, CatalogError, canonical_id
 from services.core.catalog.types import Capability, InputType, ModelSpec, RerankMethod
-from services.core.catalog.weights import WeightsNotFound, locate
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.device import TorchDevice, available_cores
 from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
 from services.core.inference.late_interaction import LateInteractionScorer
 from services.core.inference.list_scoring import ListScorer
-from services.core.inference.memory import NotEnoughMemoryError, held_bytes, require_room, total_bytes
-from services.core.inference.metrics import LOAD_SECONDS, watch_device
+from services.core.inference.loading import Loader, Weigher, load_model, weigh_model
+from services.core.inference.memory import Budget, held_bytes, total_bytes
+from services.core.inference.metrics import watch_device
 from services.core.inference.pair_scoring import PairScorer
+from services.core.inference.residency import UNUSABLE, Residency
 from services.core.inference.runtime import Runtime
 from services.core.inference.scheduler import Scheduler
 from services.core.inference.scoring import Scorer, VectorScorer
+from services.core.inference.slots import AnySlot, Loaded, Passes, Slot
 from services.core.inference.tokenizing import TextThreads, TokenizeStage
-from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.device import choose_device, choose_dtype
+from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, LISTWISE
 from services.core.modeling.listwise import ListwiseRanker
-from services.core.modeling.registry import Network, load_network
+from services.core.modeling.registry import Network
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
-
-_log = logging.getLogger(__name__)
 
 _CPU_BATCH_TOKENS = 128
 """The grain of the queue, about 8 ms of a core. Four times as much is 8 % faster with short texts, and four
 times as long is the wait of a call that comes while all workers are busy."""
+
+_CPU_BACKGROUND_TOKENS = 512
 
 _CPU_MIN_TOKENS = 32
 """Below this, one worker with twice the tokens is about as fast as two that share them."""
@@ -63,67 +60,86 @@ _SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {
 }
 """What makes a scorer of a model of vectors, by the catalogue's method."""
 
-Loader = Callable[[ModelSpec, Settings, torch.device], Network]
-
 
 class EngineStartError(Exception):
     """The engine cannot start; the text tells the operator why."""
 
 
 class Engine:
-    """Models in memory behind one queue. Made by ``start``, usable from the loop that started it.
+    """The models of a process behind one queue. Made by ``start``, usable from the loop that started it.
 
     ``on_failure`` is called once, from another thread, when a worker died; ``healthy`` is False from then on
     and the process should end.
     """
 
-    def __init__(self, runtime: Runtime, device: TorchDevice, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, runtime: Runtime, device: TorchDevice, executor: ThreadPoolExecutor, residency: Residency
+    ) -> None:
         self._runtime = runtime
         self._device = device
         self._executor = executor
+        self._residency = residency
+        self._slots: dict[str, AnySlot] = {}
         self._threads = TextThreads(executor, device.workers)
         self._models: dict[str, Model] = {}
         self._scorers: dict[str, Scorer] = {}
 
     @classmethod
-    async def start(cls, settings: Settings, catalog: Catalog, *, load: Loader | None = None) -> Self:
-        """Load and warm up ``settings.models``, by ``load`` where it is given.
+    async def start(
+        cls,
+        settings: Settings,
+        catalog: Catalog,
+        *,
+        load: Loader = load_model,
+        weigh: Weigher = weigh_model,
+    ) -> Self:
+        """Make ready to serve ``settings.models``, and load them unless that is left to their first calls.
 
-        Raises EngineStartError for a model or device that cannot be had. Shortens the interpreter's switch
-        interval for the whole process.
+        Raises EngineStartError for a model or device that cannot be had, and for models that do not fit.
+        Shortens the interpreter's switch interval for the whole process.
         """
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
         try:
             cores = available_cores(settings.workers, settings.cores)
             device = TorchDevice(choose_device(settings.device), cores)
             specs = catalog.select(settings.models)
+            dtype = choose_dtype(device.torch, settings.dtype)
         except (CatalogError, ValueError) as error:
             raise EngineStartError(str(error)) from error
+        where = device.torch
+        budget = Budget(where, dtype, settings.device_memory_bytes, settings.workers)
+        residency = Residency(where, budget, idle_seconds=settings.model_idle_seconds)
         runtime = Runtime(Scheduler(settings.max_queue_tokens), device, workers=device.workers)
         executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
-        engine = cls(runtime, device, executor)
+        engine = cls(runtime, device, executor, residency)
+        for spec in specs:
+            engine._place(spec, lambda spec: engine._slot(spec, settings, load, weigh))
         runtime.start()
         try:
-            for spec in specs:
-                await engine._serve(spec, settings, load or load_model)
+            lazy = settings.model_residency == "lazy"
+            await (residency.check_all() if lazy else residency.load_all())
+        except UNUSABLE as error:
+            await engine.stop(0.0)
+            raise EngineStartError(str(error)) from error
         except BaseException:
             await engine.stop(0.0)
             raise
-        where = device.torch
         watch_device(str(where), lambda: held_bytes(where), lambda: total_bytes(where))
         return engine
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, finish those inside for up to ``grace`` seconds, let the models go."""
+        self._residency.close()
         await self._runtime.stop(grace)
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._threads.close()
+        self._residency.drop()
         self._models.clear()
         self._scorers.clear()
 
     @property
     def served(self) -> tuple[ModelSpec, ...]:
-        """The models of this process, aliases included."""
+        """The models of this process, in memory or not, aliases included."""
         return tuple(model.spec for model in self._models.values())
 
     @property
@@ -157,40 +173,54 @@ class Engine:
             raise _not_found(model, self._scorers)
         return found
 
-    async def _serve(self, spec: ModelSpec, settings: Settings, load: Loader) -> None:
-        original = self._models.get(spec.weights_id)
-        model = original.renamed(spec) if original else await self._loaded(spec, settings, load)
-        self._models[spec.id] = model
-        if isinstance(model, PairScorer | ListScorer):
-            self._scorers[spec.id] = model
-        elif spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
-            self._scorers[spec.id] = make(model)
+    def _place(self, spec: ModelSpec, new_slot: Callable[[ModelSpec], AnySlot]) -> None:
+        """Make what serves ``spec``; entries with the same weights share one copy of them."""
+        if spec.family not in (FAMILIES.keys() | CROSS_ENCODERS.keys() | LISTWISE.keys()):
+            raise EngineStartError(f"{spec.id} cannot be served: there is no network '{spec.family}' yet.")
+        slot = self._slots.get(spec.weights_id)
+        if slot is None:
+            slot = self._slots[spec.weights_id] = new_slot(spec)
+            self._residency.add(slot)
+        if spec.family in CROSS_ENCODERS:
+            self._models[spec.id] = self._scorers[spec.id] = PairScorer(
+                spec, slot, self._threads, self._runtime
+            )
+        elif spec.family in LISTWISE:
+            self._models[spec.id] = self._scorers[spec.id] = ListScorer(
+                spec, slot, self._threads, self._runtime
+            )
+        else:
+            model = self._models[spec.id] = EmbeddingModel(spec, slot, self._threads, self._runtime)
+            if spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
+                self._scorers[spec.id] = make(model)
 
-    async def _loaded(self, spec: ModelSpec, settings: Settings, load: Loader) -> Model:
-        began = time.monotonic()
-        try:
-            network = await asyncio.to_thread(load, spec, settings, self._device.torch)
-        except (WeightsNotFound, CheckpointError, NotEnoughMemoryError, ValueError) as error:
-            raise EngineStartError(str(error)) from error
-        model = self._model(spec, network, settings)
-        seconds = time.monotonic() - began
-        LOAD_SECONDS.labels(spec.id).set(seconds)
-        _log.info("%s is ready on %s after %.1f s", spec.id, self._device.torch, seconds)
-        return model
+    def _slot(self, spec: ModelSpec, settings: Settings, load: Loader, weigh: Weigher) -> AnySlot:
+        device = self._device.torch
+        passes: Passes[Any] = Passes()
 
-    def _model(self, spec: ModelSpec, network: Network, settings: Settings) -> Model:
-        if isinstance(network, CrossEncoder):
-            pairs = self._lane(spec, network.forward, settings)
-            return PairScorer(spec, network.tokenizer, self._threads, pairs, self._runtime)
-        if isinstance(network, ListwiseRanker):
-            blocks = self._lane(spec, network.forward, settings)
-            return ListScorer(spec, network.tokenizer, self._threads, blocks, self._runtime)
-        texts = self._lane(spec, network.forward, settings)
-        stages = {
+        def bring() -> Loaded[Any, Any]:
+            # Batches of other models may be running meanwhile.
+            self._device.claim_cores(alone=settings.model_residency == "eager")
+            network = load(spec, settings, device)
+            return Loaded(network.forward, self._content(network))
+
+        return Slot(
+            spec,
+            self._lane(spec, passes, settings),
+            passes,
+            self._residency,
+            weigh=lambda: weigh(spec, settings, device),
+            load=bring,
+        )
+
+    def _content(self, network: Network) -> Any:
+        """Return what its model's calls use of a network beside its passes."""
+        if isinstance(network, CrossEncoder | ListwiseRanker):
+            return network.tokenizer
+        return {
             InputType.DOCUMENT: TokenizeStage(network.tokenizer, self._threads),
             InputType.QUERY: TokenizeStage(network.query_tokenizer, self._threads),
         }
-        return EmbeddingModel(spec, stages, texts, self._runtime)
 
     def _lane(
         self, spec: ModelSpec, run: Callable[[Sequence[EncodeItem]], Sequence[R]], settings: Settings
@@ -210,13 +240,3 @@ class Engine:
 def _not_found(model: str, available: Iterable[str]) -> ServiceError:
     names = ", ".join(sorted(available))
     return ServiceError(ErrorCode.INPUT_MODEL_NOT_FOUND, model=model, available=names)
-
-
-def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
-    """Load a model from where its weights are, if there is room for them, and warm it up."""
-    dtype = choose_dtype(device, settings.dtype)
-    directory = locate(spec, settings)
-    require_room(spec, directory, device, dtype)
-    network = load_network(spec, directory, device=device, dtype=dtype)
-    network.warm_up()
-    return network

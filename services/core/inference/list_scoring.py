@@ -13,8 +13,9 @@ from services.core.call import Call
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.embedding import CHARACTERS_PER_TOKEN, Vectors, finish, require_finite
-from services.core.inference.jobs import Job, Lane
+from services.core.inference.jobs import Job
 from services.core.inference.scoring import ScoreOptions, Scores
+from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
 from services.core.modeling.listwise import CutText, ListTokenizer, prompt
 from services.core.modeling.types import EncodeItem, TokenIds
@@ -33,54 +34,60 @@ class _Prepared:
 
 
 class ListScorer:
-    """A listwise reranker in memory, behind the queue it shares with others; scores lie between -1 and 1.
+    """A listwise reranker, loaded when it has to be; scores lie between -1 and 1.
 
     A document's score depends on what else is in its block and where it stands there, so equal documents may
     get different scores. Each block is an item of the queue: work of other calls runs between two of them.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        tokenizer: ListTokenizer,
-        threads: TextThreads,
-        lane: Lane[EncodeItem, Vectors],
-        runtime: Runtime,
+        self, spec: ModelSpec, slot: Slot[ListTokenizer, Vectors], threads: TextThreads, runtime: Runtime
     ) -> None:
         self.spec = spec
-        self._tokenizer = tokenizer
+        self._slot = slot
         self._threads = threads
-        self._lane = lane
         self._runtime = runtime
-
-    def renamed(self, alias: ModelSpec) -> ListScorer:
-        """Return the same model under an alias' entry."""
-        return ListScorer(alias, self._tokenizer, self._threads, self._lane, self._runtime)
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
         """Score ``documents``; see ``Scorer.score``."""
+        async with self._slot.held(call) as tokenizer:
+            return await self._score(tokenizer, query, documents, options, call)
+
+    async def _score(
+        self,
+        tokenizer: ListTokenizer,
+        query: str,
+        documents: Sequence[str],
+        options: ScoreOptions,
+        call: Call,
+    ) -> Scores:
         expected = 1 + (2 * len(query) + sum(map(len, documents))) // CHARACTERS_PER_TOKEN
         blocks = 1 + len(documents) // _BLOCK_DOCUMENTS
-        with self._runtime.admitted(self._lane, blocks, expected) as ticket:
-            prepared = await self._prepare(query, documents, options, call)
+        with self._runtime.admitted(self._slot.lane, blocks, expected) as ticket:
+            prepared = await self._prepare(tokenizer, query, documents, options, call)
             await call.charge(prepared.billed)
             ticket.counted()
             items = [EncodeItem(ids) for ids in prepared.blocks]
-            job = Job(self._lane, items, [len(ids) for ids in prepared.blocks])
+            job = Job(self._slot.lane, items, [len(ids) for ids in prepared.blocks])
             vectors = await self._runtime.run(job, call)
         values, found = fuse(vectors)
         require_finite(values, self.spec.id)
         return Scores(values, prepared.billed, finish(found) if options.return_embeddings else None)
 
     async def _prepare(
-        self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call
+        self,
+        tokenizer: ListTokenizer,
+        query: str,
+        documents: Sequence[str],
+        options: ScoreOptions,
+        call: Call,
     ) -> _Prepared:
         """Cut the texts and write the prompts of all blocks."""
         began = time.monotonic()
         longest = options.max_document_length or self.spec.max_document_length or self.spec.max_tokens
         query_limit = self.spec.max_query_length or self.spec.max_tokens
-        (asked,) = await self._threads.map([query], lambda one: self._tokenizer.cut(one, query_limit))
-        cut = await self._threads.map(documents, lambda part: self._tokenizer.cut(part, longest))
+        (asked,) = await self._threads.map([query], lambda one: tokenizer.cut(one, query_limit))
+        cut = await self._threads.map(documents, lambda part: tokenizer.cut(part, longest))
         if not options.truncate and (asked.truncated or any(text.truncated for text in cut)):
             limit = query_limit if asked.truncated else longest
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)
@@ -88,7 +95,7 @@ class ListScorer:
         prompts = [
             prompt(asked.text, [text.text for text in block]) for block in blocks_of(cut, room, longest)
         ]
-        ids = await self._threads.map(prompts, self._tokenizer.prompts)
+        ids = await self._threads.map(prompts, tokenizer.prompts)
         call.timings.tokenize += time.monotonic() - began
         return _Prepared(asked.length + sum(text.length for text in cut), ids)
 

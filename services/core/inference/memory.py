@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from services.core.catalog.headers import BrokenFileError, read_header
-from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoint import CheckpointError
 
 _GIB = 1 << 30
+
+_RESERVE = 0.1
+"""Part of the free memory that is left to running the models, unless the operator says how much they get."""
+
 _MEMINFO = Path("/proc/meminfo")
 _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -21,21 +25,71 @@ class NotEnoughMemoryError(Exception):
     """A model that does not fit; the text is for the operator."""
 
 
-def require_room(spec: ModelSpec, directory: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a model whose weights in ``directory``, held as ``dtype``, do not fit into free memory.
+class Budget:
+    """Bytes of a device for the weights of all models of this process; ``booked`` are taken.
 
-    What running takes comes on top and is not known here. Raises NotEnoughMemoryError, and CheckpointError
-    for a file whose header cannot be read.
+    Running them takes more, which is not known here: without a ``chosen`` limit a part of what is free now
+    is left for that, and several ``processes`` share the rest.
     """
-    needed, free = weight_bytes(directory, dtype), free_bytes(device)
-    if free is not None and needed > free:
-        kind = str(dtype).removeprefix("torch.")
-        where = "of main memory" if device.type == "cpu" else f"on {device}"
-        raise NotEnoughMemoryError(
-            f"{spec.id} takes {needed / _GIB:.2f} GiB for its weights in {kind}, "
-            f"and {free / _GIB:.2f} GiB {where} are free. "
-            "Serve fewer models in this process, choose a smaller one, or give it more memory."
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, chosen: int | None = None, processes: int = 1
+    ) -> None:
+        self._device = device
+        self._dtype = str(dtype).removeprefix("torch.")
+        self._where = "of main memory" if device.type == "cpu" else f"on {device}"
+        self._chosen = chosen is not None
+        free = free_bytes(device)
+        self.limit = chosen
+        if chosen is None and free is not None:
+            self.limit = int(free * (1 - _RESERVE)) // processes
+        self.booked = 0
+
+    def __str__(self) -> str:
+        whole = "" if self.limit is None else f" of {self.limit / _GIB:.2f}"
+        return f"{self.booked / _GIB:.2f}{whole} GiB {self._where} are taken"
+
+    def lacks(self, size: int) -> bool:
+        """Whether there is no room for ``size`` bytes now, in the budget or on the device."""
+        if self.limit is not None and self.booked + size > self.limit:
+            return True
+        free = free_bytes(self._device)
+        return free is not None and size > free
+
+    def require(self, sizes: Mapping[str, int]) -> None:
+        """Raise NotEnoughMemoryError if models of such ``sizes`` can never be in memory together."""
+        if self.limit is None:
+            return
+        if too_large := {name: size for name, size in sizes.items() if size > self.limit}:
+            name, size = max(too_large.items(), key=lambda item: item[1])
+            raise NotEnoughMemoryError(
+                f"{name} takes {self._weights(size)}, and {self._allowed(self.limit)}. "
+                "Choose a smaller one, or give it more memory."
+            )
+        if sum(sizes.values()) > self.limit:
+            each = ", ".join(f"{name} ({size / _GIB:.2f} GiB)" for name, size in sizes.items())
+            whole = self._weights(sum(sizes.values()))
+            raise NotEnoughMemoryError(
+                f"{each} together take {whole}, and {self._allowed(self.limit)}. "
+                "Serve fewer models in this process, choose smaller ones, give it more memory, or let "
+                "SF_MODEL_RESIDENCY=lazy load each when it is called."
+            )
+
+    def shortage(self, name: str, size: int) -> NotEnoughMemoryError:
+        """Word that others than the models of this process have taken the memory."""
+        free = free_bytes(self._device) or 0
+        return NotEnoughMemoryError(
+            f"{name} takes {self._weights(size)}, and {free / _GIB:.2f} GiB {self._where} are left. "
+            "Something else has taken the rest."
         )
+
+    def _weights(self, size: int) -> str:
+        return f"{size / _GIB:.2f} GiB for weights in {self._dtype}"
+
+    def _allowed(self, limit: int) -> str:
+        if self._chosen:
+            return f"SF_DEVICE_MEMORY_BYTES allows {limit / _GIB:.2f} GiB {self._where}"
+        return f"{limit / _GIB:.2f} GiB {self._where} are free for models"
 
 
 def weight_bytes(directory: Path, dtype: torch.dtype) -> int:

@@ -46,6 +46,19 @@ DROPPED = Counter(
 LOAD_SECONDS = Gauge(
     "searchfoundation_model_load_seconds", "Time to load a model and warm it up.", ("model",)
 )
+RESIDENT = Gauge("searchfoundation_model_resident", "1 while a model is in memory, else 0.", ("model",))
+MODEL_BYTES = Gauge(
+    "searchfoundation_model_bytes",
+    "Memory that the weights of a model take, 0 while it has none.",
+    ("model",),
+)
+LOADS = Counter("searchfoundation_model_loads", "Times that a model was loaded.", ("model",))
+UNLOADS = Counter(
+    "searchfoundation_model_unloads", "Times that a model was unloaded to make room or as unused.", ("model",)
+)
+LOAD_FAILURES = Counter(
+    "searchfoundation_model_load_failures", "Times that a model could not be loaded for a call.", ("model",)
+)
 DEVICE_MEMORY = Gauge(
     "searchfoundation_device_memory_bytes",
     "Memory that the process holds on the device; on a CPU all that is resident of it.",
@@ -108,6 +121,30 @@ class EngineMetrics:
         """Time to work off what is queued, at the pace of the latest batches."""
         work = sum(lane.queued_tokens * metrics.seconds_per_token for lane, metrics in self._lanes.items())
         return work / workers
+
+
+class ResidencyMetrics:
+    """What is told about models that come and go."""
+
+    def entered(self, model: str, size: int, seconds: float) -> None:
+        """A model was loaded."""
+        LOADS.labels(model).inc()
+        LOAD_SECONDS.labels(model).set(seconds)
+        MODEL_BYTES.labels(model).set(size)
+        RESIDENT.labels(model).set(1)
+
+    def left(self, model: str, *, unloaded: bool = False) -> None:
+        """A model is not in memory."""
+        MODEL_BYTES.labels(model).set(0)
+        RESIDENT.labels(model).set(0)
+        # Made at the first word of a model, so that every model has each of the series.
+        LOADS.labels(model)
+        LOAD_FAILURES.labels(model)
+        UNLOADS.labels(model).inc(1 if unloaded else 0)
+
+    def failed(self, model: str) -> None:
+        """A model could not be loaded."""
+        LOAD_FAILURES.labels(model).inc()
 
 
 def watch_device(name: str, held: Callable[[], float], total: Callable[[], float | None]) -> None:

@@ -12,8 +12,9 @@ from services.core.call import Call
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.embedding import CHARACTERS_PER_TOKEN, require_finite
-from services.core.inference.jobs import Job, Lane
+from services.core.inference.jobs import Job
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
+from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
 from services.core.modeling.pairs import Pair, PairTokenizer
 from services.core.modeling.types import EncodeItem, Tokens
@@ -23,38 +24,39 @@ if TYPE_CHECKING:
 
 
 class PairScorer:
-    """A cross-encoder in memory, behind the queue it shares with others; scores lie between 0 and 1."""
+    """A cross-encoder, loaded when it has to be; scores lie between 0 and 1."""
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        tokenizer: PairTokenizer,
-        threads: TextThreads,
-        lane: Lane[EncodeItem, float],
-        runtime: Runtime,
+        self, spec: ModelSpec, slot: Slot[PairTokenizer, float], threads: TextThreads, runtime: Runtime
     ) -> None:
         self.spec = spec
-        self._tokenizer = tokenizer
+        self._slot = slot
         self._threads = threads
-        self._lane = lane
         self._runtime = runtime
-
-    def renamed(self, alias: ModelSpec) -> PairScorer:
-        """Return the same model under an alias' entry."""
-        return PairScorer(alias, self._tokenizer, self._threads, self._lane, self._runtime)
 
     async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
         """Score ``documents``; each distinct one runs once, and the best of its windows counts."""
+        async with self._slot.held(call) as tokenizer:
+            return await self._score(tokenizer, query, documents, options, call)
+
+    async def _score(
+        self,
+        tokenizer: PairTokenizer,
+        query: str,
+        documents: Sequence[str],
+        options: ScoreOptions,
+        call: Call,
+    ) -> Scores:
         texts, places = distinct(documents)
         expected = sum(1 + (len(query) + len(text)) // CHARACTERS_PER_TOKEN for text in texts)
-        with self._runtime.admitted(self._lane, len(texts), expected) as ticket:
-            asked, pairs = await self._pairs(query, texts, options, call)
+        with self._runtime.admitted(self._slot.lane, len(texts), expected) as ticket:
+            asked, pairs = await self._pairs(tokenizer, query, texts, options, call)
             lengths = np.array([pair.document_length for pair in pairs])
-            billed = len(asked.ids) + self._tokenizer.special_length + int(lengths[places].sum())
+            billed = len(asked.ids) + tokenizer.special_length + int(lengths[places].sum())
             await call.charge(billed)
             ticket.counted()
             items = [EncodeItem(window) for pair in pairs for window in pair.windows]
-            job = Job(self._lane, items, [len(item.token_ids) for item in items])
+            job = Job(self._slot.lane, items, [len(item.token_ids) for item in items])
             scores = np.array(await self._runtime.run(job, call), np.float32)
         require_finite(scores, self.spec.id)
         windows = [len(pair.windows) for pair in pairs]
@@ -62,14 +64,14 @@ class PairScorer:
         return Scores(values=best[places], tokens=billed)
 
     async def _pairs(
-        self, query: str, texts: Sequence[str], options: ScoreOptions, call: Call
+        self, tokenizer: PairTokenizer, query: str, texts: Sequence[str], options: ScoreOptions, call: Call
     ) -> tuple[Tokens, list[Pair]]:
         began = time.monotonic()
-        (asked,) = await self._threads.map([query], lambda one: [self._tokenizer.query(one[0])])
+        (asked,) = await self._threads.map([query], lambda one: [tokenizer.query(one[0])])
         longest = options.max_document_length or self.spec.max_document_length or None
 
         def work(part: Sequence[str]) -> list[Pair]:
-            return self._tokenizer.pairs(asked, part, longest)
+            return tokenizer.pairs(asked, part, longest)
 
         pairs = await self._threads.map(texts, work)
         call.timings.tokenize += time.monotonic() - began

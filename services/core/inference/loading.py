@@ -1,0 +1,33 @@
+"""From a catalogue entry to a warm network, by what the settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from services.core.catalog.types import ModelSpec
+from services.core.catalog.weights import locate
+from services.core.inference.memory import weight_bytes
+from services.core.modeling.device import choose_dtype
+from services.core.modeling.registry import Network, load_network
+from services.core.settings import Settings
+
+Loader = Callable[[ModelSpec, Settings, torch.device], Network]
+Weigher = Callable[[ModelSpec, Settings, torch.device], int]
+
+
+def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
+    """Load a model from where its weights are, and warm it up.
+
+    Raises WeightsNotFound, and CheckpointError for weights that are not its own.
+    """
+    dtype = choose_dtype(device, settings.dtype)
+    network = load_network(spec, locate(spec, settings), device=device, dtype=dtype)
+    network.warm_up()
+    return network
+
+
+def weigh_model(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+    """Return the bytes that the weights will take; raises WeightsNotFound and CheckpointError."""
+    return weight_bytes(locate(spec, settings), choose_dtype(device, settings.dtype))
