@@ -189,12 +189,13 @@ class DbosEngine:
     async def _register(self) -> None:
         chunks = self._settings.batch_concurrency * _TAKEN_AHEAD
         for model in self._models:
-            for kind, taken in ((Kind.PREPARE, 4), (Kind.CHUNK, chunks)):
+            # Preparing is mostly waiting for somebody's server, which must not hold the jobs of others.
+            for kind, taken, of_one in ((Kind.PREPARE, 32, 4), (Kind.CHUNK, chunks, chunks)):
                 await DBOS.register_queue_async(
                     _queue(kind, model),
                     worker_concurrency=taken,
                     # Owners share by lot: a task of each has the same chance.
-                    partition_worker_concurrency=taken,
+                    partition_worker_concurrency=of_one,
                     polling_interval_sec=_POLL_SECONDS[kind],
                 )
             await DBOS.register_queue_async(

@@ -14,6 +14,8 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch_rest_pb2_grpc
 
 from services.batch.capability import BatchCapability
+from services.batch.keys import input_key, new_job_id
+from services.batch.table import Job, JobTable
 from services.core.catalog import Catalog
 from services.core.inference import Engine
 from services.core.settings import Settings
@@ -58,9 +60,21 @@ class Rig:
         await until(reached)
         return await self.status(job_id)
 
+    async def cancel(self, job_id: str) -> None:
+        await self.typed.CancelBatch(batch_pb2.CancelBatchRequest(id=job_id))
+
     async def download(self, job_id: str, file: int = batch_pb2.BATCH_FILE_OUTPUT, offset: int = 0) -> bytes:
         request = batch_pb2.DownloadBatchRequest(id=job_id, file=file, offset=offset)  # type: ignore[arg-type]
         return b"".join([piece.data async for piece in self.typed.DownloadBatch(request)])
+
+
+async def stored(up: Rig, owner: str, lines: Sequence[Any], age: float = 0.0) -> str:
+    """Store a job and hand no task out, as if the process had died in between."""
+    made = time.time() - age
+    job = Job(new_job_id(), owner, MINILM, None, None, True, None, None, made, made + 600, "")
+    await up.store.put(input_key(job.id), b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    await JobTable(up.database).create(job)
+    return job.id
 
 
 @asynccontextmanager

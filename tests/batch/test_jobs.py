@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
-import orjson
 import pytest
 from searchfoundation.v1 import batch_pb2, common_pb2
 from sqlalchemy import text
 
 from services.batch.jobs import Kind, Task
-from services.batch.keys import input_key, new_job_id
-from services.batch.table import Job, JobTable
+from services.batch.table import JobTable
 from services.batch.types import State
 from services.core.access.key_table import KeyTable
 from tests.batch import expected
-from tests.batch.rig import Rig, rig, until
+from tests.batch.rig import rig, stored, until
 from tests.rig import MINILM, settings
 
 
@@ -74,7 +70,7 @@ async def test_a_small_job_ends_before_a_large_one_of_another_owner(tmp_path: Pa
             return (await up.status(large))["stats"]["completed"] > 0
 
         await until(begun)
-        small = await _stored(up, "key_other", expected.lines(expected.texts(12)))
+        small = await stored(up, "key_other", expected.lines(expected.texts(12)))
         await up.capability._jobs.submit(Task(Kind.PREPARE, small, MINILM, "key_other"))
 
         async def ended() -> bool:
@@ -83,15 +79,6 @@ async def test_a_small_job_ends_before_a_large_one_of_another_owner(tmp_path: Pa
 
         await until(ended)
         assert (await up.status(large))["stats"]["completed"] < 250
-
-
-async def _stored(up: Rig, owner: str, lines: Sequence[Any], age: float = 0.0) -> str:
-    """Store a job and hand no task out, as if the process had died in between."""
-    made = time.time() - age
-    job = Job(new_job_id(), owner, MINILM, None, None, True, None, None, made, made + 600, "")
-    await up.store.put(input_key(job.id), b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    await JobTable(up.database).create(job)
-    return job.id
 
 
 async def test_tokens_are_booked_once_and_below_zero_if_need_be(tmp_path: Path) -> None:
@@ -104,7 +91,7 @@ async def test_tokens_are_booked_once_and_below_zero_if_need_be(tmp_path: Path) 
 
 async def test_what_was_lost_between_two_steps_is_handed_out_again(tmp_path: Path) -> None:
     async with rig(settings(data_dir=tmp_path)) as up:
-        job = await _stored(up, "anonymous", expected.lines(["x"]), age=120)
+        job = await stored(up, "anonymous", expected.lines(["x"]), age=120)
         await up.capability._housekeeper.look()
         assert (await up.wait(job))["stats"]["completed"] == 1
 
