@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from services.batch.keys import folder, joined_key, part_key
 from services.batch.table import Job, JobTable, Part
@@ -40,15 +41,16 @@ class Files:
             error_file_url=await self._url(job, state, File.ERRORS, now) if job.failed else None,
         )
 
-    async def pieces(self, job: Job, file: File, offset: int) -> AsyncIterator[bytes]:
+    async def pieces(self, job: Job, file: File, offset: int) -> AsyncGenerator[bytes]:
         """Read a file from a byte on, in bounded memory."""
         for part in await self._table.parts(job.id):
             length = _length(part, file)
             if offset >= length:
                 offset -= length
                 continue
-            async for piece in self._store.stream(part_key(job.id, part.name, file), offset):
-                yield piece
+            async with aclosing(self._store.stream(part_key(job.id, part.name, file), offset)) as pieces:
+                async for piece in pieces:
+                    yield piece
             offset = 0
 
     async def join(self, job: Job) -> bool:
@@ -56,7 +58,8 @@ class Files:
         if await self._store.signed_url(joined_key(job.id, File.OUTPUT), 1.0) is None:
             return False
         for file in (File.OUTPUT, File.ERRORS):
-            await self._store.put_stream(joined_key(job.id, file), self.pieces(job, file, 0))
+            async with aclosing(self.pieces(job, file, 0)) as pieces:
+                await self._store.put_stream(joined_key(job.id, file), pieces)
         return True
 
     async def delete(self, job_id: str) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from services.core.media.decoding import gunzipped
-from services.core.media.fetching import Fetcher, FetchError
+from services.core.media.fetching import Fetcher, FetchError, shown
 from services.core.settings import ConfigurationError, Settings
-from services.core.storage.objects import ObjectStoreError, RemoteStore, bucket
+from services.core.storage.objects import (
+    ObjectMissingError,
+    ObjectStoreError,
+    RemoteStore,
+    bucket,
+    is_key,
+)
 
-MAX_BYTES = 1 << 30
-"""Of an input file, after decompressing."""
+logger = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
@@ -26,42 +33,47 @@ class Sources:
 
     def __init__(self, settings: Settings) -> None:
         self._fetcher = Fetcher(settings)
-        self._buckets = settings.batch_input_buckets
+        self._buckets = tuple(f"{opened.rstrip('/')}/" for opened in settings.batch_input_buckets)
+        self._max_bytes = settings.batch_max_input_bytes
 
     async def close(self) -> None:
         """Close connections."""
         await self._fetcher.aclose()
 
-    async def stream(self, url: str) -> AsyncIterator[bytes]:
-        """Read a file in pieces; raises ``SourceError``."""
-        scheme = url.partition("://")[0]
-        if scheme in ("s3", "gs"):
-            self._check_bucket(url)
-            pieces = gunzipped(_from_bucket(url), MAX_BYTES)
+    async def stream(self, url: str) -> AsyncGenerator[bytes]:
+        """Read a file in pieces, gzip undone; raises ``SourceError``."""
+        if url.startswith(("s3://", "gs://")):
+            pieces = self._from_bucket(url)
         else:
-            pieces = self._fetcher.stream(url, max_bytes=MAX_BYTES)
+            pieces = self._fetcher.stream(url, max_bytes=self._max_bytes)
         try:
-            async for piece in pieces:
-                yield piece
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield piece
         except FetchError as error:
-            raise SourceError(str(error), retryable=error.retryable) from error
+            raise SourceError(error.of(shown(url)).detail, retryable=error.retryable) from error
 
-    def _check_bucket(self, url: str) -> None:
-        """Refuse what the operator did not open: it is read with the server's own credentials."""
-        if not any(url.startswith(f"{opened.rstrip('/')}/") for opened in self._buckets):
+    async def _from_bucket(self, url: str) -> AsyncGenerator[bytes]:
+        scheme, _, rest = url.partition("://")
+        place, _, key = rest.partition("/")
+        if not place or not is_key(key):
+            raise SourceError("The input URL names no object of a bucket.", retryable=False)
+        # It is read with the server's own credentials, so only what the operator has opened.
+        if not url.startswith(self._buckets):
             message = "The input URL is in no bucket that this server reads (SF_BATCH_INPUT_BUCKETS)."
             raise SourceError(message, retryable=False)
-
-
-async def _from_bucket(url: str) -> AsyncIterator[bytes]:
-    place, _, key = url.partition("://")[2].partition("/")
-    if not place or not key:
-        raise SourceError("The input URL names no object of a bucket.", retryable=False)
-    try:
-        store = RemoteStore(bucket(f"{url.partition('://')[0]}://{place}", "input_url"))
-        async for piece in store.stream(key):
-            yield piece
-    except ConfigurationError as error:
-        raise SourceError(str(error), retryable=False) from error
-    except ObjectStoreError as error:
-        raise SourceError(f"The input file cannot be read: {error}", retryable=False) from error
+        try:
+            store = RemoteStore(bucket(f"{scheme}://{place}", "input_url"))
+            async with (
+                aclosing(store.stream(key)) as stored,
+                aclosing(gunzipped(stored, self._max_bytes)) as pieces,
+            ):
+                async for piece in pieces:
+                    yield piece
+        except ConfigurationError as error:
+            raise SourceError(str(error), retryable=False) from error
+        except ObjectMissingError as error:
+            raise SourceError(f"There is no object '{shown(url)}'.", retryable=False) from error
+        except ObjectStoreError as error:
+            logger.warning("%s cannot be read: %s", shown(url), error)
+            raise SourceError(f"'{shown(url)}' cannot be read by this server.", retryable=True) from error

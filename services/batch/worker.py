@@ -7,7 +7,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Protocol
 
 import orjson
@@ -35,6 +36,8 @@ MAX_LINES = 50_000
 
 _RETRY_SECONDS = (0.2, 10.0)
 _FETCH_ATTEMPTS = 4
+_FETCH_SECONDS = 1.0
+"""Half of what is waited before the second attempt; each further wait is twice as long."""
 _WEBHOOK_ATTEMPTS = 10
 _WEBHOOK_SECONDS = 1.0
 """Before the second attempt; each further wait is twice as long."""
@@ -54,7 +57,7 @@ class Webhooks(Protocol):
 class Inputs(Protocol):
     """Reads input files of callers."""
 
-    def stream(self, url: str) -> AsyncIterator[bytes]:
+    def stream(self, url: str) -> AsyncGenerator[bytes]:
         """Read a file in pieces; raises ``SourceError``."""
         ...
 
@@ -165,29 +168,39 @@ class Worker:
         try:
             if job.input_url is not None:
                 await self._fetch(job.id, job.input_url)
-            pieces = self._store.stream(input_key(job.id))
-            plans = await cut(pieces, chunk_tokens=self._settings.batch_chunk_tokens, max_lines=MAX_LINES)
+            async with aclosing(self._store.stream(input_key(job.id))) as pieces:
+                chunk_tokens = self._settings.batch_chunk_tokens
+                plans = await cut(pieces, chunk_tokens=chunk_tokens, max_lines=MAX_LINES)
+            if plans:
+                return plans
+            error = "The input has no lines."
         except TooManyLines:
-            await self.end(job.id, State.FAILED, f"The input has more than {MAX_LINES:,} lines.")
-            return None
-        except SourceError as error:
-            await self.end(job.id, State.FAILED, str(error))
-            return None
-        if not plans:
-            await self.end(job.id, State.FAILED, "The input has no lines.")
-            return None
-        return plans
+            error = f"The input has more than {MAX_LINES:,} lines."
+        except SourceError as refused:
+            error = str(refused)
+        await self._refuse(job.id, error)
+        return None
+
+    async def _refuse(self, job_id: str, error: str) -> None:
+        """End a job whose input is no good, unless another worker has found it good meanwhile."""
+        job = await self._table.find(job_id)
+        if job is None or job.chunks != UNPLANNED or not await self.end(job_id, State.FAILED, error):
+            return
+        # Should this fail, it is deleted when the job expires.
+        with contextlib.suppress(ObjectStoreError):
+            await self._files.delete(job_id)
 
     async def _fetch(self, job_id: str, url: str) -> None:
         for attempt in range(1, _FETCH_ATTEMPTS + 1):
             try:
-                await self._store.put_stream(input_key(job_id), self._inputs.stream(url))
+                async with aclosing(self._inputs.stream(url)) as pieces:
+                    await self._store.put_stream(input_key(job_id), pieces)
                 return
             except SourceError as error:
                 if not error.retryable or attempt == _FETCH_ATTEMPTS:
                     raise
                 logger.warning("the input of %s cannot be read yet: %s", job_id, error)
-            await asyncio.sleep(2.0**attempt)
+            await asyncio.sleep(_FETCH_SECONDS * 2**attempt)
 
     # Embedding
 

@@ -169,6 +169,9 @@ class Settings(BaseSettings):
         (),
         description='s3:// and gs:// URLs below which batch jobs may read their input, as ["s3://inputs"].',
     )
+    batch_max_input_bytes: int = Field(
+        1 << 30, ge=1, description="Largest input file of a batch job, packed or unpacked."
+    )
     batch_heartbeat_seconds: float = Field(
         5.0, gt=0, description="A batch worker that misses six beats is taken for dead; others go on."
     )

@@ -90,7 +90,9 @@ async def test_a_trickle_is_left_when_the_time_is_over(make: Make, part: str) ->
 
     fetcher = make("127.0.0.1/32", limits=Limits(idle_seconds=30.0, total_seconds=0.5))
     async with web(trickle) as site:
-        assert "took too long" in (await refused(fetcher, site.url())).detail
+        error = await refused(fetcher, site.url())
+        assert "took too long" in error.detail
+        assert not error.retryable
 
 
 async def test_gzip_is_undone(local: Fetcher) -> None:

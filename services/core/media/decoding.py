@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from services.core.media.errors import FetchError
@@ -47,7 +48,7 @@ class Gunzip:
             raise FetchError("its gzip content breaks off", retryable=True)
 
 
-async def decoded(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
+async def decoded(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerator[bytes]:
     """Decode gzip ``chunks``; FetchError once more than ``max_bytes`` come out."""
     gunzip = Gunzip()
     total = 0
@@ -62,24 +63,34 @@ async def decoded(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator
     gunzip.finish()
 
 
-async def gunzipped(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """Decode ``chunks`` if they begin as gzip does, which no text does; else hand them on.
-
-    FetchError once more than ``max_bytes`` come out of gzip.
-    """
-    head = b""
+async def bounded(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerator[bytes]:
+    """Hand ``chunks`` on; FetchError once they are more than ``max_bytes``."""
+    total = 0
     async for chunk in chunks:
-        head += chunk
-        if len(head) >= len(_MAGIC):
-            break
-    source = _joined(head, chunks)
-    if head.startswith(_MAGIC):
-        source = decoded(source, max_bytes)
-    async for chunk in source:
+        total += len(chunk)
+        if total > max_bytes:
+            raise FetchError(f"it is larger than {max_bytes:,} bytes", retryable=False)
         yield chunk
 
 
-async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def gunzipped(chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncGenerator[bytes]:
+    """Decode ``chunks`` if they begin as gzip does, which no text does; else hand them on.
+
+    FetchError once more than ``max_bytes`` come in or out.
+    """
+    head = b""
+    async with aclosing(bounded(chunks, max_bytes)) as source:
+        async for chunk in source:
+            head += chunk
+            if len(head) >= len(_MAGIC):
+                break
+        whole = _joined(head, source)
+        async with aclosing(decoded(whole, max_bytes) if head.startswith(_MAGIC) else whole) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     if head:
         yield head
     async for chunk in rest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +14,7 @@ import httpcore
 import httpx
 
 from services.core.media.connecting import GuardedBackend, Resolver, resolve
-from services.core.media.decoding import decoded, gunzipped
+from services.core.media.decoding import bounded, decoded, gunzipped
 from services.core.media.errors import FetchError
 from services.core.settings import Settings
 
@@ -66,17 +66,21 @@ class Fetcher:
 
     async def stream(self, url: str, *, max_bytes: int) -> AsyncGenerator[bytes]:
         """Give the content of ``url`` in pieces, gzip undone; neither side of that exceeds ``max_bytes``."""
-        deadline = asyncio.get_running_loop().time() + self._limits.total_seconds
-        with _told(url):
-            async with self._answer(url, deadline) as answer:
+        deadline = self._deadline()
+        # What took all the time once would take it again.
+        with _told(url, retry_late=False):
+            async with AsyncExitStack() as stack:
+                answer = await stack.enter_async_context(self._answer(url, deadline))
                 _check_length(answer, max_bytes)
-                pieces = self._content(answer, max_bytes, deadline)
+                pieces = await stack.enter_async_context(
+                    aclosing(bounded(_content(answer, deadline), max_bytes))
+                )
                 encoding = _header(answer, b"content-encoding")
                 if encoding in ("gzip", "x-gzip"):
-                    pieces = decoded(pieces, max_bytes)
+                    pieces = await stack.enter_async_context(aclosing(decoded(pieces, max_bytes)))
                 elif encoding not in ("", "identity"):
                     raise FetchError(f"its encoding '{encoding[:40]}' is not known", retryable=False)
-                async for piece in gunzipped(pieces, max_bytes):
+                async for piece in await stack.enter_async_context(aclosing(gunzipped(pieces, max_bytes))):
                     yield piece
 
     async def read(self, url: str, *, max_bytes: int) -> bytes:
@@ -86,9 +90,8 @@ class Fetcher:
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
         """Post ``body`` and give the status; what the answer says is not read, redirects are not followed."""
-        deadline = asyncio.get_running_loop().time() + self._limits.total_seconds
-        with _told(url):
-            async with asyncio.timeout_at(deadline):
+        with _told(url, retry_late=True):
+            async with asyncio.timeout_at(self._deadline()):
                 parsed = parse(url)
                 answer = await self._send("POST", parsed, {**headers, "Content-Length": str(len(body))}, body)
                 await answer.aclose()
@@ -161,20 +164,18 @@ class Fetcher:
             )
         return self._pool
 
-    async def _content(
-        self, answer: httpcore.Response, max_bytes: int, deadline: float
-    ) -> AsyncGenerator[bytes]:
-        total = 0
-        pieces: AsyncIterator[bytes] = answer.aiter_stream().__aiter__()
-        while True:
-            async with asyncio.timeout_at(deadline):
-                piece = await anext(pieces, None)
-            if piece is None:
-                return
-            total += len(piece)
-            if total > max_bytes:
-                raise FetchError(f"it is larger than {max_bytes:,} bytes", retryable=False)
-            yield piece
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._limits.total_seconds
+
+
+async def _content(answer: httpcore.Response, deadline: float) -> AsyncGenerator[bytes]:
+    pieces: AsyncIterator[bytes] = answer.aiter_stream().__aiter__()
+    while True:
+        async with asyncio.timeout_at(deadline):
+            piece = await anext(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 def parse(url: str) -> httpx.URL:
@@ -230,13 +231,15 @@ def _check_length(answer: httpcore.Response, max_bytes: int) -> None:
 
 
 @contextmanager
-def _told(url: str) -> Generator[None, Any, None]:
-    """Turn what goes wrong into a FetchError that names the URL."""
+def _told(url: str, *, retry_late: bool) -> Generator[None, Any, None]:
+    """Turn what goes wrong into a FetchError that names the URL; ``retry_late``: also after all the time."""
     try:
         yield
     except FetchError as error:
         raise error.of(shown(url)) from error
-    except (TimeoutError, httpcore.TimeoutException, httpcore.PoolTimeout) as error:
+    except TimeoutError as error:
+        raise FetchError("it took too long", retryable=retry_late, url=shown(url)) from error
+    except httpcore.TimeoutException as error:
         raise FetchError("it took too long", retryable=True, url=shown(url)) from error
     except httpcore.ConnectError as error:
         raise FetchError("no connection could be made", retryable=True, url=shown(url)) from error

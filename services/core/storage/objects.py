@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from services.core.settings import ConfigurationError, Settings
 
 if TYPE_CHECKING:  # obstore loads only where a bucket is named
-    from obstore.store import GCSStore, S3Store
+    from obstore.store import GCSStore, RetryConfig, S3Store
 
 FOLDER = "objects"
 """Within ``SF_DATA_DIR``."""
 
 PIECE = 1 << 18
 """Bytes read or written at a time."""
+
+
+_PATIENCE: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+"""With a bucket that does not answer: callers wait for it, and who works for no caller tries again anyway."""
 
 
 class ObjectStoreError(Exception):
@@ -35,7 +39,8 @@ class ObjectMissingError(ObjectStoreError):
 class ObjectStore(Protocol):
     """Objects under keys like ``a/b/c``. Each becomes visible whole or not at all.
 
-    Every method raises ``ObjectStoreError`` when the store cannot do it now, and ``ObjectMissingError``.
+    Every method raises ``ObjectStoreError`` when the store cannot do it now, and ``ObjectMissingError``;
+    ValueError for a key that ``is_key`` denies.
     """
 
     async def put(self, key: str, data: bytes) -> None:
@@ -50,7 +55,7 @@ class ObjectStore(Protocol):
         """Read a part of an object."""
         ...
 
-    def stream(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+    def stream(self, key: str, start: int = 0) -> AsyncGenerator[bytes]:
         """Read an object from a byte on, in pieces."""
         ...
 
@@ -65,6 +70,11 @@ class ObjectStore(Protocol):
     async def signed_url(self, key: str, seconds: float) -> str | None:
         """Give a URL that reads the object without credentials for a while, None where there are none."""
         ...
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be a key: parts with slashes between, none of which is empty, ``.`` or ``..``."""
+    return "\0" not in text and not {"", ".", ".."} & set(text.split("/"))
 
 
 def open_store(settings: Settings) -> ObjectStore:
@@ -87,7 +97,7 @@ class FileStore:
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
         """See ``ObjectStore``."""
         length = 0
-        target = self._folder / key
+        target = self._path(key)
         beside = _beside(target)
         try:
             file = await _blocking(_create, beside)
@@ -103,9 +113,9 @@ class FileStore:
 
     async def get(self, key: str, start: int, length: int) -> bytes:
         """See ``ObjectStore``."""
-        return await _blocking(_read, self._folder / key, start, length)
+        return await _blocking(_read, self._path(key), start, length)
 
-    async def stream(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, start: int = 0) -> AsyncGenerator[bytes]:
         """See ``ObjectStore``."""
         while piece := await self.get(key, start, PIECE):
             yield piece
@@ -114,19 +124,22 @@ class FileStore:
     async def delete(self, keys: Sequence[str]) -> None:
         """See ``ObjectStore``."""
         for key in keys:
-            await _blocking((self._folder / key).unlink, True)
+            await _blocking(self._path(key).unlink, True)
 
     async def delete_all(self, prefix: str) -> None:
         """See ``ObjectStore``."""
-        await _blocking(_remove, self._folder / prefix)
+        await _blocking(_remove, self._path(prefix))
 
     async def signed_url(self, key: str, seconds: float) -> str | None:
         """See ``ObjectStore``; there are none."""
         del key, seconds
         return None
 
+    def _path(self, key: str) -> Path:
+        return self._folder / _checked(key)
+
     def _write(self, key: str, data: bytes) -> None:
-        target = self._folder / key
+        target = self._path(key)
         beside = _beside(target)
         try:
             with _create(beside) as file:
@@ -146,43 +159,45 @@ class RemoteStore:
     async def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore``."""
         with _translated():
-            await self._store.put_async(key, data)
+            await self._store.put_async(_checked(key), data)
 
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
         """See ``ObjectStore``."""
         length = 0
 
-        async def counted() -> AsyncIterator[bytes]:
+        async def counted() -> AsyncGenerator[bytes]:
             nonlocal length
             async for piece in pieces:
                 length += len(piece)
                 yield piece
 
         with _translated():
-            await self._store.put_async(key, counted())
+            async with contextlib.aclosing(counted()) as stream:
+                await self._store.put_async(_checked(key), stream)
         return length
 
     async def get(self, key: str, start: int, length: int) -> bytes:
         """See ``ObjectStore``."""
         with _translated():
-            return bytes(await self._store.get_range_async(key, start=start, length=length))
+            return bytes(await self._store.get_range_async(_checked(key), start=start, length=length))
 
-    async def stream(self, key: str, start: int = 0) -> AsyncIterator[bytes]:
+    async def stream(self, key: str, start: int = 0) -> AsyncGenerator[bytes]:
         """See ``ObjectStore``."""
         with _translated():
-            found = await self._store.get_async(key, options={"range": {"offset": start}} if start else None)
+            options: Any = {"range": {"offset": start}} if start else None
+            found = await self._store.get_async(_checked(key), options=options)
             async for piece in found.stream(PIECE):
                 yield bytes(piece)
 
     async def delete(self, keys: Sequence[str]) -> None:
         """See ``ObjectStore``."""
         with _translated(), contextlib.suppress(FileNotFoundError):
-            await self._store.delete_async(list(keys))
+            await self._store.delete_async(list(map(_checked, keys)))
 
     async def delete_all(self, prefix: str) -> None:
         """See ``ObjectStore``."""
         with _translated():
-            async for found in self._store.list(prefix):
+            async for found in self._store.list(_checked(prefix)):
                 await self._store.delete_async([each["path"] for each in found])
 
     async def signed_url(self, key: str, seconds: float) -> str | None:
@@ -190,7 +205,7 @@ class RemoteStore:
         import obstore
 
         with _translated():
-            return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=seconds))
+            return await obstore.sign_async(self._store, "GET", _checked(key), timedelta(seconds=seconds))
 
 
 def bucket(url: str, name: str) -> S3Store | GCSStore:
@@ -204,7 +219,7 @@ def bucket(url: str, name: str) -> S3Store | GCSStore:
     if scheme not in kinds or not place:
         raise ConfigurationError(f"{name} must be s3://bucket/prefix or gs://bucket/prefix.")
     try:
-        return kinds[scheme](place, prefix=prefix.strip("/") or None)
+        return kinds[scheme](place, prefix=prefix.strip("/") or None, retry_config=_PATIENCE)
     except (BaseError, ValueError) as error:
         raise ConfigurationError(f"{name} cannot be used: {error}.") from error
 
@@ -228,6 +243,12 @@ async def _blocking(work: Any, *arguments: Any) -> Any:
         raise ObjectMissingError(str(error)) from error
     except OSError as error:
         raise ObjectStoreError(str(error)) from error
+
+
+def _checked(key: str) -> str:
+    if not is_key(key):
+        raise ValueError(f"no key of an object: {key!r}")
+    return key
 
 
 def _beside(target: Path) -> Path:

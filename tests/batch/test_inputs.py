@@ -1,0 +1,249 @@
+"""Input by URL through whole jobs: servers that misbehave, and files with every kind of bad line."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import pytest_asyncio
+from searchfoundation.v1 import batch_pb2
+
+from services.batch import worker
+from services.batch.jobs import Kind, Task
+from services.batch.table import JobTable
+from services.batch.types import State
+from tests.batch.rig import Rig, rig, stored, until
+from tests.media.web import Handler, Request, Web, answer, head, web
+from tests.rig import MINILM, settings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MAX_BYTES = 8 << 20
+BOM = b"\xef\xbb\xbf"
+
+
+async def _without_end(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(head(200, None))
+    while True:
+        writer.write(b"x" * 65_536)
+        await writer.drain()
+
+
+async def _trickling(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(head(200, 1_000_000))
+    while True:
+        writer.write(b"{")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def _promising(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(head(200, 1 << 40))
+
+
+async def _breaking_off(_: Request, writer: asyncio.StreamWriter) -> None:
+    writer.write(head(200, 1_000) + b'{"custom_id": "a", "body": {"input": "x"}}\n')
+    writer.close()
+
+
+def line(name: Any, text: Any = "x") -> bytes:
+    return json.dumps({"custom_id": name, "body": {"input": text}}).encode()
+
+
+def redirect(to: str) -> Handler:
+    return answer(b"", 302, Location=to)
+
+
+PAGES: dict[str, Handler] = {
+    "/endless": _without_end,
+    "/declared": _promising,
+    "/trickle": _trickling,
+    "/bomb": answer(gzip.compress(bytes(64 << 20), 9)),
+    "/encoded-bomb": answer(gzip.compress(bytes(64 << 20), 9), Content_Encoding="gzip"),
+    "/half-gzip": answer(gzip.compress(line("a"))[:-6]),
+    "/metadata": redirect("http://169.254.169.254/latest"),
+    "/inside": redirect("http://10.0.0.1/"),
+    "/file": redirect("file:///etc/passwd"),
+    "/loop": redirect("/loop"),
+    "/cut": _breaking_off,
+    "/denied": answer(b"", 403),
+    "/broken": answer(b"", 503),
+    "/too-many": answer(b"{}\n" * 50_001),
+    "/most": answer(b"{}\n" * 50_000),
+    "/empty": answer(b""),
+    "/blank": answer(BOM + b"\r\n  \n\n"),
+    "/packed": answer(gzip.compress(line("a") + b"\n")),
+    "/moved": redirect("/packed"),
+    "/lines": answer(
+        BOM
+        + b"\r\n".join(
+            (
+                *(line("a"), b"", line("a", "again"), b'{"body": {"input": "x"}}', b"not JSON", b"[]"),
+                *(line("long", "x" * (5 << 20)), b"   ", line("b"), b'{"custom_id": "c"}', BOM + line("d")),
+                *(line(""), line("e", ["x", "y"]), line("f", [])),
+            )
+        )
+    ),
+}
+
+
+@dataclass
+class System:
+    rig: Rig
+    web: Web
+    folder: Path
+
+    def url(self, path: str) -> str:
+        return self.web.url(path)
+
+    async def ended(self, job: str) -> dict[str, Any]:
+        async def reached() -> bool:
+            return (await self.rig.status(job))["completed_at"] is not None
+
+        await until(reached)
+        return await self.rig.status(job)
+
+    async def lines(self, job: str, file: int) -> list[Any]:
+        return [orjson.loads(each) for each in (await self.rig.download(job, file)).splitlines()]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    async def page(request: Request, writer: asyncio.StreamWriter) -> None:
+        await PAGES.get(request.target, answer(b"", 404))(request, writer)
+
+    folder = tmp_path_factory.mktemp("inputs")
+    chosen = settings(
+        data_dir=folder,
+        fetch_allow_networks=("127.0.0.1/32",),
+        fetch_timeout_seconds=4.0,
+        batch_max_input_bytes=MAX_BYTES,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "_FETCH_SECONDS", 0.01)
+        async with web(page) as site, rig(chosen) as up:
+            yield System(up, site, folder / "objects" / "batches")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/endless", "it is larger than 8,388,608 bytes"),
+        ("/declared", "it is larger than 8,388,608 bytes"),
+        ("/trickle", "it took too long"),
+        ("/bomb", "it unpacks to more than 8,388,608 bytes"),
+        ("/encoded-bomb", "it unpacks to more than 8,388,608 bytes"),
+        ("/half-gzip", "its gzip content breaks off"),
+        ("/metadata", "the host '169.254.169.254' leads to an address that is not public"),
+        ("/inside", "the host '10.0.0.1' leads to an address that is not public"),
+        ("/file", "only http:// and https:// URLs are fetched"),
+        ("/loop", "it redirects more than 3 times"),
+        ("/cut", "the connection broke"),
+        ("/denied", "it answered with status 403"),
+        ("/nothing", "it answered with status 404"),
+        ("/broken", "it answered with status 503"),
+    ],
+)
+async def test_a_file_that_cannot_be_had_fails_the_job(system: System, path: str, said: str) -> None:
+    url = system.url(path)
+    await _fails(system, url, f"Cannot fetch '{url}': {said}.")
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/too-many", "The input has more than 50,000 lines."),
+        ("/empty", "The input has no lines."),
+        ("/blank", "The input has no lines."),
+    ],
+)
+async def test_a_file_that_is_no_input_fails_the_job(system: System, path: str, said: str) -> None:
+    await _fails(system, system.url(path), said)
+
+
+async def test_a_server_that_is_down_fails_the_job(system: System) -> None:
+    async with web(answer(b"")) as gone:
+        url = gone.url("/in.jsonl")
+    await _fails(system, url, f"Cannot fetch '{url}': no connection could be made.")
+
+
+async def _fails(system: System, url: str, said: str) -> None:
+    job = await system.rig.create(input_url=url)
+    status = await system.ended(job)
+    assert (status["status"], status["error"]) == ("failed", said)
+    assert (status["output_url"], status["error_file_url"]) == (None, None)
+    assert status["stats"] == {"total": 0, "completed": 0, "failed": 0, "total_tokens": 0}
+
+    async def gone() -> bool:
+        return not (system.folder / job).exists()
+
+    await until(gone)
+
+
+@pytest.mark.parametrize("path", ["/packed", "/moved"])
+async def test_packed_and_moved_files_are_read(system: System, path: str) -> None:
+    job = await system.rig.create(input_url=system.url(path))
+    assert (await system.ended(job))["status"] == "completed"
+    assert [found["custom_id"] for found in await system.lines(job, batch_pb2.BATCH_FILE_OUTPUT)] == ["a"]
+    assert not list(system.folder.rglob(".*")), "files half written"
+
+
+async def test_every_kind_of_bad_line_is_told_and_the_others_are_embedded(system: System) -> None:
+    job = await system.rig.create(input_url=system.url("/lines"))
+    status = await system.ended(job)
+    assert status["status"] == "completed"
+    stats = {"total": 12, "completed": 3, "failed": 9}
+    assert {name: status["stats"][name] for name in stats} == stats
+    output = await system.lines(job, batch_pb2.BATCH_FILE_OUTPUT)
+    assert [found["custom_id"] for found in output] == ["a", "b", "e"]
+    assert [len(found["response"]["body"]["data"]) for found in output] == [1, 1, 2]
+    errors = await system.lines(job, batch_pb2.BATCH_FILE_ERRORS)
+    assert [(found["custom_id"], found["error"]["message"]) for found in errors] == [
+        ("a", "An earlier line of this job has the same 'custom_id'."),
+        (None, "'custom_id' should be a text that is not empty."),
+        (None, "The line is not valid JSON: invalid literal, expected 'null' (column 1)."),
+        (None, "The line should be a JSON object."),
+        (None, "The line is longer than 1,048,576 bytes."),
+        ("c", "'body' should be an object with 'input'."),
+        (None, "The line is not valid JSON: UTF-8 byte order mark (BOM) is not supported (column 1)."),
+        (None, "'custom_id' should be a text that is not empty."),
+        ("f", "'body.input' should have 1 to 2048 items."),
+    ]
+    for found in errors:
+        assert found["error"]["code"] == "VALIDATION_ERROR"
+        assert found["response"] is None
+        assert found["id"].startswith("batch_req_")
+
+
+async def test_fifty_thousand_lines_are_taken(system: System) -> None:
+    job = await system.rig.create(input_url=system.url("/most"))
+
+    async def counted() -> bool:
+        return (await system.rig.status(job))["stats"]["total"] == 50_000
+
+    await until(counted)
+    assert (await system.rig.status(job))["status"] == "processing"
+    await system.rig.cancel(job)
+
+
+async def test_slow_servers_of_one_key_do_not_hold_the_jobs_of_others(system: System) -> None:
+    slow = [await system.rig.create(input_url=system.url("/trickle")) for _ in range(8)]
+    job = await stored(system.rig, "key_other", [{"custom_id": "a", "body": {"input": "x"}}])
+    await system.rig.capability._jobs.submit(Task(Kind.PREPARE, job, MINILM, "key_other"))
+
+    async def done() -> bool:
+        found = await JobTable(system.rig.database).find(job)
+        return found is not None and found.state is State.COMPLETED
+
+    await until(done)
+    # Not one of them has ended, and they are twice as many as are read at once for a key.
+    assert {(await system.rig.status(each))["status"] for each in slow} == {"pending"}
+    for each in slow:
+        await system.rig.cancel(each)
