@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from services.core.modeling.native import encoder, ops
+from services.core.modeling.native import decoder, encoder, ops
 from services.core.modeling.native.library import library
 
 
@@ -20,12 +22,21 @@ def cpu() -> torch.device:
     return torch.device("cpu")
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give the calling thread's number of torch threads back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["compiled", "torch"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test on the compiled kernels, where this CPU can, and again on torch alone."""
     if request.param == "torch":
         monkeypatch.setattr(ops, "library", lambda: None)
         monkeypatch.setattr(encoder, "library", lambda: None)
+        monkeypatch.setattr(decoder, "library", lambda: None)
     elif not torch.cpu.get_capabilities().get("avx512_bf16"):
         pytest.skip("this CPU has no AVX-512 BF16")
     else:

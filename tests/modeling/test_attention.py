@@ -132,6 +132,23 @@ def test_alibi_over_a_long_text_holds_no_table(
     torch.testing.assert_close(got.double(), wanted, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=0)
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (7, 1)])
+@MASKS
+def test_texts_of_several_blocks_of_keys(
+    cpu: torch.device, heads: int, key_heads: int, causal: bool, alibi: bool
+) -> None:
+    lengths = (3, 383, 385, 511, 513, 1030)
+    generator = torch.Generator().manual_seed(heads)
+    fused = torch.randn(sum(lengths), heads + 2 * key_heads, 32, generator=generator).bfloat16()
+    query, key, value = fused.split([heads, key_heads, key_heads], dim=1)
+    slopes = alibi_slopes(heads) if alibi else None
+    query *= torch.linspace(0.1, 8.0, sum(lengths))[:, None, None]  # peaks that come late, and early
+    got = attention(query, key, value, packed(lengths, cpu), causal=causal, alibi_slopes=slopes)
+    wanted = formula(query, key, value, lengths, causal=causal, slopes=slopes, scale=32**-0.5)
+    torch.testing.assert_close(got.double(), wanted, atol=4e-2, rtol=0)
+
+
 def test_slopes_of_twelve_heads_are_eight_and_then_four() -> None:
     slopes = alibi_slopes(12).tolist()
     assert slopes[:8] == [2.0**-i for i in range(1, 9)]

@@ -119,6 +119,39 @@ def test_tasks_and_lengths_may_be_mixed_in_a_batch(
         assert sum(cosine(vector, other) > 0.999 for other in others) == 1
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_that_nobody_reads_are_left_out_without_a_trace(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, kind, random=Random(gain=1.0))
+    encoder = load(tmp_path, torch.bfloat16)
+    tasks = (None,) if kind == "code" else EVERY_TASK
+    items = [
+        EncodeItem(random_ids(length, VOCABULARY, seed=i), tasks[i % len(tasks)])
+        for i, length in enumerate((1, 5, 5, 90, 200, 7, 300))
+    ]
+    whole = [
+        EncodeItem(i.token_ids, i.adapter, spans=((len(i.token_ids) - 1, len(i.token_ids)),)) for i in items
+    ]
+    for vector, span in zip(encoder.forward(items), encoder.forward(whole), strict=True):
+        assert cosine(vector, span[0]) > 0.99999
+
+
+@pytest.mark.usefixtures("backend", "threads")
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_change_nothing_in_the_result(tmp_path: Path, kind: str) -> None:
+    encoder = load(write(tmp_path, kind), torch.bfloat16)
+    tasks = (None,) if kind == "code" else EVERY_TASK
+    items = [
+        EncodeItem(random_ids(length, VOCABULARY, seed=i), tasks[i % len(tasks)])
+        for i, length in enumerate((1, 5, 5, 90, 200, 7, 700, 130))
+    ]
+    torch.set_num_threads(1)
+    alone = np.stack(encoder.forward(items))
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        np.testing.assert_allclose(np.stack(encoder.forward(items)), alone, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_nano_reads_backwards(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind)

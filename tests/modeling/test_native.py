@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,14 +21,6 @@ from tests.checkpoints import minilm_directory, minilm_spec
 needs_kernels = pytest.mark.skipif(
     not torch.cpu.get_capabilities().get("avx512_bf16"), reason="this CPU has no AVX-512 BF16"
 )
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Give the calling thread's number of torch threads back after the test."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

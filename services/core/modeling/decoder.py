@@ -18,11 +18,14 @@ from torch.nn import functional
 from services.core.modeling.checkpoint import Checkpoint, Shape
 from services.core.modeling.decoder_config import DecoderConfig
 from services.core.modeling.layers import Layers
+from services.core.modeling.native import decoder as native
+from services.core.modeling.native.decoder import FusedDecoder
 from services.core.modeling.packed import AdapterRun, PackedBatch
 from services.core.modeling.peft import PeftAdapters
 from services.core.modeling.rotary import Rotation
 from services.core.modeling.sliding import sliding_attention
 from services.core.modeling.task_linear import Runs, TaskLinear, task_linear
+from services.core.modeling.types import Backbone
 
 _CPU_ROWS = 512
 _CUDA_ROWS = 16384
@@ -78,7 +81,7 @@ def load_decoder(
     *,
     adapters: PeftAdapters | None = None,
     extra: Mapping[str, Shape] | None = None,
-) -> Decoder:
+) -> Backbone:
     """Read the network from ``checkpoint``, with or without the ``model.`` prefix.
 
     ``extra`` are tensors that the caller will read. CheckpointError if a tensor is missing, left over or of
@@ -86,7 +89,9 @@ def load_decoder(
     """
     checkpoint.strip_prefix("model.")
     checkpoint.verify(decoder_shapes(config) | dict(extra or {}), unused=UNUSED)
-    return Decoder(Layers(checkpoint, device, dtype, config.epsilon), config, adapters or PeftAdapters())
+    layers = Layers(checkpoint, device, dtype, config.epsilon)
+    network = FusedDecoder if native.serves(config, device, dtype) else Decoder
+    return network(layers, config, adapters or PeftAdapters())
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +130,16 @@ class Decoder:
         """Return the last hidden states, (tokens, width)."""
         parts = self._parts(batch)
         x = functional.embedding(batch.token_ids, self._words)
-        for block in self._blocks:
+        *blocks, last = self._blocks
+        for block in blocks:
             x = block(x, batch, parts)
-        return _by_rows(parts, lambda part: self._norm(x[part.rows]))
+        if batch.wanted is None:
+            x = last(x, batch, parts)
+            return _by_rows(parts, lambda part: self._norm(x[part.rows]))
+        attended = last.attend(x, batch, parts)
+        rows = torch.from_numpy(batch.wanted).to(x.device).long()
+        x[rows] = self._norm(last.feed(x[rows], attended[rows], batch.wanted_runs))
+        return x
 
     def _parts(self, batch: PackedBatch) -> list[_Part]:
         positions = batch.positions()
@@ -178,14 +190,17 @@ class _Block:
         )
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch, parts: Sequence[_Part]) -> torch.Tensor:
+        """Return the states behind the block, (tokens, width)."""
+        attended = self.attend(x, batch, parts)
+        return _by_rows(parts, lambda part: self.feed(x[part.rows], attended[part.rows], part.runs))
+
+    def attend(self, x: torch.Tensor, batch: PackedBatch, parts: Sequence[_Part]) -> torch.Tensor:
+        """Return what each token gathers from the others, (tokens, heads * head_dim)."""
         heads, key_heads = self.config.heads, self.config.key_heads
         joined = _by_rows(parts, lambda part: self._project(x[part.rows], part))
         query, key, value = joined.split((heads, key_heads, key_heads), dim=1)
-        attended = sliding_attention(
-            query, key, value, batch, causal=self.config.causal, window=self.window
-        ).flatten(1)
-        del joined, query, key, value
-        return _by_rows(parts, lambda part: self._feed(x[part.rows], attended[part.rows], part.runs))
+        causal = self.config.causal
+        return sliding_attention(query, key, value, batch, causal=causal, window=self.window).flatten(1)
 
     def _project(self, x: torch.Tensor, part: _Part) -> torch.Tensor:
         """Return query, key and value with their positions, (rows, heads + 2 key heads, head_dim)."""
@@ -199,7 +214,8 @@ class _Block:
         part.rotation.turn(joined[:, :turning])
         return joined
 
-    def _feed(self, x: torch.Tensor, attended: torch.Tensor, runs: Runs) -> torch.Tensor:
+    def feed(self, x: torch.Tensor, attended: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Return what becomes of rows of states and of what they gathered."""
         x = self.attended.add(attended, runs, x)
         normed = self.inner_norm(x)
         return self.down.add(_gated(self.gate, self.up, normed, runs), runs, x)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoint import Checkpoint, Config
-from services.core.modeling.decoder import Decoder, linear_sizes, load_decoder
+from services.core.modeling.decoder import linear_sizes, load_decoder
 from services.core.modeling.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
 from services.core.modeling.encoder import DenseHead, Encoder
-from services.core.modeling.packed import Limits
+from services.core.modeling.packed import Limits, PackedBatch
 from services.core.modeling.peft import PeftAdapters
 from services.core.modeling.pooling import last
 from services.core.modeling.tokenizer import Tokenizer
-from services.core.modeling.types import TextEncoder
+from services.core.modeling.types import Backbone, EncodeItem, TextEncoder
 
 
 def is_jina_v5_text(config: Config) -> bool:
@@ -59,10 +63,19 @@ def _v5_form(checkpoint: Checkpoint) -> Form:
 def _encoder(
     checkpoint: Checkpoint,
     config: DecoderConfig,
-    network: Decoder,
+    network: Backbone,
     device: torch.device,
     adapters: frozenset[str],
 ) -> TextEncoder:
     limits = Limits(config.vocabulary, config.positions, adapters)
     tokenizer = Tokenizer.load(checkpoint.directory)
-    return Encoder(tokenizer, network, DenseHead(last), device=device, limits=limits, width=config.width)
+    return Encoder(
+        tokenizer, network, DenseHead(last), device=device, limits=limits, width=config.width, wanted=_ends
+    )
+
+
+def _ends(batch: PackedBatch, items: Sequence[EncodeItem]) -> NDArray[np.int32] | None:
+    """Return the last token of each item; None if one is to be averaged over spans."""
+    if any(item.spans is not None for item in items):
+        return None
+    return np.cumsum(batch.lengths, dtype=np.int32) - np.int32(1)

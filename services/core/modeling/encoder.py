@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head
 _CPU_PASS_TOKENS = 512
 """Tokens that go through all layers together on a CPU: more only push the activations out of the cache."""
 
+Wanted: TypeAlias = Callable[[PackedBatch, Sequence[EncodeItem]], NDArray[np.int32] | None]
+"""From a batch and its items, as packed, to the tokens whose states are read; see ``PackedBatch.wanted``."""
+
 
 class Encoder:
     """A model in memory; see ``types.TextEncoder`` for the contract."""
@@ -31,8 +35,12 @@ class Encoder:
         device: torch.device,
         limits: Limits,
         width: int,
+        wanted: Wanted | None = None,
     ) -> None:
-        """Join the parts; ``width`` is that of one result vector. CheckpointError if they do not fit."""
+        """Join the parts; ``width`` is that of one result vector. CheckpointError if they do not fit.
+
+        ``wanted`` says which states the head reads where it does not read all.
+        """
         if tokenizer.vocabulary_size > limits.vocabulary:
             raise CheckpointError(
                 f"tokenizer.json has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
@@ -44,6 +52,7 @@ class Encoder:
         self._head = head
         self._device = device
         self._limits = limits
+        self._wanted = wanted
 
     def forward(self, batch: Sequence[EncodeItem]) -> list[Encoding]:
         """Run the network; one fp32 result per item, in the order of ``batch``, not normalised."""
@@ -53,6 +62,8 @@ class Encoder:
                 items = [batch[i] for i in part]
                 packed = pack(items, self._device, self._limits)
                 ordered = [items[i] for i in packed.order]
+                if self._wanted is not None:
+                    packed = replace(packed, wanted=self._wanted(packed, ordered))
                 encodings = self._head(self._backbone(packed), packed, ordered)
                 results |= {part[i]: encoding for i, encoding in zip(packed.order, encodings, strict=True)}
         return [results[i] for i in range(len(batch))]

@@ -115,7 +115,7 @@ class ListwiseRanker:
         self.tokenizer = tokenizer
         self.width = head.width
         self._encoder = Encoder(
-            tokenizer.plain, backbone, head, device=device, limits=limits, width=head.width
+            tokenizer.plain, backbone, head, device=device, limits=limits, width=head.width, wanted=head.rows
         )
 
     def forward(self, batch: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
@@ -144,16 +144,21 @@ class MarkerHead:
         self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
     ) -> list[Encoding]:
         """Return (1 + documents, width) fp32 for each item."""
-        places: list[NDArray[np.int64]] = []
-        start = 0
-        for item, length in zip(items, batch.lengths, strict=True):
-            places.append(start + self._places(item.token_ids))
-            start += length
+        places = self._of_items(batch, items)
         index = torch.from_numpy(np.concatenate(places)).to(hidden.device)
         first, second = self._layers
         vectors = functional.linear(functional.linear(hidden[index].float(), first).relu_(), second)
         ends = np.cumsum([len(each) for each in places])[:-1]
         return list(np.split(to_numpy(vectors), ends))
+
+    def rows(self, batch: PackedBatch, items: Sequence[EncodeItem]) -> NDArray[np.int32]:
+        """Return the places of all markers in the batch, in rising order."""
+        return np.sort(np.concatenate(self._of_items(batch, items))).astype(np.int32)
+
+    def _of_items(self, batch: PackedBatch, items: Sequence[EncodeItem]) -> list[NDArray[np.int64]]:
+        """Return where in the batch each item has the marker of its query and then those of its documents."""
+        starts = np.cumsum((0, *batch.lengths[:-1]))
+        return [start + self._places(item.token_ids) for start, item in zip(starts, items, strict=True)]
 
     def _places(self, ids: TokenIds) -> NDArray[np.int64]:
         queries, documents = np.flatnonzero(ids == self._query), np.flatnonzero(ids == self._document)

@@ -60,7 +60,8 @@ class PackedBatch:
 
     ``token_ids`` (tokens,) and ``cu_lengths`` (items + 1,) are int32 on the device. ``order[i]`` is the
     place that packed item i had in the input. ``attended`` says for each item how many of its first tokens
-    may be attended to; None where every item may see all of itself.
+    may be attended to; None where every item may see all of itself. ``wanted`` (rows,) int32 are the tokens,
+    in rising order, whose last states are asked for; None is all. A network may leave the others wrong.
     """
 
     token_ids: torch.Tensor
@@ -70,6 +71,7 @@ class PackedBatch:
     groups: tuple[Group, ...]
     adapter_runs: tuple[AdapterRun, ...]
     attended: tuple[int, ...] | None = None
+    wanted: NDArray[np.int32] | None = None
 
     @property
     def tokens(self) -> int:
@@ -85,6 +87,18 @@ class PackedBatch:
     def device(self) -> torch.device:
         """Where the tensors live."""
         return self.token_ids.device
+
+    @property
+    def wanted_runs(self) -> tuple[AdapterRun, ...]:
+        """``adapter_runs`` of the wanted tokens, counted by them."""
+        if self.wanted is None:
+            return self.adapter_runs
+        bounds = np.searchsorted(self.wanted, [(run.start, run.end) for run in self.adapter_runs]).tolist()
+        return tuple(
+            AdapterRun(start, end, run.adapter)
+            for (start, end), run in zip(bounds, self.adapter_runs, strict=True)
+            if start < end
+        )
 
     def positions(self) -> torch.Tensor:
         """Place of each token in its item, from 0; (tokens,) int32 on the device."""

@@ -58,6 +58,12 @@ class PeftAdapters:
             raise CheckpointError(f"{directory}: no adapters {', '.join(lacking)}")
         return cls(tasks)
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of a layer's change; 0 without any."""
+        pairs = (pair for layers in self.tasks.values() for pair in layers.values())
+        return max((pair.down.shape[0] for pair in pairs), default=0)
+
     def joined(self, task: str, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> LowRank | None:
         """Return what ``task`` adds to the layers ``names`` behind one another; None if nothing.
 

@@ -8,21 +8,21 @@ from services.core.modeling.native import ops
 
 
 class Rotation:
-    """The turn of each token of a batch; angles, cosines and sines are fp32."""
+    """The turn of each token of a batch; ``cosines`` and ``sines`` are (tokens, head_dim / 2) fp32."""
 
     def __init__(self, positions: torch.Tensor, head_dim: int, base: float) -> None:
         """Prepare for ``positions`` (tokens,) and heads of ``head_dim``, an even number."""
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         angles = positions[:, None].float() * base**-exponents
-        self._cosines = angles.cos()
-        self._sines = angles.sin()
+        self.cosines = angles.cos()
+        self.sines = angles.sin()
 
     def turn(self, heads: torch.Tensor) -> None:
         """Turn ``heads`` (tokens, heads, head_dim) in place; computed in fp32."""
         if ops.serves_turn(heads):
-            ops.turn(heads, self._cosines, self._sines)
+            ops.turn(heads, self.cosines, self.sines)
             return
-        cosines, sines = self._cosines[:, None], self._sines[:, None]
+        cosines, sines = self.cosines[:, None], self.sines[:, None]
         first, second = heads.chunk(2, dim=-1)
         a, b = first.float(), second.float()
         turned = a * cosines - b * sines

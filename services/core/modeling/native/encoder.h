@@ -78,31 +78,23 @@ struct pass {
     const struct encoder *encoder;
     struct attention form;
     struct attention_call attention;
-    const int32_t *ids, *ends;
-    long items, tokens, longest, rows; /* rows of a task */
+    const int32_t *ids;
+    long tokens, rows; /* rows of a task */
     bf16 *hidden, *qkv, *attended;
     int32_t *positions;
     char *own; /* scratch of member 0, the others behind it */
     size_t own_size;
 };
 
-static size_t own_scratch(const struct encoder *e, long longest) {
+static size_t own_scratch(const struct encoder *e) {
     const size_t block = (size_t)BLOCK_ROWS * ((size_t)e->inner * 2 + (size_t)e->width * 4);
-    return block + attention_scratch(e->width / e->heads, longest);
+    return block + attention_scratch(e->width / e->heads, 1);
 }
 
-/* Bytes of scratch for a pass of `tokens` whose longest text has `longest`. */
-static size_t encoder_scratch(const struct encoder *e, long tokens, long longest, int members) {
+/* Bytes of scratch for a pass of `tokens`. */
+static size_t encoder_scratch(const struct encoder *e, long tokens, int members) {
     const size_t shared = (size_t)tokens * ((size_t)e->width * 8 + 4);
-    return (size_t)round_up((long)shared, 64) + (size_t)members * own_scratch(e, longest);
-}
-
-/* Few enough rows for every member to have work, many enough not to fetch the weights too often. */
-static long rows_of_task(long tokens, int members) {
-    if (members < 2) return BLOCK_ROWS;
-    const long fair = (tokens + members - 1) / members, half = (tokens + 2 * members - 1) / (2 * members);
-    const long least = fair < 16 ? fair : 16;
-    return half > BLOCK_ROWS ? BLOCK_ROWS : half < least ? least : half;
+    return (size_t)round_up((long)shared, 64) + (size_t)members * own_scratch(e);
 }
 
 static void embed(const struct pass *p, long first, long rows, float *sums) {
@@ -157,13 +149,12 @@ static void encode(const struct encoder *e, const int32_t *ids, const int32_t *e
                    bf16 *hidden, char *scratch, int members) {
     const long tokens = ends[items], width = e->width, head_dim = width / e->heads;
     members = members_for(tokens, members);
-    struct pass p = {.encoder = e, .ids = ids, .ends = ends, .items = items, .tokens = tokens, .hidden = hidden};
-    p.longest = longest;
-    p.rows = rows_of_task(tokens, members);
+    struct pass p = {.encoder = e, .ids = ids, .tokens = tokens, .hidden = hidden};
+    p.rows = fair_rows(tokens, members, BLOCK_ROWS);
     p.qkv = (bf16 *)scratch;
     p.attended = p.qkv + tokens * width * 3;
     p.positions = (int32_t *)(p.attended + tokens * width);
-    p.own_size = own_scratch(e, longest);
+    p.own_size = own_scratch(e);
     p.own = scratch + round_up(tokens * (width * 8 + 4), 64);
     for (long item = 0; item < items; ++item)
         for (int32_t t = ends[item]; t < ends[item + 1]; ++t) p.positions[t] = t - ends[item];

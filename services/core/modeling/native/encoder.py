@@ -110,7 +110,7 @@ class FusedPostNorm:
             len(batch.lengths),
             longest,
             hidden.data_ptr(),
-            scratch(self._kernels.sf_encoder_scratch(encoder, batch.tokens, longest, threads)),
+            scratch(self._kernels.sf_encoder_scratch(encoder, batch.tokens, threads)),
             threads,
         )
         return hidden

@@ -1,6 +1,7 @@
 /* Fused bf16 kernels for CPUs with AVX-512 BF16, called through ctypes, which drops the interpreter's lock
  * for the whole call. Any number of threads may call at once over the same weights; each call may be given
  * further threads for itself. */
+#include "decoder.h"
 #include "encoder.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -13,25 +14,27 @@ EXPORT void sf_pack(const bf16 *weight, int64_t out, int64_t into, uint32_t *pac
     pack_rows(weight, into, out, into / 2, packed);
 }
 
-/* Bytes of scratch for sf_attention over texts of up to `longest` tokens. */
-EXPORT size_t sf_attention_scratch(int32_t head_dim, int64_t longest, int32_t members) {
-    return attention_scratch(head_dim, longest) * (size_t)members;
+/* Bytes of scratch for sf_attention with `shared` query heads to a head of keys. */
+EXPORT size_t sf_attention_scratch(int32_t head_dim, int32_t shared, int32_t members) {
+    return attention_scratch(head_dim, shared) * (size_t)members;
 }
 
-/* Attention over `items` texts, text i being the tokens [ends[i], ends[i + 1]), by up to `members` threads. */
+/* Attention over `items` texts, text i being the tokens [ends[i], ends[i + 1]), by up to `members` threads. A
+ * window needs causal attention. */
 EXPORT void sf_attention(const struct attention *form, const bf16 *query, const bf16 *key, const bf16 *value,
                          bf16 *out, const int32_t *ends, int64_t items, char *scratch, int64_t longest,
                          int32_t members) {
     const struct attention_call call = {
-        form, query, key, value, out, ends, items, longest, scratch, attention_scratch(form->head_dim, longest),
+        form, query, key, value, out, ends, items, longest,
+        scratch, attention_scratch(form->head_dim, shared_heads(form)),
     };
     struct job job = {.phases = 1, .tasks = attention_tasks, .run = attention_task, .context = &call};
     work(&job, members_for(ends[items], members));
 }
 
-/* Bytes of scratch for sf_encode over a pass of `tokens` whose longest text has `longest`. */
-EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int64_t longest, int32_t members) {
-    return encoder_scratch(e, tokens, longest, members);
+/* Bytes of scratch for sf_encode over a pass of `tokens`. */
+EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int32_t members) {
+    return encoder_scratch(e, tokens, members);
 }
 
 /* Last hidden states (tokens, width) of a packed batch, whose ids lie in the vocabulary and whose texts
@@ -39,6 +42,17 @@ EXPORT size_t sf_encoder_scratch(const struct encoder *e, int64_t tokens, int64_
 EXPORT void sf_encode(const struct encoder *e, const int32_t *ids, const int32_t *ends, int64_t items,
                       int64_t longest, bf16 *hidden, char *scratch, int32_t members) {
     encode(e, ids, ends, items, longest, hidden, scratch, members);
+}
+
+/* Bytes of scratch for sf_decode. */
+EXPORT size_t sf_decoder_scratch(const struct decoder *d, int32_t members) {
+    return decoder_scratch(d) * (size_t)members;
+}
+
+/* A pass of a decoder. Ids lie in the vocabulary, positions below `longest` and wanted rows in the pass: none of
+ * it is checked here. */
+EXPORT void sf_decode(const struct text_pass *in, char *scratch, int32_t members) {
+    read_pass(in, scratch, members);
 }
 
 /* Turn the halves of `heads` heads of each token against each other, in place. `stride` is from token to token,
@@ -58,6 +72,12 @@ EXPORT void sf_turn(bf16 *x, int64_t tokens, int64_t stride, int32_t heads, int3
                 store_bf16(second, mask, _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine)));
             }
         }
+}
+
+/* Layer norm of each of `rows` rows of `width`; statistics in fp32. */
+EXPORT void sf_norm(const bf16 *x, int64_t rows, int64_t width, const bf16 *weight, const bf16 *bias, float epsilon,
+                    bf16 *out) {
+    for (long row = 0; row < rows; ++row) norm_row(x + row * width, width, weight, bias, epsilon, out + row * width);
 }
 
 /* Mean over the tokens of each text, (items, width) fp32. */

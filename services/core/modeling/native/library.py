@@ -38,14 +38,17 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
     signatures: dict[str, tuple[type | None, tuple[type, ...]]] = {
         "sf_packed_words": (size, (number, number)),
         "sf_pack": (None, (pointer, number, number, pointer)),
-        "sf_attention_scratch": (size, (int32, number, int32)),
+        "sf_attention_scratch": (size, (int32, int32, int32)),
         "sf_attention": (
             None,
             (pointer, pointer, pointer, pointer, pointer, pointer, number, pointer, number, int32),
         ),
-        "sf_encoder_scratch": (size, (pointer, number, number, int32)),
+        "sf_encoder_scratch": (size, (pointer, number, int32)),
         "sf_encode": (None, (pointer, pointer, pointer, number, number, pointer, pointer, int32)),
+        "sf_decoder_scratch": (size, (pointer, int32)),
+        "sf_decode": (None, (pointer, pointer, int32)),
         "sf_turn": (None, (pointer, number, number, int32, int32, pointer, pointer)),
+        "sf_norm": (None, (pointer, number, number, pointer, pointer, ctypes.c_float, pointer)),
         "sf_mean": (None, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

@@ -1,4 +1,4 @@
-"""Attention, rotary positions and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
+"""Attention, rotary positions, layer norm and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class _Attention(ctypes.Structure):
         ("query_stride", ctypes.c_int64),
         ("key_stride", ctypes.c_int64),
         ("out_stride", ctypes.c_int64),
+        ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("slopes", ctypes.c_void_p),
     )
@@ -61,6 +62,7 @@ def attention(
         query.stride(0),
         key.stride(0),
         heads * head_dim,
+        0,
         scale,
         None if slopes is None else slopes.data_ptr(),
     )
@@ -73,10 +75,25 @@ def attention(
         out.data_ptr(),
         batch.cu_lengths.data_ptr(),
         len(batch.lengths),
-        scratch(kernels.sf_attention_scratch(head_dim, longest, threads)),
+        scratch(kernels.sf_attention_scratch(head_dim, heads // key.shape[1], threads)),
         longest,
         threads,
     )
+    return out
+
+
+def serves_norm(x: torch.Tensor) -> bool:
+    """Whether the kernel norms these (rows, width)."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() and library() is not None
+
+
+def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Layer norm over the last axis of (rows, width); ``weight`` and ``bias`` are (width,) bf16."""
+    kernels = library()
+    assert kernels is not None
+    out = torch.empty_like(x)
+    rows, width = x.shape
+    kernels.sf_norm(x.data_ptr(), rows, width, weight.data_ptr(), bias.data_ptr(), epsilon, out.data_ptr())
     return out
 
 

@@ -96,6 +96,15 @@ static int members_for(long tokens, int members) {
     return useful < members ? (useful < 1 ? 1 : (int)useful) : members;
 }
 
+/* Rows of a task, `most` at most: few enough for every member to have work, many enough not to fetch the weights
+ * too often. */
+static long fair_rows(long tokens, int members, long most) {
+    if (members < 2) return most;
+    const long fair = (tokens + members - 1) / members, half = (tokens + 2 * members - 1) / (2 * members);
+    const long least = fair < 16 ? fair : 16;
+    return half > most ? most : half < least ? least : half;
+}
+
 /* Do the job with up to `members` threads, the caller being member 0; alone if another job has the team. */
 static void work(struct job *job, int members) {
     for (int phase = 0; phase < job->phases; ++phase) {
