@@ -16,6 +16,8 @@ from tests.stack import MODEL, Stack, wait_for
 
 Answer = tuple[int, Any]
 
+_ABOUT_A_JOB = (("GET", ""), ("DELETE", ""), ("GET", "/output"), ("GET", "/errors"))
+
 
 @dataclass
 class Caller:
@@ -193,7 +195,7 @@ def test_files_before_the_end_and_cancelling(ann: Caller) -> None:
 def test_jobs_belong_to_their_key(ann: Caller, bob: Caller) -> None:
     job = ann.done(input=[{"custom_id": "a", "body": {"input": "x"}}])
     path = f"/v1/batch/{job['batch_id']}"
-    for method, end in (("GET", ""), ("DELETE", ""), ("GET", "/output"), ("GET", "/errors")):
+    for method, end in _ABOUT_A_JOB:
         status, body = bob.call(method, path + end)
         assert (status, body["code"]) == (404, "RESOURCE_NOT_FOUND")
         assert job["batch_id"] in body["detail"]
@@ -213,7 +215,8 @@ def test_limits_that_are_none(ann: Caller, limit: str) -> None:
 
 @pytest.mark.parametrize("name", ["x", "batch_00", "batch_" + "0" * 32, "embeddings"])
 def test_ids_of_no_job(ann: Caller, name: str) -> None:
-    assert ann.call("GET", f"/v1/batch/{name}")[0] == 404
+    for method, end in _ABOUT_A_JOB:
+        assert ann.call(method, f"/v1/batch/{name}{end}")[0] == 404
 
 
 def test_without_a_key(stack: Stack) -> None:
