@@ -74,12 +74,6 @@ EXPORT void sf_turn(bf16 *x, int64_t tokens, int64_t stride, int32_t heads, int3
         }
 }
 
-/* Layer norm of each of `rows` rows of `width`; statistics in fp32. */
-EXPORT void sf_norm(const bf16 *x, int64_t rows, int64_t width, const bf16 *weight, const bf16 *bias, float epsilon,
-                    bf16 *out) {
-    for (long row = 0; row < rows; ++row) norm_row(x + row * width, width, weight, bias, epsilon, out + row * width);
-}
-
 /* Mean over the tokens of each text, (items, width) fp32. */
 EXPORT void sf_mean(const bf16 *hidden, const int32_t *ends, int64_t items, int64_t width, float *out) {
     for (long item = 0; item < items; ++item) {

@@ -1,4 +1,4 @@
-"""Attention, rotary positions, layer norm and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
+"""Attention, rotary positions and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
 
 from __future__ import annotations
 
@@ -79,21 +79,6 @@ def attention(
         longest,
         threads,
     )
-    return out
-
-
-def serves_norm(x: torch.Tensor) -> bool:
-    """Whether the kernel norms these (rows, width)."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous() and library() is not None
-
-
-def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Layer norm over the last axis of (rows, width); ``weight`` and ``bias`` are (width,) bf16."""
-    kernels = library()
-    assert kernels is not None
-    out = torch.empty_like(x)
-    rows, width = x.shape
-    kernels.sf_norm(x.data_ptr(), rows, width, weight.data_ptr(), bias.data_ptr(), epsilon, out.data_ptr())
     return out
 
 

@@ -93,23 +93,4 @@ INLINE void layer_norm(const float *x, long width, const float *weight, const fl
     }
 }
 
-/* Layer norm of one bf16 row of any width into bf16. The mean is taken first, so that no digits cancel out. */
-INLINE void norm_row(const bf16 *x, long width, const bf16 *weight, const bf16 *bias, float epsilon, bf16 *out) {
-    __m512 sum = _mm512_setzero_ps(), square = _mm512_setzero_ps();
-    for (long i = 0; i < width; i += 16) sum = _mm512_add_ps(sum, load_bf16(x + i, lanes(width - i)));
-    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
-    for (long i = 0; i < width; i += 16) {
-        const __mmask16 mask = lanes(width - i);
-        const __m512 d = _mm512_maskz_sub_ps(mask, load_bf16(x + i, mask), mean);
-        square = _mm512_fmadd_ps(d, d, square);
-    }
-    const float variance = _mm512_reduce_add_ps(square) / (float)width;
-    const __m512 scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(variance + epsilon));
-    for (long i = 0; i < width; i += 16) {
-        const __mmask16 mask = lanes(width - i);
-        const __m512 d = _mm512_mul_ps(_mm512_sub_ps(load_bf16(x + i, mask), mean), scale);
-        store_bf16(out + i, mask, _mm512_fmadd_ps(d, load_bf16(weight + i, mask), load_bf16(bias + i, mask)));
-    }
-}
-
 #endif
