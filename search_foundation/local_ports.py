@@ -27,6 +27,10 @@ def _settle(host: str, port: int, variable: str) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise ConfigurationError(
+                f"Cannot listen on {host}: {error.strerror}. Choose an address of this machine with SF_HOST."
+            ) from error
         except OSError as error:
             raise ConfigurationError(
                 f"Cannot listen on {host} port {port}: {error.strerror}. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from gateway.local import LOOPBACK, local_topology
 from gateway.process import Envoy, EnvoyError, drain
 from gateway.topology import Listener, Topology
 from search_foundation.capabilities import implemented
+from search_foundation.signals import stop_signal
 from services.core.catalog import Catalog, CatalogError
 from services.core.settings import Settings, load_settings
 
@@ -77,15 +77,12 @@ def configuration(topology: Topology, settings: Settings) -> str:
 
 
 async def _run(topology: Topology, config: str, grace_seconds: float) -> int:
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    stopping = stop_signal()
     with tempfile.TemporaryDirectory(prefix="search-foundation-") as folder:
         path = Path(folder) / "envoy.yaml"
         path.write_text(config, encoding="utf-8")
         envoy = await Envoy.start(path, topology)
         ended = asyncio.create_task(envoy.wait())
-        stopping = asyncio.create_task(asked.wait())
         await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             stopping.cancel()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from search_foundation.arguments import positive
 from search_foundation.capabilities import CAPABILITIES, STORING
 from services.core.serving import PortInUseError, Server, StopReason
 from services.core.serving.doors import Capability
@@ -43,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser: argparse.ArgumentParser = subparsers.add_parser("serve", help="run a gRPC server")
     parser.add_argument("capabilities", nargs="+", choices=tuple(CAPABILITIES), metavar="CAPABILITY")
-    parser.add_argument("--workers", type=_positive, help="processes sharing the port (SF_WORKERS)")
+    parser.add_argument("--workers", type=positive, help="processes sharing the port (SF_WORKERS)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -203,10 +204,3 @@ def _engine_errors() -> tuple[type[Exception], ...]:
     from services.core.inference import EngineStartError
 
     return (EngineStartError, CatalogError)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of processes")
-    return value

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shlex
-import signal
 import sys
 import tempfile
 import time
@@ -19,11 +17,13 @@ from typing import Any
 from gateway.local import LOOPBACK, local_topology
 from gateway.process import Envoy, EnvoyError
 from gateway.topology import Address, Topology
+from search_foundation.arguments import port
 from search_foundation.capabilities import implemented
 from search_foundation.commands.gateway import configuration
 from search_foundation.first_key import first_key
 from search_foundation.local_ports import settle_ports
 from search_foundation.services_process import ServicesProcess
+from search_foundation.signals import stop_signal
 from services.core.catalog import CatalogError
 from services.core.catalog.types import Capability
 from services.core.errors import ServiceError
@@ -46,7 +46,7 @@ def add_parser(subparsers: Any) -> None:
         "capabilities", nargs="*", type=_capability, metavar="CAPABILITY", help=f"all by default: {names}"
     )
     parser.add_argument("--host", help="address the gateway listens on (SF_HOST); loopback by default")
-    parser.add_argument("--port", type=int, help="port of the gateway (SF_HTTP_PORT)")
+    parser.add_argument("--port", type=port, help="port of the gateway (SF_HTTP_PORT)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _up(settings: Settings, capabilities: Sequence[Capability]) -> int:
     started = time.monotonic()
-    stop = _stop_signal()
+    stop = stop_signal()
     # Rendered first, so that wrong settings are told before anything runs.
     topology = _topology(settings, capabilities)
     rendered = configuration(topology, settings)
@@ -99,21 +99,6 @@ async def _first_key(settings: Settings) -> str | None:
         return await first_key(settings)
     except ServiceError as error:
         raise UpError(f"The database of keys cannot be used: {error}") from error
-
-
-def _stop_signal() -> asyncio.Task[Any]:
-    """Make SIGTERM and SIGINT end a task; a second one ends the process at once, and its children with it."""
-    loop = asyncio.get_running_loop()
-    asked = asyncio.Event()
-
-    def on_signal() -> None:
-        if asked.is_set():
-            os._exit(1)
-        asked.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    return loop.create_task(asked.wait())
 
 
 async def _watch(services: ServicesProcess, envoy: Envoy) -> None:

@@ -49,12 +49,32 @@ def command_modules(*words: str) -> set[str]:
     return set(shown.stdout.rpartition("MODULES")[2].split())
 
 
-@pytest.mark.parametrize("words", [(), ("sing",), ("serve",), ("serve", "sing"), ("up", "sing")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("sing",),
+        ("serve",),
+        ("serve", "sing"),
+        ("serve", "embed", "--workers", "0"),
+        ("serve", "embed", "--workers", "two"),
+        ("up", "sing"),
+        ("up", "--port", "99999"),
+        ("up", "--port", "eighty"),
+    ],
+)
 def test_wrong_arguments(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
     assert "usage: search-foundation" in capsys.readouterr().err
+
+
+def test_a_host_nobody_knows_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--host", "no such host"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "SF_HOST" in said
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
