@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/searchfoundation/v1/*.proto)
+# Test files run at a time; much of their time is waiting for processes to start and stop.
+JOBS   ?= 2
 
 .PHONY: setup servers run test test-weights soak lint protos docs bench clean
 
@@ -33,7 +35,7 @@ run: setup
 	$(BIN)/search-foundation up
 
 test: setup servers
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # Published numbers, of the models whose weights are in SF_MODEL_DIR or the Hugging Face cache.
 test-weights: setup

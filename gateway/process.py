@@ -105,6 +105,9 @@ def arguments(config: Path, topology: Topology) -> list[str]:
         str(topology.workers),
         "--log-level",
         "warning",
+        # Ten seconds unless told otherwise, which is long for whoever reads the access log.
+        "--file-flush-interval-msec",
+        "1000",
         # While it drains, every answer asks its caller to close the connection.
         "--drain-strategy",
         "immediate",

@@ -26,6 +26,7 @@ from typing import Any, Self
 
 import yaml
 
+from gateway.child import ends_with_parent
 from search_foundation.capabilities import CAPABILITIES
 from tests.servers import free_port
 
@@ -40,7 +41,7 @@ class StackError(AssertionError):
 
 @dataclass
 class Command:
-    """One run of ``search-foundation``, its output in a file."""
+    """One run of ``search-foundation``, its output in a file. It ends when the tests are killed."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -57,6 +58,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=ends_with_parent(),
             )
         return cls(name, process, log)
 
@@ -159,7 +161,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"SF_DATA_DIR": str(self.folder / "data"), "SF_DRAIN_SECONDS": "0.5", **self.settings}
+        return {"SF_DATA_DIR": str(self.folder / "data"), "SF_DRAIN_SECONDS": "0", **self.settings}
 
     def serve(self, *words: str, models: Sequence[str] = (MODEL,), **settings: str) -> Services:
         """Start a service process and wait until it serves; ``words`` are ``serve``'s, "embed" by default."""
