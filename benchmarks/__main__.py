@@ -1,7 +1,7 @@
 """All figures in one run, written to benchmarks/README.md with the machine they were measured on.
 
-``python -m benchmarks [SECTION ...]``; without sections, all of them. The machine should do nothing else
-meanwhile.
+``python -m benchmarks [--only SECTION ...]``; without sections, all of them. The machine should do nothing
+else meanwhile. With ``--device cuda`` the sections that can run there do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -47,9 +47,9 @@ def door_table(measured: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _module(name: str) -> Callable[[], str]:
+def _module(name: str, *arguments: str) -> Callable[[], str]:
     def run() -> str:
-        command = [sys.executable, "-m", f"benchmarks.{name}"]
+        command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     return run
@@ -68,10 +68,31 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
         "memory of a long text.",
         _module("encoders"),
     ),
+    "decoders": (
+        "Decoder embedders of published size, random weights, through the engine, beside padded batches.",
+        _module("decoders"),
+    ),
+    "reranker": (
+        "The listwise reranker of published size, random weights: one block, and its memory.",
+        _module("long_texts", "--only", "reranker"),
+    ),
+    "long": (
+        "Long texts in the decoder embedders: time and memory of one text.",
+        _module("long_texts", "--only", "embedder"),
+    ),
     "rerank": ("Reranking 100 documents of about 128 tokens.", _module("rerank")),
     "batch": ("A batch job over SQLite beside the engine alone.", _module("batch")),
     "classify": ("Zero-shot classification, and training.", _module("classify")),
 }
+
+
+ON_CUDA = {"decoders": _module("decoders", "--device", "cuda")}
+
+
+def _on_cuda(chosen: Sequence[str]) -> str:
+    if other := sorted(set(chosen) - ON_CUDA.keys()):
+        raise SystemExit(f"no section on CUDA: {', '.join(other)}; there are {', '.join(ON_CUDA)}")
+    return "\n\n".join(ON_CUDA[name]() for name in chosen or ON_CUDA)
 
 
 def machine() -> str:
@@ -90,7 +111,13 @@ def main() -> None:
     """Run the chosen sections and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []])
-    chosen = parser.parse_args().sections or list(SECTIONS)
+    parser.add_argument("--only", action="append", choices=list(SECTIONS), help="the same, by name")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    chosen = [*arguments.sections, *(arguments.only or ())] or list(SECTIONS)
+    if arguments.device == "cuda":
+        print(_on_cuda([*arguments.sections, *(arguments.only or ())]), flush=True)
+        return
     text = ["# Benchmarks", "", "Written by `make bench`.", "", machine()]
     for name in chosen:
         title, run = SECTIONS[name]
