@@ -14,6 +14,9 @@ from gateway.topology import Topology
 
 Config = dict[str, Any]
 
+_DUMPER: type[yaml.SafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml's is ten times as fast, where PyYAML was built with it."""
+
 _LOG = {"time": "%Y-%m-%dT%T.%eZ", "level": "%l", "logger": "%n", "message": "%j"}
 
 
@@ -48,7 +51,7 @@ def render(
 
 def to_yaml(config: Config) -> str:
     """The configuration as the file Envoy reads."""
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(config, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _overload_manager(topology: Topology) -> Config:

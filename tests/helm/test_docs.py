@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,17 @@ def test_commands_on_a_page_exist(page: str) -> None:
         re.findall(r"search-foundation ((?:serve|gateway|keys|models|up)\b[^`\n|]*)", _text(page))
     ):
         command, *rest = words.replace("--", " --").split()
-        help_text = _help([command])
+        help_text = _help(command)
         sub = [word for word in rest[:1] if re.fullmatch(r"[a-z][a-z-]+", word)]
         if command in ("keys", "models") and sub:
             assert sub[0] in help_text
-            help_text = _help([command, *sub])
+            help_text = _help(command, *sub)
         for flag in re.findall(r"--[a-z-]+", words):
             assert flag in help_text, f"{words}: {flag}"
 
 
-def _help(command: list[str]) -> str:
+@cache
+def _help(*command: str) -> str:
     program = Path(sys.executable).parent / "search-foundation"
     done = subprocess.run(
         [program, *command, "--help"], capture_output=True, text=True, timeout=60, check=True
