@@ -19,7 +19,7 @@ from services.core.modeling.tokenizer import Tokenizer
 from services.core.modeling.types import EncodeItem
 from tests.checkpoints import Random, spec, word_pieces
 from tests.modeling.reference import jina_bert, score, tensors_of
-from tests.modeling.support import LENGTHS, config_of, random_ids
+from tests.modeling.support import LENGTHS, LONG, config_of, cosine, random_ids
 from tests.text_checkpoints import (
     WORDS,
     byte_pairs,
@@ -85,20 +85,21 @@ def v2_score(model: XLMRobertaForSequenceClassification, ids: np.ndarray) -> flo
         return float(model(torch.from_numpy(ids).long()[None]).logits.sigmoid())
 
 
-@pytest.mark.parametrize(("heads", "width"), [(4, 32), (12, 96)])
+@pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 24), (4, 32), (12, 96)])
 def test_v1_scores_are_those_of_float64(tmp_path: Path, heads: int, width: int) -> None:
     write_reranker_v1(tmp_path, hidden_size=width, num_attention_heads=heads)
     model = load(tmp_path, entry("reranker_v1", 2048))
-    items = [EncodeItem(random_ids(length, 268)) for length in LENGTHS]
+    items = [EncodeItem(random_ids(length, 268)) for length in (*LENGTHS, LONG)]
     wanted = [v1_reference(tmp_path, item.token_ids) for item in items]
     np.testing.assert_allclose(model.forward(items), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize(("heads", "width"), [(4, 32), (12, 96)])
+@pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 24), (4, 32), (12, 96)])
 def test_v2_scores_are_those_of_transformers(tmp_path: Path, heads: int, width: int) -> None:
-    write_reranker_v2(tmp_path, hidden_size=width, num_attention_heads=heads, max_position_embeddings=514)
-    model = load(tmp_path, entry("reranker_v2", 512))
-    items = [EncodeItem(random_ids(length, 30) + 4) for length in LENGTHS]
+    """Up to the 1,024 tokens that the network takes; longer documents are read in windows."""
+    write_reranker_v2(tmp_path, hidden_size=width, num_attention_heads=heads, max_position_embeddings=1026)
+    model = load(tmp_path, entry("reranker_v2", 1024))
+    items = [EncodeItem(random_ids(length, 30) + 4) for length in (*LENGTHS, 1024)]
     reference = v2_reference(tmp_path)
     wanted = [v2_score(reference, item.token_ids) for item in items]
     np.testing.assert_allclose(model.forward(items), wanted, atol=1e-5)
@@ -108,10 +109,28 @@ def test_v2_scores_are_those_of_transformers(tmp_path: Path, heads: int, width: 
 @pytest.mark.parametrize("family", ["reranker_v1", "reranker_v2"])
 def test_bf16_scores_stay_close(tmp_path: Path, family: str) -> None:
     write = write_reranker_v1 if family == "reranker_v1" else write_reranker_v2
-    write(tmp_path, random=Random(gain=1.0), max_position_embeddings=514)
+    write(tmp_path, random=Random(gain=1.0), max_position_embeddings=1026)
     exact, rounded = (load(tmp_path, entry(family, 512), dtype) for dtype in (torch.float32, torch.bfloat16))
     items = [EncodeItem(random_ids(length, 30) + 4) for length in LENGTHS]
-    np.testing.assert_allclose(rounded.forward(items), exact.forward(items), atol=1e-2)
+    found = np.array(rounded.forward(items))
+    np.testing.assert_allclose(found, exact.forward(items), atol=1e-2)
+    assert cosine(found, np.array(exact.forward(items))) > 0.9999
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("family", ["reranker_v1", "reranker_v2"])
+def test_a_mixed_batch_gives_each_pair_the_score_it_has_alone(
+    tmp_path: Path, family: str, dtype: torch.dtype, apart: float
+) -> None:
+    write = write_reranker_v1 if family == "reranker_v1" else write_reranker_v2
+    write(tmp_path, random=Random(gain=1.0), max_position_embeddings=1026)
+    model = load(tmp_path, entry(family, 512), dtype)
+    lengths = (65, 1, 512, 7, 64, 7, 2, 300, 63)
+    items = [EncodeItem(random_ids(length, 30, seed=i) + 4) for i, length in enumerate(lengths)]
+    alone = [model.forward([item])[0] for item in items]
+    np.testing.assert_allclose(model.forward(items), alone, atol=apart)
+    assert np.ptp(alone) > 10 * apart
 
 
 @pytest.mark.parametrize("tokenizer", [byte_pairs(), sentence_pieces(), word_pieces()])

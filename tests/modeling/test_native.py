@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from services.core.modeling.attention import attention
+from services.core.modeling.lora import add_low_rank
 from services.core.modeling.native import encoder as native
 from services.core.modeling.native import library as library_module
 from services.core.modeling.packed import Limits, pack
@@ -71,6 +72,26 @@ def test_attention_with_threads_changes_nothing(cpu: torch.device) -> None:
     alone = attention(query, key, value, batch)
     torch.set_num_threads(4)
     assert torch.equal(attention(query, key, value, batch), alone)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "into", "out", "rank"),
+    [(1, 16, 16, 1), (3, 24, 7, 4), (9, 33, 100, 5), (4, 64, 48, 64), (6, 8, 8, 70)],
+)
+def test_an_adapter_adds_what_float64_adds(rows: int, into: int, out: int, rank: int, gelu: bool) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x, down, up, y = (
+        torch.randn(*shape, generator=generator).bfloat16()
+        for shape in ((rows, into), (rank, into), (rank, out), (rows, out))
+    )
+    up *= (into * rank) ** -0.5
+    wanted = y.double() + x.double() @ down.double().T @ up.double()
+    if gelu:
+        wanted = torch.nn.functional.gelu(wanted)
+    add_low_rank(x, down, up, y, gelu=gelu)
+    np.testing.assert_allclose(y.double(), wanted, atol=0.02, rtol=0.01)
 
 
 def test_without_the_compiled_file_the_log_says_so(

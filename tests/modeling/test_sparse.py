@@ -41,7 +41,7 @@ def whole(found: object, vocabulary: int = 19) -> np.ndarray:
     return dense
 
 
-@pytest.mark.parametrize("heads", [4, 12])
+@pytest.mark.parametrize("heads", [1, 3, 4, 12])
 def test_weights_are_those_of_transformers(tmp_path: Path, heads: int) -> None:
     write_elser(tmp_path, hidden_size=8 * heads, num_attention_heads=heads, max_position_embeddings=512)
     encoder = load(tmp_path)
@@ -66,7 +66,7 @@ def test_bf16_stays_close(tmp_path: Path) -> None:
     encoder = load(tmp_path, torch.bfloat16)
     for length in LENGTHS:
         ids = random_ids(length, 19)
-        assert cosine(whole(encoder.forward([EncodeItem(ids)])[0]), reference(tmp_path, ids)) > 0.999
+        assert cosine(whole(encoder.forward([EncodeItem(ids)])[0]), reference(tmp_path, ids)) > 0.9999
 
 
 def test_a_batch_in_pieces_gives_what_each_text_gives_alone(

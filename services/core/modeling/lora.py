@@ -1,16 +1,15 @@
-"""Task adapters of low rank (LoRA), chosen token by token over one copy of the base weights.
+"""Task adapters of low rank (LoRA) in the form of torch's parametrizations, over one copy of the base.
 
-An adapted layer is ``W x + b + s B_t A_t x`` for a token of task t. All tasks stand side by side: their A
-give one narrow product, whose columns of other tasks are set to zero; their B stand behind the columns of W,
-so that base and adapters are a single product over a slightly longer row. A batch may mix tasks freely, and
-tokens without a task have zeros throughout. Source of LoRA: Hu et al., arXiv 2106.09685.
+A layer is ``W x + b + s B_t A_t x`` for a token of task t, a table of words ``E[id] + s A_t[id] B_t``. Tokens
+without a task have the base alone, and a batch may mix tasks freely. Source of LoRA: Hu et al., arXiv
+2106.09685; of this form: the tensors of jina-embeddings-v3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch.nn import functional
@@ -18,10 +17,11 @@ from torch.nn import functional
 from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
 from services.core.modeling.layers import Layers
 from services.core.modeling.linear import Linear
-from services.core.modeling.packed import PackedBatch
+from services.core.modeling.native import ops
+from services.core.modeling.packed import AdapterRun
 
-_ALIGN = 32
-"""The columns of all adapters together are filled up with zeros to a multiple of this."""
+Runs: TypeAlias = Sequence[AdapterRun]
+"""The adapters of all rows, in order and without gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,81 +42,86 @@ class Adapters:
             raise CheckpointError("config.json: 'lora_adaptations' and 'lora_rank' describe no adapters")
         return cls(tuple(map(str, names)), rank, alpha / rank)
 
-    @property
-    def columns(self) -> int:
-        """Columns of all adapters side by side, filled up."""
-        return -(-len(self.names) * self.rank // _ALIGN) * _ALIGN
-
-    def slots(self, batch: PackedBatch, dtype: torch.dtype) -> Slots | None:
-        """Which columns each token of ``batch`` uses; None if no item has an adapter."""
-        if all(run.adapter is None for run in batch.adapter_runs):
-            return None
-        mask = torch.zeros(batch.tokens, self.columns, dtype=dtype, device=batch.device)
-        task = torch.zeros(batch.tokens, dtype=torch.int32, device=batch.device)
-        for run in batch.adapter_runs:
-            if run.adapter is None:
-                continue
-            index = self.names.index(run.adapter)
-            mask[run.start : run.end, index * self.rank : (index + 1) * self.rank] = 1
-            task[run.start : run.end] = index + 1
-        return Slots(mask, task)
-
-
-@dataclass(frozen=True, slots=True)
-class Slots:
-    """``mask`` (tokens, columns) is 1 in the columns of a token's adapter; ``task`` (tokens,) 0 is none."""
-
-    mask: torch.Tensor
-    task: torch.Tensor
-
 
 @dataclass(frozen=True, slots=True)
 class AdaptedLinear:
-    """A linear layer with the adapters of all tasks; ``down`` is None where the checkpoint has none."""
+    """A linear layer with, for each task, an A (rank, in) and a scaled, transposed B (rank, out)."""
 
-    whole: Linear
-    down: Linear | None
-    columns: int
+    base: Linear
+    tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
-    def __call__(self, x: torch.Tensor, slots: Slots | None) -> torch.Tensor:
-        """Return the product, (rows, out)."""
-        return self.whole(self._lengthen(x, slots))
+    def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Return the product of ``x`` (rows, in), (rows, out)."""
+        return self._adapt(x, runs, self.base(x))
 
-    def gelu(self, x: torch.Tensor, slots: Slots | None) -> torch.Tensor:
+    def gelu(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the product under the erf form of GELU, (rows, out)."""
-        return self.whole.gelu(self._lengthen(x, slots))
+        if all(run.adapter is None for run in runs):
+            return self.base.gelu(x)
+        return self._adapt(x, runs, self.base(x), gelu=True)
 
-    def add(self, x: torch.Tensor, slots: Slots | None, residual: torch.Tensor) -> torch.Tensor:
-        """Return the product plus ``residual``, (rows, out)."""
-        return self.whole.add(self._lengthen(x, slots), residual)
+    def add(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor) -> torch.Tensor:
+        """Return the product plus ``residual`` (rows, out), which is left alone."""
+        return self._adapt(x, runs, self.base.add(x, residual))
 
-    def _lengthen(self, x: torch.Tensor, slots: Slots | None) -> torch.Tensor:
-        if self.down is None:
-            return x
-        if slots is None:
-            return functional.pad(x, (0, self.columns))
-        return torch.cat([x, self.down.mul(x, slots.mask)], dim=1)
+    def _adapt(self, x: torch.Tensor, runs: Runs, y: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        """Add to ``y`` in place what the adapters make of ``x``."""
+        for run in runs:
+            rows = slice(run.start, run.end)
+            if run.adapter is not None:
+                add_low_rank(x[rows], *self.tasks[run.adapter], y[rows], gelu=gelu)
+            elif gelu:
+                y[rows] = functional.gelu(y[rows])
+        return y
+
+
+def add_low_rank(
+    x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, y: torch.Tensor, *, gelu: bool
+) -> None:
+    """Add ``(x down^T) up`` to ``y`` in place, then, with ``gelu``, take its GELU.
+
+    ``x`` is (rows, in), ``down`` (rank, in), ``up`` (rank, out), ``y`` (rows, out).
+    """
+    if ops.serves_lora(x, len(down)):
+        ops.lora(x, down, up, y, gelu=gelu)
+        return
+    y.addmm_(x @ down.T, up)
+    if gelu:
+        y.copy_(functional.gelu(y))
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptedEmbedding:
-    """A table of words with the adapters of all tasks, (vocabulary, columns) and (columns, width)."""
+    """A table (entries, width) with, for each task, an A (entries, rank) and a scaled B (rank, width)."""
 
     table: torch.Tensor
-    down: torch.Tensor | None
-    up: torch.Tensor | None
+    tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
-    def __call__(self, ids: torch.Tensor, slots: Slots | None) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the rows of ``ids`` (tokens,), (tokens, width)."""
         rows = functional.embedding(ids, self.table)
-        if slots is None or self.down is None or self.up is None:
-            return rows
-        low = functional.embedding(ids, self.down) * slots.mask[:, : self.down.shape[1]]
-        return torch.addmm(rows, low, self.up)
+        for run in runs:
+            if run.adapter is not None:
+                down, up = self.tasks[run.adapter]
+                rows[run.start : run.end].addmm_(functional.embedding(ids[run.start : run.end], down), up)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedRow:
+    """One row (width,) of a table, and what it is for each task."""
+
+    base: torch.Tensor
+    tasks: Mapping[str, torch.Tensor]
+
+    def add_to(self, x: torch.Tensor, runs: Runs) -> None:
+        """Add it to each of ``x`` (tokens, width), in place."""
+        for run in runs:
+            x[run.start : run.end] += self.base if run.adapter is None else self.tasks[run.adapter]
 
 
 class AdaptedLayers:
-    """Reads layers and their adapters from a checkpoint in the form of torch's parametrizations."""
+    """Reads layers and their adapters, if ``adapters`` names any, from the checkpoint of ``layers``."""
 
     def __init__(self, layers: Layers, adapters: Adapters) -> None:
         self._layers = layers
@@ -127,39 +132,32 @@ class AdaptedLayers:
         """One layer."""
         bias = self._checkpoint.tensor(f"{name}.bias")
         weight = self._checkpoint.tensor(weight_name(name, self._adapters))
-        if not self._adapters.names:
-            return AdaptedLinear(self._layers.joined(weight, bias), None, 0)
-        down = self._part(name, "lora_A")  # (tasks, rank, in)
-        up = self._part(name, "lora_B")  # (tasks, out, rank)
-        filler = self._adapters.columns - len(self._adapters.names) * self._adapters.rank
-        side = up.permute(1, 0, 2).reshape(weight.shape[0], -1) * self._adapters.scale
-        whole = torch.cat([weight, functional.pad(side, (0, filler))], dim=1)
-        narrow = functional.pad(down.reshape(-1, weight.shape[1]), (0, 0, 0, filler))
-        return AdaptedLinear(
-            self._layers.joined(whole, bias), self._layers.joined(narrow, None), self._adapters.columns
-        )
+        place = self._layers.place
+        tasks = {task: (place(a), place(b.T.contiguous())) for task, (a, b) in self._parts(name).items()}
+        return AdaptedLinear(self._layers.joined(weight, bias), tasks)
 
     def embedding(self, name: str) -> AdaptedEmbedding:
         """A table of words."""
-        table = self._layers.tensor(weight_name(name, self._adapters))
-        if not self._adapters.names:
-            return AdaptedEmbedding(table, None, None)
-        down = self._part(name, "lora_A").permute(1, 0, 2).flatten(1)  # (tasks, rows, rank)
-        up = self._part(name, "lora_B").flatten(0, 1) * self._adapters.scale  # (tasks, rank, width)
-        return AdaptedEmbedding(table, self._layers.place(down), self._layers.place(up))
+        place = self._layers.place
+        tasks = {task: (place(down), place(up)) for task, (down, up) in self._parts(name).items()}
+        return AdaptedEmbedding(self._layers.tensor(weight_name(name, self._adapters)), tasks)
 
-    def rows(self, name: str, row: int) -> torch.Tensor:
-        """One row of a table without an adapter and with each, (1 + tasks, width)."""
+    def row(self, name: str, row: int) -> AdaptedRow:
+        """One row of a table."""
         base = self._checkpoint.tensor(weight_name(name, self._adapters), torch.float32)[row]
-        variants = [base]
-        if self._adapters.names:
-            down = self._part(name, "lora_A").float()[:, row]
-            up = self._part(name, "lora_B").float() * self._adapters.scale
-            variants += [base + a @ b for a, b in zip(down, up, strict=True)]
-        return self._layers.place(torch.stack(variants))
+        parts = self._parts(name)
+        tasks = {task: base + down[row].float() @ up.float() for task, (down, up) in parts.items()}
+        place = self._layers.place
+        return AdaptedRow(place(base), {task: place(one) for task, one in tasks.items()})
 
-    def _part(self, name: str, part: str) -> torch.Tensor:
-        return self._checkpoint.tensor(f"{name}.parametrizations.weight.0.{part}")
+    def _parts(self, name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Read A and, scaled, B of each task."""
+        if not self._adapters.names:
+            return {}
+        where = f"{name}.parametrizations.weight.0"
+        first = self._checkpoint.tensor(f"{where}.lora_A")
+        second = self._checkpoint.tensor(f"{where}.lora_B") * self._adapters.scale
+        return dict(zip(self._adapters.names, zip(first, second, strict=True), strict=True))
 
 
 def weight_name(name: str, adapters: Adapters) -> str:

@@ -19,7 +19,6 @@ from services.core.modeling.lora import (
     AdaptedLayers,
     AdaptedLinear,
     Adapters,
-    Slots,
     adapted_embedding_shapes,
     adapted_linear_shapes,
 )
@@ -79,12 +78,10 @@ class XlmRotary:
     def __init__(self, layers: Layers, config: EncoderConfig, adapters: Adapters, base: float) -> None:
         """Read the weights; ``base`` is that of the rotary angles."""
         adapted = AdaptedLayers(layers, adapters)
-        self._adapters = adapters
-        self._dtype = layers.dtype
         self._head_dim = config.width // config.heads
         self._base = base
         self._words = adapted.embedding("embeddings.word_embeddings")
-        self._types = adapted.rows("embeddings.token_type_embeddings", 0)
+        self._type = adapted.row("embeddings.token_type_embeddings", 0)
         self._norm = layers.norm("emb_ln")
         self._blocks: Sequence[_Block] = [
             _block(adapted, layers, config, f"encoder.layers.{i}") for i in range(config.layers)
@@ -92,12 +89,12 @@ class XlmRotary:
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last hidden states, (tokens, width)."""
-        slots = self._adapters.slots(batch, self._dtype)
         rotation = Rotation(batch.positions(), self._head_dim, self._base)
-        x = self._words(batch.token_ids, slots)
-        x = self._norm(x.add_(self._types[0] if slots is None else self._types[slots.task]))
+        x = self._words(batch.token_ids, batch.adapter_runs)
+        self._type.add_to(x, batch.adapter_runs)
+        x = self._norm(x)
         for block in self._blocks:
-            x = block(x, batch, rotation, slots)
+            x = block(x, batch, rotation)
         return x
 
 
@@ -111,15 +108,14 @@ class _Block:
     down: AdaptedLinear
     down_norm: Norm
 
-    def __call__(
-        self, x: torch.Tensor, batch: PackedBatch, rotation: Rotation, slots: Slots | None
-    ) -> torch.Tensor:
-        joined = self.query_key_value(x, slots).view(x.shape[0], 3 * self.heads, -1)
+    def __call__(self, x: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
+        runs = batch.adapter_runs
+        joined = self.query_key_value(x, runs).view(x.shape[0], 3 * self.heads, -1)
         rotation.turn(joined[:, : 2 * self.heads])
         query, key, value = joined.chunk(3, dim=1)
         attended = attention(query, key, value, batch).view(x.shape)
-        x = self.attended_norm(self.attended.add(attended, slots, x))
-        return self.down_norm(self.down.add(self.up.gelu(x, slots), slots, x))
+        x = self.attended_norm(self.attended.add(attended, runs, x))
+        return self.down_norm(self.down.add(self.up.gelu(x, runs), runs, x))
 
 
 def _block(adapted: AdaptedLayers, layers: Layers, config: EncoderConfig, name: str) -> _Block:

@@ -3,6 +3,7 @@
  * further threads for itself. */
 #include "decoder.h"
 #include "encoder.h"
+#include "lora.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -72,6 +73,13 @@ EXPORT void sf_turn(bf16 *x, int64_t tokens, int64_t stride, int32_t heads, int3
                 store_bf16(second, mask, _mm512_fmadd_ps(a, sine, _mm512_mul_ps(b, cosine)));
             }
         }
+}
+
+/* y (rows, out) += (x (rows, into) . down (rank, into)) . up (rank, out), in place, under GELU if asked for. The
+ * rank is at most 64. */
+EXPORT void sf_lora(const bf16 *x, int64_t rows, int64_t into, const bf16 *down, const bf16 *up, int64_t rank,
+                    int64_t out, int32_t under_gelu, bf16 *y) {
+    lora(x, rows, into, down, up, rank, out, under_gelu, y);
 }
 
 /* Mean over the tokens of each text, (items, width) fp32. */

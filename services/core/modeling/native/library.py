@@ -48,6 +48,10 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         "sf_decoder_scratch": (size, (pointer, int32)),
         "sf_decode": (None, (pointer, pointer, int32)),
         "sf_turn": (None, (pointer, number, number, int32, int32, pointer, pointer)),
+        "sf_lora": (
+            None,
+            (pointer, number, number, pointer, pointer, number, number, int32, pointer),
+        ),
         "sf_mean": (None, (pointer, pointer, number, number, pointer)),
     }
     for name, (result, arguments) in signatures.items():

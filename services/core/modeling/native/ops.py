@@ -1,4 +1,4 @@
-"""Attention, rotary positions and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
+"""Attention, rotary positions, adapters and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from services.core.modeling.native.library import library, scratch
 from services.core.modeling.packed import PackedBatch
+
+_MOST_RANK = 64  # LORA_RANK in lora.h
 
 
 class _Attention(ctypes.Structure):
@@ -80,6 +82,29 @@ def attention(
         threads,
     )
     return out
+
+
+def serves_lora(x: torch.Tensor, rank: int) -> bool:
+    """Whether the kernel adds an adapter of ``rank`` to products of ``x`` (rows, into)."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and rank <= _MOST_RANK
+        and library() is not None
+    )
+
+
+def lora(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, y: torch.Tensor, *, gelu: bool) -> None:
+    """Add ``(x down^T) up`` to ``y`` (rows, out) in place, then, with ``gelu``, take its GELU.
+
+    ``down`` is (rank, into), ``up`` (rank, out), all of them contiguous.
+    """
+    kernels = library()
+    assert kernels is not None
+    rows, into = x.shape
+    rank, out = up.shape
+    kernels.sf_lora(x.data_ptr(), rows, into, down.data_ptr(), up.data_ptr(), rank, out, gelu, y.data_ptr())
 
 
 def serves_mean(hidden: torch.Tensor) -> bool:
