@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="Memory of the device for the weights of all models of a process; nine tenths of what is "
-        "free at the start when unset, shared by SF_WORKERS.",
+        "free at the start when unset, with SF_WORKERS at most an equal part of all for each.",
     )
     model_idle_seconds: float | None = Field(
         None, gt=0, description="With lazy: an unused model is unloaded after this time; never when unset."

@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine, EngineStartError, memory
-from services.core.inference.memory import free_bytes, held_bytes, total_bytes, weight_bytes
+from services.core.inference.memory import Budget, free_bytes, held_bytes, total_bytes, weight_bytes
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.decoder import decoder_shapes, linear_sizes
 from services.core.modeling.decoder_config import EUROBERT, DecoderConfig
@@ -53,6 +53,20 @@ async def test_says_what_the_device_has_and_the_process_holds() -> None:
     before = held_bytes(CPU)
     del grown
     assert before - held_bytes(CPU) > 32 << 20
+
+
+def test_the_budget_is_a_part_of_what_is_free_and_of_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 1000)
+    monkeypatch.setattr(memory, "total_bytes", lambda _: 1200)
+    assert Budget(CPU, torch.float32).limit == 900
+    assert Budget(CPU, torch.float32, processes=2).limit == 540
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 500)
+    assert Budget(CPU, torch.float32, processes=2).limit == 450
+    budget = Budget(CPU, torch.float32, 2000)
+    assert budget.limit == 2000
+    assert [budget.lacks(size) for size in (500, 501)] == [False, True]
+    budget.booked = 1600
+    assert [budget.lacks(size) for size in (400, 401)] == [False, True]
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

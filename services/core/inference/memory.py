@@ -29,7 +29,8 @@ class Budget:
     """Bytes of a device for the weights of all models of this process; ``booked`` are taken.
 
     Running them takes more, which is not known here: without a ``chosen`` limit a part of what is free now
-    is left for that, and several ``processes`` share the rest.
+    is left for that. Of several ``processes``, which may have loaded theirs already, none gets more than its
+    part of the whole.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Budget:
         self._dtype = str(dtype).removeprefix("torch.")
         self._where = "of main memory" if device.type == "cpu" else f"on {device}"
         self._chosen = chosen is not None
-        free = free_bytes(device)
         self.limit = chosen
-        if chosen is None and free is not None:
-            self.limit = int(free * (1 - _RESERVE)) // processes
+        if chosen is None:
+            free, total = free_bytes(device), total_bytes(device)
+            shares = [free, total // processes if total is not None and processes > 1 else None]
+            limits = [int(share * (1 - _RESERVE)) for share in shares if share is not None]
+            self.limit = min(limits, default=None)
         self.booked = 0
 
     def __str__(self) -> str:

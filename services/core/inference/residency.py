@@ -80,7 +80,8 @@ class Residency:
         for slot, size in sizes.items():
             if self._budget.lacks(size):
                 raise self._budget.shortage(slot.spec.id, size)
-            self._enter(slot, await asyncio.to_thread(slot.load), size, time.monotonic())
+            began = time.monotonic()
+            self._enter(slot, await asyncio.to_thread(slot.load), size, began)
 
     async def check_all(self) -> None:
         """Raise NotEnoughMemoryError for a model that alone is too large; warn of those not to be had."""
@@ -204,6 +205,7 @@ class Residency:
 
     async def _make_room(self, slot: AnySlot, size: int) -> bool:
         """Unload what has to go for ``size`` bytes; False when nobody waits for ``slot`` any more."""
+        patience = time.monotonic() + _MOMENT_SECONDS
         try:
             while slot.waiting:
                 if not self._budget.lacks(size):
@@ -213,23 +215,25 @@ class Residency:
                     raise self._budget.shortage(slot.spec.id, size)
                 if idle := [other for other in residents if not other.holds]:
                     await self._unload(_oldest(idle), f"for {slot.spec.id}")
-                else:
-                    await self._wait_for_one_of(residents)
+                elif not await self._stirs(patience):
+                    if offered := [other for other in residents if other.offered is not None]:
+                        _oldest(offered).withdraw()
+                    patience = time.monotonic() + _MOMENT_SECONDS
             return False
         finally:
             for other in self._slots:
                 if other.resident and other.offered is None:
                     other.offer()
 
-    async def _wait_for_one_of(self, residents: list[AnySlot]) -> None:
-        """Wait until something may have fallen idle; after a moment let one take no more calls."""
+    async def _stirs(self, until: float) -> bool:
+        """Wait until something may have fallen idle, or a call given up; False when it is too late."""
         self._stirred.clear()
         try:
-            async with asyncio.timeout(_MOMENT_SECONDS):
+            async with asyncio.timeout(until - time.monotonic()):
                 await self._stirred.wait()
         except TimeoutError:
-            if offered := [other for other in residents if other.offered is not None]:
-                _oldest(offered).withdraw()
+            return False
+        return time.monotonic() < until
 
     # Unloading
 
