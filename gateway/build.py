@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gateway import envoy
+from gateway.contract import has_services
 from gateway.openapi import build_openapi
-from gateway.topology import Topology
-from services.core.catalog import Catalog, model_info
+from gateway.topology import Pool, Topology
+from services.core.catalog import Catalog, CatalogError, model_info
 
 
 def envoy_yaml(
@@ -16,11 +19,16 @@ def envoy_yaml(
     max_documents: int = 2048,
     max_classify_items: int = 512,
 ) -> str:
-    """Render the configuration; raises CatalogError for a model nobody knows.
+    """Render the configuration; raises CatalogError for a model or a capability that nobody serves.
 
     ``max_items``, ``max_documents`` and ``max_classify_items`` are the services' limits on one request, which
     the OpenAPI document tells.
     """
+    for capability in topology.capabilities:
+        if not has_services(capability):
+            pools = ", ".join(pool.name for pool in topology.pools_of(capability))
+            raise CatalogError(f"Pool {pools}: this version has no service for the capability {capability}.")
+    topology = _with_aliases(topology, catalog)
     specs = {model: catalog.require(model) for model in topology.models}
     served = {
         capability: [
@@ -39,3 +47,26 @@ def envoy_yaml(
         max_classify_items=max_classify_items,
     )
     return envoy.to_yaml(envoy.render(topology, infos, document))
+
+
+def _with_aliases(topology: Topology, catalog: Catalog) -> Topology:
+    """The topology with short model ids, and with the aliases of each pool's models."""
+    pools = [
+        pool.model_copy(update={"models": tuple(catalog.require(name).id for name in pool.models)})
+        for pool in topology.pools
+    ]
+    return topology.model_copy(
+        update={"pools": tuple(_with_aliases_of_its_models(pool, pools, catalog) for pool in pools)}
+    )
+
+
+def _with_aliases_of_its_models(pool: Pool, pools: Sequence[Pool], catalog: Catalog) -> Pool:
+    # An alias may have a pool of its own, beside that of its target.
+    elsewhere = {
+        model
+        for other in pools
+        if other.name != pool.name and not set(other.capabilities).isdisjoint(pool.capabilities)
+        for model in other.models
+    }
+    models = (spec.id for spec in catalog.select(pool.models))
+    return pool.model_copy(update={"models": tuple(model for model in models if model not in elsewhere)})

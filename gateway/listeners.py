@@ -18,6 +18,7 @@ from gateway.topology import Listener, ServerTls, Topology
 Config = dict[str, Any]
 
 METRICS_PATH = "/stats/prometheus"
+LIVE_PATH = "/live"
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
@@ -60,21 +61,26 @@ def grpc_listener(listener: Listener, topology: Topology) -> Config:
 
 
 def metrics_listener(listener: Listener) -> Config:
-    """The port for Prometheus: Envoy's statistics and nothing else of its admin pages."""
-    route = {
-        "match": {"path": METRICS_PATH, "headers": [{"name": ":method", "string_match": {"exact": "GET"}}]},
-        "route": {"cluster": ADMIN_CLUSTER},
-    }
+    """The port for Prometheus and liveness probes: Envoy's statistics and nothing else of its admin pages.
+
+    It answers however many connections and calls the other ports have, so that load alone restarts nothing.
+    """
+    get = [{"name": ":method", "string_match": {"exact": "GET"}}]
+    routes = [
+        {"match": {"path": METRICS_PATH, "headers": get}, "route": {"cluster": ADMIN_CLUSTER}},
+        {"match": {"path": LIVE_PATH, "headers": get}, "direct_response": {"status": 200}},
+    ]
     manager: Config = {
         "@type": f"{_FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "metrics",
         "route_config": {
             "name": "metrics",
-            "virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": [route]}],
+            "virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": routes}],
         },
         "http_filters": [_router()],
     }
-    return _listener("metrics", listener, manager)
+    outside_of_limits = {"ignore_global_conn_limit": True, "bypass_overload_manager": True}
+    return _listener("metrics", listener, manager) | outside_of_limits
 
 
 def _listener(name: str, listener: Listener, manager: Config) -> Config:

@@ -105,6 +105,11 @@ def test_an_unknown_model_is_refused() -> None:
         rendered(pools=[POOL | {"models": ["nope"]}])
 
 
+def test_a_capability_without_a_service_is_told_in_a_sentence() -> None:
+    with pytest.raises(CatalogError, match=r"Pool a: this version has no service for the capability chat\."):
+        rendered(pools=[POOL | {"capabilities": ["embed", "chat"]}])
+
+
 def test_rest_calls_come_from_the_annotations() -> None:
     (call,) = contract.rest_calls(Capability.EMBED)
     assert (call.method, call.path) == ("POST", "/v1/embeddings")

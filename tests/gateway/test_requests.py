@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+from contextlib import ExitStack
+from http.client import HTTPException
 
 import pytest
 
 from tests.gateway.client import Answer, call, get, post, raw
 from tests.gateway.conftest import StartGateway, pool
 from tests.gateway.scripted import ScriptedService
+from tests.servers import free_port
 from tests.stack import MODEL, http_get
 
 LIMIT = 20_000_000
@@ -341,8 +345,6 @@ def test_headers_that_never_end(impatient: int) -> None:
 
 
 def test_statistics_for_prometheus(start_gateway: StartGateway, service: ScriptedService) -> None:
-    from tests.servers import free_port
-
     metrics = free_port()
     stack = start_gateway(pool(service), metrics={"port": metrics})
     post(stack.http_port, {})
@@ -351,3 +353,16 @@ def test_statistics_for_prometheus(start_gateway: StartGateway, service: Scripte
     assert b'envoy_cluster_upstream_rq_completed{envoy_cluster_name="scripted"} 1' in text
     assert http_get(metrics, "/config_dump")[0] == 404
     assert http_get(metrics, "/")[0] == 404
+    assert http_get(metrics, "/live")[0] == 200
+
+
+def test_liveness_does_not_depend_on_load(start_gateway: StartGateway, service: ScriptedService) -> None:
+    metrics = free_port()
+    stack = start_gateway(pool(service), metrics={"port": metrics}, limits={"max_connections": 4})
+    with ExitStack() as held:
+        for _ in range(8):
+            held.enter_context(socket.create_connection(("127.0.0.1", stack.http_port)))
+        with pytest.raises((ConnectionError, HTTPException)):
+            http_get(stack.http_port, "/live")
+        for _ in range(8):
+            assert http_get(metrics, "/live")[0] == 200

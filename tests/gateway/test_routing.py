@@ -102,6 +102,40 @@ def test_models_of_all_pools_are_listed(stack: Stack) -> None:
         assert get(stack.http_port, f"/v1/models/{model}").status == 200
 
 
+@pytest.fixture(scope="module")
+def aliased(shared_gateways: StartGateway, first: ScriptedService, second: ScriptedService) -> Stack:
+    names = {"ours": OTHER_MODEL, "set apart": OTHER_MODEL, "text-embedding-3-small": MODEL}
+    apart = pool(first) | {"models": [MODEL, "set apart"]}
+    other = pool(second, f"jina-ai/{OTHER_MODEL}")
+    return shared_gateways(apart, other, settings={"SF_MODEL_ALIASES": json.dumps(names)})
+
+
+class TestAliases:
+    """Names that an operator gave to models: served by the pool of the model, or by one of their own."""
+
+    @pytest.mark.parametrize(
+        ("model", "served_by"),
+        [
+            ("ours", "second"),
+            ("set apart", "first"),
+            ("text-embedding-3-small", "first"),
+            (OTHER_MODEL, "second"),
+            (f"jinaai/{OTHER_MODEL}", "second"),
+            (MODEL, "first"),
+        ],
+    )
+    def test_an_alias_picks_the_pool(self, aliased: Stack, model: str, served_by: str) -> None:
+        assert post(aliased.http_port, body_of(model)).json["service"] == served_by
+        with grpc.insecure_channel(f"127.0.0.1:{aliased.grpc_port}") as channel:
+            _, rpc = channel.unary_unary(EMBED).with_call(b"m", metadata=(("x-model", model),))
+            assert dict(rpc.trailing_metadata())["served-by"] == served_by
+
+    def test_aliases_are_listed(self, aliased: Stack) -> None:
+        listed = {info["id"] for info in get(aliased.http_port, "/v1/models").json["data"]}
+        assert listed == {MODEL, f"jina-ai/{OTHER_MODEL}", "ours", "set apart", "text-embedding-3-small"}
+        assert get(aliased.http_port, "/v1/models/ours").status == 200
+
+
 class TestGrpc:
     @pytest.fixture(params=["http_port", "grpc_port"])
     def channel(self, stack: Stack, request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
