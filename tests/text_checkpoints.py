@@ -406,7 +406,12 @@ def write_model(directory: Path, model: str) -> Path:
     """Write tiny weights that fit the catalogue's entry of ``model`` where a process looks for them."""
     folder = directory / model
     match model:
-        case "jina-embeddings-v2-base-en":
+        case (
+            "jina-embeddings-v2-base-en"
+            | "jina-embeddings-v2-base-zh"
+            | "jina-embeddings-v2-base-de"
+            | "jina-embeddings-v2-base-es"
+        ):
             return write_jina_bert(folder, tokenizer=word_pieces(), **_WIDE, **_V2)
         case "jina-embeddings-v2-base-de" | "jina-embeddings-v2-base-es" | "jina-embeddings-v2-base-zh":
             return write_jina_bert(folder, **_WIDE, **_V2)
