@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,6 +95,15 @@ def test_an_adapter_adds_what_float64_adds(rows: int, into: int, out: int, rank:
         wanted = torch.nn.functional.gelu(wanted)
     add_low_rank(x, down, up, y, gelu=gelu)
     np.testing.assert_allclose(y.double(), wanted, atol=0.02, rtol=0.01)
+
+
+@needs_kernels
+def test_no_kernel_touches_memory_outside_of_its_buffers() -> None:
+    command = [sys.executable, "-m", "tests.modeling.guarded"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 50
+    overrun = subprocess.run([*command, "overrun"], capture_output=True, check=False)
+    assert overrun.returncode == -signal.SIGSEGV
 
 
 def test_without_the_compiled_file_the_log_says_so(
