@@ -14,11 +14,12 @@ from gateway.topology import Cors
 Config = dict[str, Any]
 
 _EXPOSED = (
-    "retry-after, server-timing, x-request-id, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
+    "accept-ranges, content-range, etag, location, retry-after, server-timing, x-request-id, "
+    "x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
 )
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 _METHODS = "GET, POST, DELETE, OPTIONS"
-_HEADERS = "authorization, content-type, x-request-id, traceparent, tracestate"
+_HEADERS = "authorization, content-type, if-range, range, x-request-id, traceparent, tracestate"
 
 
 def preflight_route(cors: Cors) -> Config:

@@ -5,7 +5,8 @@
 local find, format, byte = string.find, string.format, string.byte
 
 local PASSED_ON = {
-  "retry-after", "server-timing", "x-ratelimit-remaining-requests", "x-ratelimit-remaining-tokens",
+  "content-range", "retry-after", "server-timing", "x-ratelimit-remaining-requests",
+  "x-ratelimit-remaining-tokens",
 }
 
 local random = assert(io.open("/dev/urandom", "rb"))
@@ -25,16 +26,32 @@ local function described(map)
   return map:get("sf-http-status"), map:get("sf-http-body")
 end
 
+-- A file that is streamed: the transcoder knows neither its length nor that it may be a part.
+local function file(headers, length)
+  local status = headers:get("sf-http-status")
+  if status ~= nil then
+    headers:replace(":status", status)
+    headers:remove("sf-http-status")
+  end
+  headers:replace("content-length", length)
+  headers:remove("sf-content-length")
+end
+
 -- A service's error is a non-OK gRPC status. It stands in the headers: alone there when the service sent nothing
 -- before it, or copied by the transcoder from the trailers, which still hold the rest.
 function envoy_on_response(handle)
-  local grpc_status = handle:headers():get("grpc-status")
+  local headers = handle:headers()
+  local grpc_status = headers:get("grpc-status")
   if grpc_status == nil or grpc_status == "0" then
+    local length = headers:get("sf-content-length")
+    if length ~= nil then
+      file(headers, length)
+    end
     return
   end
   handle:body(true)
   local trailers = handle:trailers()
-  local headers = handle:headers()
+  headers = handle:headers()
   local status, text = described(headers)
   if trailers ~= nil then
     if text == nil then

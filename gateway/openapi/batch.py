@@ -29,6 +29,12 @@ _OFFSET = {
     "description": "Bytes to leave out, to go on with a download that broke off.",
     "schema": {"type": "integer", "minimum": 0, "default": 0},
 }
+_RANGE = {
+    "name": "Range",
+    "in": "header",
+    "description": "One range of bytes, as `bytes=1000-`. Other ranges are ignored, and all beside `offset`.",
+    "schema": {"type": "string"},
+}
 _LIMIT = {
     "name": "limit",
     "in": "query",
@@ -69,15 +75,17 @@ def _paths() -> Document:
 
 def _download(file: str) -> Document:
     words = _FILES[file]
-    return call(
+    content: Document = {
+        "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        "headers": LIMIT_HEADERS,
+    }
+    described = call(
         _TAG,
         f"Download the {words}",
         f"download_batch_{file}",
-        {
-            "description": f"The {words}, one JSON object a line, in the order of the input.",
-            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-            "headers": LIMIT_HEADERS,
-        },
-        [_BATCH_ID, _OFFSET],
-        (*_NOT_FOUND, ErrorCode.CONFLICT_RESOURCE_BUSY),
+        {"description": f"The {words}, one JSON object a line, in the order of the input."} | content,
+        [_BATCH_ID, _OFFSET, _RANGE],
+        (*_NOT_FOUND, ErrorCode.CONFLICT_RESOURCE_BUSY, ErrorCode.RANGE_NOT_SATISFIABLE),
     )
+    described["responses"]["206"] = {"description": "The part that `Range` asks for."} | content
+    return described

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from services.batch.keys import folder, joined_key, part_key
@@ -12,6 +12,34 @@ from services.batch.types import BatchStatus, File, State
 from services.core.storage.objects import ObjectStore
 
 _WITH_OUTPUT = (State.COMPLETED, State.CANCELLED)
+
+
+class StoredFile:
+    """A file of a job: its parts one behind the other."""
+
+    def __init__(self, store: ObjectStore, lengths: Mapping[str, int]) -> None:
+        self._store = store
+        self._lengths = lengths
+        self.length = sum(lengths.values())
+
+    async def pieces(self, asked: range | None = None) -> AsyncGenerator[bytes]:
+        """Read it, or the bytes ``asked`` of it, in bounded memory; raises ``ObjectStoreError``."""
+        start, end = (0, self.length) if asked is None else (asked.start, asked.stop)
+        begin = 0
+        for key, length in self._lengths.items():
+            if max(start, begin) < min(end, begin + length):
+                async with aclosing(self._part(key, max(0, start - begin), min(length, end - begin))) as part:
+                    async for piece in part:
+                        yield piece
+            begin += length
+
+    async def _part(self, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        async with aclosing(self._store.stream(key, start)) as pieces:
+            async for piece in pieces:
+                yield piece[: end - start]
+                start += len(piece)
+                if start >= end:
+                    return
 
 
 class Files:
@@ -41,24 +69,18 @@ class Files:
             error_file_url=await self._url(job, state, File.ERRORS, now) if job.failed else None,
         )
 
-    async def pieces(self, job: Job, file: File, offset: int) -> AsyncGenerator[bytes]:
-        """Read a file from a byte on, in bounded memory."""
-        for part in await self._table.parts(job.id):
-            length = _length(part, file)
-            if offset >= length:
-                offset -= length
-                continue
-            async with aclosing(self._store.stream(part_key(job.id, part.name, file), offset)) as pieces:
-                async for piece in pieces:
-                    yield piece
-            offset = 0
+    async def open(self, job: Job, file: File) -> StoredFile:
+        """Find a file of a job."""
+        parts = await self._table.parts(job.id)
+        lengths = {part_key(job.id, part.name, file): _length(part, file) for part in parts}
+        return StoredFile(self._store, lengths)
 
     async def join(self, job: Job) -> bool:
         """Make one object of each file, if the store gives URLs for objects; false if not."""
         if await self._store.signed_url(joined_key(job.id, File.OUTPUT), 1.0) is None:
             return False
         for file in (File.OUTPUT, File.ERRORS):
-            async with aclosing(self.pieces(job, file, 0)) as pieces:
+            async with aclosing((await self.open(job, file)).pieces()) as pieces:
                 await self._store.put_stream(joined_key(job.id, file), pieces)
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -65,6 +66,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self, request: batch_pb2.DownloadBatchRequest, context: Context
     ) -> AsyncIterator[batch_pb2.DownloadBatchResponse]:
         """Send a file."""
-        owner = current_call.get().tenant
-        async for piece in await self._service.open(request.id, owner, file_asked(request), request.offset):
-            yield batch_pb2.DownloadBatchResponse(data=piece)
+        found = await self._service.open(request.id, current_call.get().tenant, file_asked(request))
+        async with aclosing(found.pieces(range(request.offset, found.length))) as pieces:
+            async for piece in pieces:
+                yield batch_pb2.DownloadBatchResponse(data=piece)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any
 
 import grpc.aio
@@ -10,10 +12,12 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
 from services.batch.parsing import RequestParser, parse_limit, parse_offset
+from services.batch.ranges import byte_range
 from services.batch.service import POLL_SECONDS, BatchService
 from services.batch.types import BatchStatus, File, status_json
 from services.core.call import Call, current_call
 from services.core.serving.exchange import arrived_with
+from services.core.serving.failure import HTTP_STATUS_HEADER, LENGTH_HEADER
 from services.core.serving.rest import decode, encode
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -81,12 +85,27 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         self, request: batch_rest_pb2.BatchFileByPathRequest, file: File
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         offset = parse_offset(request.offset)
-        owner = current_call.get().tenant
-        pieces = await self._service.open(request.batch_id, owner, file, offset)
+        call = current_call.get()
+        found = await self._service.open(request.batch_id, call.tenant, file)
+        headers = {
+            "accept-ranges": "bytes",
+            "etag": f'"{request.batch_id}-{file}"',
+            "content-disposition": f'attachment; filename="{request.batch_id}_{file}.jsonl"',
+        }
+        asked = range(offset, found.length)
+        part = None if offset else _part_asked(headers["etag"], found.length)
+        if part is not None:
+            asked = part
+            headers |= {
+                "content-range": f"bytes {part.start}-{part.stop - 1}/{found.length}",
+                HTTP_STATUS_HEADER: str(HTTPStatus.PARTIAL_CONTENT.value),
+            }
+        call.headers = (*headers.items(), (LENGTH_HEADER, str(len(asked))))
         empty = True
-        async for piece in pieces:
-            empty = False
-            yield httpbody_pb2.HttpBody(content_type=NDJSON, data=piece)
+        async with aclosing(found.pieces(asked)) as pieces:
+            async for piece in pieces:
+                empty = False
+                yield httpbody_pb2.HttpBody(content_type=NDJSON, data=piece)
         if empty:  # the type comes with the first piece, and no piece would be no answer
             yield httpbody_pb2.HttpBody(content_type=NDJSON)
 
@@ -96,12 +115,19 @@ _RETRY = ("retry-after", str(int(POLL_SECONDS)))
 
 def base_url(public_url: str | None) -> str:
     """Give where callers reach the gateway: as configured, or as this one did."""
-    if public_url is not None:
-        return public_url.rstrip("/")
-    for key, value in arrived_with.get():
-        if key == BASE_URL_HEADER and isinstance(value, str):
-            return value
-    return ""
+    return _header(BASE_URL_HEADER) if public_url is None else public_url.rstrip("/")
+
+
+def _part_asked(etag: str, length: int) -> range | None:
+    """Give the part of a file that ``Range`` asks for, unless ``If-Range`` means another file."""
+    if _header("if-range") not in ("", etag) or not length:
+        return None
+    return byte_range(_header("range"), length)
+
+
+def _header(name: str) -> str:
+    """Give a header that the call has arrived with, empty if it has not."""
+    return next((str(value) for key, value in arrived_with.get() if key == name), "")
 
 
 def _answer(status: BatchStatus, call: Call) -> httpbody_pb2.HttpBody:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import orjson
 
 from services.batch.errors import ended, file_not_found, not_ended, not_found
-from services.batch.files import Files
+from services.batch.files import Files, StoredFile
 from services.batch.jobs import JobEngine, Kind, Task
 from services.batch.keys import input_key, is_job_id, new_job_id
 from services.batch.table import Job, JobTable
@@ -29,6 +29,27 @@ _RETRY_SECONDS = 5.0
 
 CheckUrl = Callable[[str], Awaitable[str | None]]
 """Says what is wrong with a URL that will be called, None for nothing."""
+
+
+class Download:
+    """A file of a job, ready to be read."""
+
+    def __init__(self, batch_id: str, file: File, stored: StoredFile) -> None:
+        self.length = stored.length
+        self._batch_id = batch_id
+        self._file = file
+        self._stored = stored
+
+    async def pieces(self, asked: range | None = None) -> AsyncGenerator[bytes]:
+        """Read it, or the bytes ``asked`` of it; raises ``ServiceError`` as ``BatchService.open`` does."""
+        try:
+            async with aclosing(self._stored.pieces(asked)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except ObjectMissingError as error:
+            raise file_not_found(self._batch_id, self._file) from error
+        except ObjectStoreError as error:
+            raise _store_away() from error
 
 
 class BatchService:
@@ -115,8 +136,8 @@ class BatchService:
             await self._jobs.cancel(job.id)
         return await self._told(await self._find(batch_id, owner))
 
-    async def open(self, batch_id: str, owner: str, file: File, offset: int) -> AsyncIterator[bytes]:
-        """Give a file from a byte on.
+    async def open(self, batch_id: str, owner: str, file: File) -> Download:
+        """Find a file of a job.
 
         Raises ``ServiceError``: CONFLICT_RESOURCE_BUSY before the job has ended, RESOURCE_NOT_FOUND for a
         file that is not there.
@@ -127,16 +148,7 @@ class BatchService:
             raise not_ended(batch_id, POLL_SECONDS)
         if state in (State.EXPIRED, State.FAILED) or (file is File.ERRORS and not job.failed):
             raise file_not_found(batch_id, file)
-        return self._pieces(job, file, offset)
-
-    async def _pieces(self, job: Job, file: File, offset: int) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._files.pieces(job, file, offset):
-                yield piece
-        except ObjectMissingError as error:
-            raise file_not_found(job.id, file) from error
-        except ObjectStoreError as error:
-            raise _store_away() from error
+        return Download(batch_id, file, await self._files.open(job, file))
 
     async def _find(self, batch_id: str, owner: str) -> Job:
         job = await self._table.find(batch_id) if is_job_id(batch_id) else None

@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
     VALIDATION_ERROR = "VALIDATION_ERROR"
+    RANGE_NOT_SATISFIABLE = "RANGE_NOT_SATISFIABLE"
     CONFLICT_RESOURCE_BUSY = "CONFLICT_RESOURCE_BUSY"
     CONFLICT_STATE = "CONFLICT_STATE"
     RATE_REQUEST_LIMIT_EXCEEDED = "RATE_REQUEST_LIMIT_EXCEEDED"
@@ -121,6 +122,11 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
         "The request did not arrive completely within {timeout_seconds:g} seconds.",
     ),
     ErrorCode.VALIDATION_ERROR: ErrorSpec(422, grpc.StatusCode.INVALID_ARGUMENT, "{reason}"),
+    ErrorCode.RANGE_NOT_SATISFIABLE: ErrorSpec(
+        416,
+        grpc.StatusCode.OUT_OF_RANGE,
+        "The range begins behind the end of the file, which has {length} bytes.",
+    ),
     ErrorCode.CONFLICT_RESOURCE_BUSY: ErrorSpec(
         409,
         grpc.StatusCode.ABORTED,

@@ -89,8 +89,96 @@ def test_a_job_from_beginning_to_end(stack: Stack, ann: Caller, expect: Expect) 
     lines = [json.loads(line) for line in output.splitlines()]
     tokens = sum(line["response"]["body"]["usage"]["total_tokens"] for line in lines)
     assert job["stats"] == {"total": 300, "completed": 300, "failed": 0, "total_tokens": tokens}
-    assert ann.file(f"{job['output_url']}?offset=1000") == output[1000:]
     assert ann.call("GET", f"{path}/errors")[0] == 404
+
+
+@pytest.fixture(scope="module")
+def done(ann: Caller) -> tuple[str, bytes]:
+    """URL and content of an output of several parts."""
+    job = ann.done(input=expected.lines(expected.texts(200)))
+    return job["output_url"], ann.file(job["output_url"])
+
+
+def test_a_file_says_what_it_is(ann: Caller, done: tuple[str, bytes]) -> None:
+    url, output = done
+    headers = ann.http.get(url).headers
+    name = url.split("/")[-2]
+    assert headers["accept-ranges"] == "bytes"
+    assert headers["content-disposition"] == f'attachment; filename="{name}_output.jsonl"'
+    assert headers["etag"] == f'"{name}-output"'
+    assert int(headers["content-length"]) == len(output)
+    assert not [each for each in headers if each.startswith("sf-")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-", 0, None),
+        ("bytes=1000-250000", 1000, 250_001),
+        ("bytes=200000-", 200_000, None),
+        ("bytes=-500", -500, None),
+        ("bytes=5-99999999999", 5, None),
+    ],
+)
+def test_parts_of_a_file(
+    ann: Caller, done: tuple[str, bytes], asked: str, start: int, end: int | None
+) -> None:
+    url, output = done
+    answer = ann.http.get(url, headers={"Range": asked})
+    wanted = output[start:end]
+    assert (answer.status_code, answer.content) == (206, wanted)
+    begin = start % len(output)
+    assert answer.headers["content-range"] == f"bytes {begin}-{begin + len(wanted) - 1}/{len(output)}"
+    assert int(answer.headers["content-length"]) == len(wanted)
+    assert not [each for each in answer.headers if each.startswith("sf-")]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Range": "bytes=0-1,5-6"},
+        {"Range": "lines=0-1"},
+        {"Range": "bytes=9-3"},
+        {"Range": "bytes=-"},
+        {"Range": "bytes=x-"},
+        {"Range": "bytes=0-1", "If-Range": '"another"'},
+    ],
+)
+def test_ranges_that_mean_the_whole_file(
+    ann: Caller, done: tuple[str, bytes], headers: dict[str, str]
+) -> None:
+    url, output = done
+    answer = ann.http.get(url, headers=headers)
+    assert (answer.status_code, answer.content) == (200, output)
+    assert "content-range" not in answer.headers
+
+
+def test_a_range_of_the_file_that_was_meant(ann: Caller, done: tuple[str, bytes]) -> None:
+    url, output = done
+    etag = ann.http.get(url).headers["etag"]
+    answer = ann.http.get(url, headers={"Range": "bytes=100-", "If-Range": etag})
+    assert (answer.status_code, answer.content) == (206, output[100:])
+
+
+def test_a_range_behind_the_end(ann: Caller, done: tuple[str, bytes]) -> None:
+    url, output = done
+    answer = ann.http.get(url, headers={"Range": f"bytes={len(output)}-"})
+    assert (answer.status_code, answer.json()["code"]) == (416, "RANGE_NOT_SATISFIABLE")
+    assert answer.headers["content-range"] == f"bytes */{len(output)}"
+
+
+@pytest.mark.parametrize("offset", [0, 1, 1000, 200_000])
+def test_a_file_from_a_byte_on(ann: Caller, done: tuple[str, bytes], offset: int) -> None:
+    url, output = done
+    assert ann.file(f"{url}?offset={offset}") == output[offset:]
+    assert ann.file(f"{url}?offset={len(output) + offset}") == b""
+
+
+@pytest.mark.parametrize("offset", ["-1", "x", "1e3"])
+def test_offsets_that_are_none(ann: Caller, done: tuple[str, bytes], offset: str) -> None:
+    status, body = ann.call("GET", f"{done[0]}?offset={offset}")
+    assert (status, body["errors"][0]["field"]) == (422, "query -> offset")
 
 
 def test_vectors_are_those_of_the_embeddings_path(ann: Caller) -> None:

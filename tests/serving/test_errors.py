@@ -26,6 +26,7 @@ FIELDS = {
     "model": "m",
     "available": "a, b",
     "min_labels": 2,
+    "length": 9,
     "current": 7,
     "limit": 5,
     "reason": "Because.",

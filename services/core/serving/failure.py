@@ -18,6 +18,10 @@ from services.core.errors import FieldError, ServiceError
 from services.core.serving.preview import clip, percent_width, preview
 
 DOMAIN = "search-foundation"
+HTTP_STATUS_HEADER = "sf-http-status"
+"""Tells the gateway the status of an error, or that of a part of a file, beside LENGTH_HEADER."""
+LENGTH_HEADER = "sf-content-length"
+"""Tells the gateway how many bytes a streamed answer has: the transcoder drops what the service says."""
 
 # gRPC peers take 8 KiB of metadata in all unless told otherwise, names and base64 included.
 _BODY_BYTES = 3584
@@ -94,7 +98,7 @@ def trailing_metadata(error: ServiceError, request_id: str, *, rest: bool) -> Me
 
 def _http_answer(error: ServiceError, request_id: str) -> Metadata:
     return (
-        ("sf-http-status", str(error.spec.http_status)),
+        (HTTP_STATUS_HEADER, str(error.spec.http_status)),
         ("sf-http-body", http_body(error, request_id)),
     )
 
