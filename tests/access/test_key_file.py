@@ -11,7 +11,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import ConfigurationError, Settings
 from tests.access.clock import HandClock
 
-KEY = new_key()
+KEY = f"jina_{'f1le' * 15}"
 ENTRY = f"{{id: team, digest: 'sha256:{digest(KEY).hex()}'"
 
 

@@ -129,6 +129,7 @@ async def test_a_gzip_bomb_unpacks_no_further_than_the_bound(local: Fetcher, hea
         (gzip.compress(b"x" * 100)[:-6], "breaks off", True),
         (gzip.compress(b"x" * 100) + b"tail", "not valid gzip", False),
     ],
+    ids=["something else", "cut off", "with a tail"],
 )
 async def test_broken_gzip(local: Fetcher, body: bytes, said: str, retryable: bool) -> None:
     async with web(answer(body, Content_Encoding="gzip")) as site:
