@@ -88,14 +88,19 @@ async def test_typed_answers_carry_timings_in_trailing_metadata() -> None:
 
 
 async def test_a_stream_of_rest_bodies_has_its_headers_before_its_first_body() -> None:
-    async with running() as house:
+    async def act(call: Call, request: Any) -> Any:
+        call.headers = (("location", "/there"),)
+        return request
+
+    async with running(act) as house:
         method = house.channel.unary_stream(
             "/probe.ProbeRestService/Events",
             request_serializer=HttpBody.SerializeToString,
             response_deserializer=HttpBody.FromString,
         )
         call = method(HttpBody(data=b'{"events": [1, 2]}'), metadata=(("x-request-id", "r2"),))
-        assert dict(await call.initial_metadata())["x-request-id"] == "r2"
+        headers = dict(await call.initial_metadata())
+        assert (headers["x-request-id"], headers["location"]) == ("r2", "/there")
         assert [orjson.loads(body.data) async for body in call] == [1, 2]
         assert "server-timing" in dict(await call.trailing_metadata())
 

@@ -6,8 +6,9 @@ import secrets
 import time
 from collections.abc import Mapping
 
-from sqlalchemy import column, func, insert, select, table, text, update
+from sqlalchemy import column, func, insert, select, table, update
 
+from services.core.access.booking import book
 from services.core.access.keys import KeyRecord, digest, new_key
 from services.core.storage import Database
 
@@ -18,10 +19,6 @@ _KEYS = table(
 _SPENDING = table("key_spending", column("key_id"), column("tokens"))
 _RECORDS = select(*_KEYS.c, func.coalesce(_SPENDING.c.tokens, 0).label("spent")).select_from(
     _KEYS.outerjoin(_SPENDING, _SPENDING.c.key_id == _KEYS.c.id)
-)
-_SPEND = text(
-    "INSERT INTO key_spending (key_id, tokens) VALUES (:key_id, :tokens)"
-    " ON CONFLICT (key_id) DO UPDATE SET tokens = key_spending.tokens + excluded.tokens RETURNING tokens"
 )
 
 
@@ -84,7 +81,5 @@ class KeyTable:
     async def spend(self, tokens: Mapping[str, int]) -> dict[str, int]:
         """Add what was used, by key id, in one transaction; gives the new sums of all processes."""
         async with self._database.write() as connection:
-            return {
-                key_id: (await connection.execute(_SPEND, {"key_id": key_id, "tokens": n})).scalar_one()
-                for key_id, n in sorted(tokens.items())
-            }
+            # In one order, so that two processes never wait for each other's rows.
+            return {key_id: await book(connection, key_id, n) for key_id, n in sorted(tokens.items())}
