@@ -53,8 +53,9 @@ def stream_of(rig: Rig, call: Call | None = None, **limits: Any) -> EmbedStream:
     return EmbedStream(parser, Embedder(rig.engine, settings()), call or Call("test"), bounds)
 
 
-async def test_ten_thousand_messages_in_order(rig: Rig) -> None:
-    count, kinds = 10_000, 500
+@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=pytest.mark.soak)])
+async def test_thousands_of_messages_in_order(rig: Rig, count: int) -> None:
+    kinds = 500
     texts = [" ".join(WORDS[: 1 + kind % 7]) + f" {kind}" for kind in range(kinds)]
     expected: dict[int, np.ndarray] = {}
     messages = (
