@@ -8,7 +8,7 @@ import pytest
 
 from tests.helm.chart import EXAMPLES, Release, render
 from tests.helm.pods import Cluster
-from tests.helm.value_sets import SETS, pool, small
+from tests.helm.value_sets import RUNNING, SETS, small
 
 
 @pytest.fixture(params=[*SETS, *(f"example:{path.stem}" for path in EXAMPLES)])
@@ -23,10 +23,8 @@ def release(request: pytest.FixtureRequest) -> Release:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One pool of two replicas behind one gateway, all running."""
-    drain = {"preStopSeconds": 1, "graceSeconds": 20}
-    values = small(pool(capability=["embed", "rerank"], replicas=2, drain=drain))
-    with Cluster(render(values), tmp_path_factory.mktemp("cluster")) as running:
+    """A pool of two replicas and a batch pool behind one gateway, all running."""
+    with Cluster(render(small(*RUNNING)), tmp_path_factory.mktemp("cluster")) as running:
         running.run()
         yield running
 

@@ -161,6 +161,13 @@ class Cluster:
                 self.wait_ready(pod)
         self.wait_healthy()
 
+    def upgrade(self, release: Release) -> None:
+        """Give every pod the template of a further revision, which counts from its next start."""
+        self.release = release
+        for name, pods in self.pods.items():
+            for pod in pods:
+                pod.spec = release.pod(name)
+
     def wait_healthy(self) -> None:
         """Wait until every gateway counts every pod of every pool as healthy."""
         deadline = time.monotonic() + _START_SECONDS
@@ -328,9 +335,10 @@ class Cluster:
             elif "resourceFieldRef" in origin:
                 found[entry["name"]] = str(_cores(container["resources"]["requests"]["cpu"]))
             elif "fieldRef" in origin:
+                assert origin["fieldRef"]["fieldPath"] == "metadata.name"
                 found[entry["name"]] = pod.name
             else:
-                found[entry["name"]] = entry["value"]
+                found[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda m: found[m[1]], entry["value"])
         return {name: pod.replace(value) for name, value in found.items()} | {"PATH": os.environ["PATH"]}
 
 
@@ -345,6 +353,21 @@ def call(url: str, body: Any, headers: Mapping[str, str] | None = None) -> tuple
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.loads(error.read() or b"null")
+
+
+def run_batch(url: str, headers: Mapping[str, str], lines: int = 5) -> list[str]:
+    """Run a batch job to its end; returns the ids of its output's lines."""
+    body = [{"custom_id": f"line-{i}", "body": {"input": f"text {i}"}} for i in range(lines)]
+    status, job = call(f"{url}/v1/batch/embeddings", {"model": "all-MiniLM-L6-v2", "input": body}, headers)
+    assert status in (200, 201, 202), job
+    until = time.monotonic() + 60
+    while job["status"] in ("pending", "processing"):
+        assert time.monotonic() < until, job
+        time.sleep(0.1)
+        job = json.loads(fetch(f"{url}/v1/batch/{job['batch_id']}", headers))
+    assert job["status"] == "completed", job
+    output = fetch(f"{url}/v1/batch/{job['batch_id']}/output", headers).splitlines()
+    return [json.loads(line)["custom_id"] for line in output]
 
 
 def fetch(url: str, headers: Mapping[str, str] | None = None) -> str:

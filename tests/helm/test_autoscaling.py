@@ -20,7 +20,7 @@ def test_the_autoscaler_owns_the_number_of_pods(values: dict[str, Any]) -> None:
 
 
 def test_keda_scales_on_the_queue_of_this_pool() -> None:
-    scaled = render(_scaled(queueDepth=64, activationQueueDepth=8)).one("ScaledObject", "embed")["spec"]
+    scaled = render(_scaled(queueDepth=64)).one("ScaledObject", "embed")["spec"]
     assert scaled["scaleTargetRef"] == {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -31,7 +31,6 @@ def test_keda_scales_on_the_queue_of_this_pool() -> None:
     assert trigger["type"] == "prometheus"
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["threshold"] == "64"
-    assert trigger["metadata"]["activationThreshold"] == "8"
     assert trigger["metadata"]["query"] == (
         'sum(searchfoundation_queue_items{namespace="search",service="sf-search-foundation-embed"})'
     )
@@ -89,6 +88,28 @@ def test_a_stateful_pool_is_scaled_as_what_it_is() -> None:
     values = SETS["batch-workers"] | {"pools": [pool("batch", capability="batch", autoscaling=scaling)]}
     scaled = render(values).one("ScaledObject", "batch")
     assert scaled["spec"]["scaleTargetRef"]["kind"] == "StatefulSet"
+
+
+def test_a_batch_pool_scales_on_the_backlog_in_the_database() -> None:
+    scaled = render(SETS["batch-keda"]).one("ScaledObject", "batch")["spec"]
+    (trigger,) = scaled["triggers"]
+    # Every pod tells the whole backlog: a sum would count it once for each.
+    assert trigger["metadata"]["query"] == (
+        'max(searchfoundation_batch_backlog_lines{namespace="search",service="sf-search-foundation-batch"})'
+    )
+    assert trigger["metadata"]["threshold"] == "50000"
+    assert trigger["metricType"] == "AverageValue"
+
+
+def test_a_pool_that_answers_calls_and_works_off_jobs_scales_on_both() -> None:
+    release = render(SETS["batch-hpa"])
+    queue, backlog = release.one("HorizontalPodAutoscaler", "all")["spec"]["metrics"]
+    assert queue["pods"]["metric"]["name"] == "searchfoundation_queue_items"
+    assert backlog["object"]["metric"]["name"] == "searchfoundation_batch_backlog_lines"
+    assert backlog["object"]["describedObject"]["name"] in {
+        service["metadata"]["name"] for service in release.all("Service")
+    }
+    assert backlog["object"]["target"] == {"type": "AverageValue", "averageValue": "50000"}
 
 
 def test_pools_of_one_release_scale_each_for_itself() -> None:

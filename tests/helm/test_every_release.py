@@ -7,6 +7,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 from kubernetes_validate import utils
@@ -14,17 +15,15 @@ from kubernetes_validate import utils
 from gateway.topology import parse
 from search_foundation.capabilities import implemented
 from services.core.settings import Settings
-from tests.helm.chart import Manifest, Release
+from tests.helm import custom_resources
+from tests.helm.chart import Manifest, Release, render
+from tests.helm.value_sets import SETS
 
 KUBERNETES = ("1.27", "1.32", "1.37")
-CUSTOM = {
-    "Certificate": "cert-manager.io/v1",
-    "GRPCRoute": "gateway.networking.k8s.io/v1",
-    "HTTPRoute": "gateway.networking.k8s.io/v1",
-    "Issuer": "cert-manager.io/v1",
-    "PrometheusRule": "monitoring.coreos.com/v1",
-    "ScaledObject": "keda.sh/v1alpha1",
-    "ServiceMonitor": "monitoring.coreos.com/v1",
+SECRETS = {
+    "SF_DATABASE_URL": "postgresql://h/d",
+    "SF_REDIS_URL": "redis://h",
+    "SF_WEBHOOK_SECRET": "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
 }
 STANDARD_LABELS = {
     "app.kubernetes.io/name",
@@ -48,8 +47,8 @@ def _schemas_read_once() -> Any:
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_kubernetes_accepts_every_object(release: Release, version: str) -> None:
     for manifest in release.manifests:
-        if manifest["kind"] in CUSTOM:
-            assert manifest["apiVersion"] == CUSTOM[manifest["kind"]]
+        if manifest["kind"] in custom_resources.SPECS:
+            custom_resources.validate(manifest)
             continue
         kubernetes_validate.validate(manifest, version, strict=True)
 
@@ -59,6 +58,17 @@ def test_the_validator_sees_a_wrong_object(version: str) -> None:
     wrong = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}, "spec": {"replica": 1}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_every_custom_resource_is_made_by_some_values_and_its_check_sees_a_wrong_one() -> None:
+    made: dict[str, Manifest] = {}
+    for values in SETS.values():
+        made |= {m["kind"]: m for m in render(values).manifests if m["kind"] in custom_resources.SPECS}
+    assert made.keys() == custom_resources.SPECS.keys()
+    for manifest in made.values():
+        wrong = manifest | {"spec": manifest["spec"] | {"replica": 1}}
+        with pytest.raises(jsonschema.ValidationError, match="replica"):
+            custom_resources.validate(wrong)
 
 
 def test_names_are_unique_and_short_enough(release: Release) -> None:
@@ -140,7 +150,7 @@ def test_every_mount_has_its_volume_and_every_volume_a_mount(release: Release) -
 
 
 def test_what_pods_refer_to_is_in_the_release_or_named_by_the_operator(release: Release) -> None:
-    given = {"pg", "redis", "s3", "hub", "keys", "gw", "pools", "site-tls", "site-ca", "test-key"}
+    given = {"pg", "redis", "s3", "hub", "keys", "gw", "pools", "site-tls", "site-ca", "test-key", "hooks"}
     made = {(m["kind"], m["metadata"]["name"]) for m in release.manifests}
     made |= {("Secret", c["spec"]["secretName"]) for c in release.all("Certificate")}
     for name, pod in release.pod_specs():
@@ -171,9 +181,7 @@ def test_settings_are_those_of_the_services(release: Release, monkeypatch: pytes
         if arguments[:1] == ["serve"] and not set(arguments[1:]) <= set(map(str, implemented())):
             continue  # this version has no service whose settings these could be
         environment = _environment(release, pod)
-        for name in ("SF_DATABASE_URL", "SF_REDIS_URL"):
-            if name in environment:
-                environment[name] = {"SF_DATABASE_URL": "postgresql://h/d", "SF_REDIS_URL": "redis://h"}[name]
+        environment |= {name: text for name, text in SECRETS.items() if name in environment}
         ours = {name for name in environment if name.startswith("SF_")}
         assert ours <= {f"SF_{field.upper()}" for field in Settings.model_fields}
         with monkeypatch.context() as patch:
@@ -226,13 +234,16 @@ def _own_containers(pod: Manifest) -> list[Manifest]:
 
 
 def _environment(release: Release, pod: Manifest) -> dict[str, str]:
-    """Variables of a pod's main container; values from Secrets are empty."""
+    """Variables of a pod's main container; values from Secrets are empty, shares of the pod 1."""
     found: dict[str, str] = {}
     container = pod["containers"][0]
     for source in container.get("envFrom", []):
         if "configMapRef" in source:
             found |= release.one("ConfigMap", source["configMapRef"]["name"])["data"]
-    return found | {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
+    for entry in container.get("env", []):
+        share = "resourceFieldRef" in entry.get("valueFrom", {})
+        found[entry["name"]] = entry.get("value", "1" if share else "")
+    return found
 
 
 def _references(pod: Manifest) -> list[tuple[str, str]]:

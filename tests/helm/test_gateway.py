@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from services.core.settings import Settings
 from tests.helm.chart import container, render
 from tests.helm.value_sets import ISSUER, SETS, one_pool, pool
 
@@ -45,6 +47,59 @@ def test_limits_of_the_services_are_those_of_the_gateway() -> None:
     assert topology["timeouts"] == {"request": 5}
 
 
+def test_the_gateway_lets_through_what_one_of_the_pools_takes() -> None:
+    def gateway(*settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        models = ("all-MiniLM-L6-v2", "jina-embeddings-v3")
+        pools = [pool(f"p{i}", models=[models[i]], settings=own) for i, own in enumerate(settings)]
+        release = render({"pools": pools})
+        entries = container(release.pod("gateway"), "render")["env"]
+        return release.topology(), {entry["name"]: entry["value"] for entry in entries}
+
+    topology, environment = gateway({"request_timeout_seconds": 300, "max_items": 9000}, {})
+    assert topology["timeouts"] == {"request": 300}
+    assert environment["SF_MAX_ITEMS"] == "9000"
+    assert "max_body_bytes" not in topology["limits"]
+    topology, environment = gateway({"max_body_bytes": 1000, "max_documents": 10}, {"max_body_bytes": 2000})
+    assert topology["limits"]["max_body_bytes"] == 2000
+    assert environment["SF_MAX_DOCUMENTS"] == "2048", "the other pool takes as many as it comes with"
+    topology, environment = gateway({"max_body_bytes": 1000}, {})
+    assert topology["limits"]["max_body_bytes"] == 64 << 20
+
+
+def test_defaults_that_the_chart_compares_with_are_those_of_the_services() -> None:
+    defaults = {
+        name: Settings.model_fields[name].default
+        for name in (
+            *("max_items", "max_documents", "max_classify_items"),
+            *("max_body_bytes", "request_timeout_seconds"),
+        )
+    }
+    values = {"pools": [pool("a", settings=dict.fromkeys(defaults, 1)), pool("b", models=["m"])]}
+    release = render(values)
+    entries = container(release.pod("gateway"), "render")["env"]
+    environment = {entry["name"]: entry["value"] for entry in entries}
+    for name in ("max_items", "max_documents", "max_classify_items"):
+        assert int(environment[f"SF_{name.upper()}"]) == defaults[name]
+    assert release.topology()["limits"]["max_body_bytes"] == defaults["max_body_bytes"]
+    assert release.topology()["timeouts"]["request"] == defaults["request_timeout_seconds"]
+
+
+def test_aliases_of_every_pool_reach_the_gateway() -> None:
+    release = render(SETS["aliases"] | {"settings": {"model_aliases": {"all": "jina-embeddings-v3"}}})
+    entries = container(release.pod("gateway"), "render")["env"]
+    (aliases,) = [json.loads(entry["value"]) for entry in entries if entry["name"] == "SF_MODEL_ALIASES"]
+    assert aliases == {"all": "jina-embeddings-v3", "company-embedder": "all-MiniLM-L6-v2"}
+
+
+def test_the_grpc_service_has_the_same_choices_as_the_rest_one() -> None:
+    service = render(SETS["load-balancer"]).one("Service", "grpc")["spec"]
+    assert service["type"] == "LoadBalancer"
+    assert service["loadBalancerClass"] == "internal"
+    assert service["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+    assert service["externalTrafficPolicy"] == "Local"
+    assert service["ports"][0]["nodePort"] == 30051
+
+
 def test_envoy_sheds_load_before_its_memory_limit() -> None:
     def heap(limit: Any) -> int:
         values = {"gateway": {"resources": {"limits": {"memory": limit}}}}
@@ -83,8 +138,10 @@ def test_two_gateways_that_are_replaced_one_by_one() -> None:
 
 def test_the_gateways_health_depends_on_no_pool() -> None:
     envoy = container(render().pod("gateway"), "envoy")
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+    for probe in ("startupProbe", "readinessProbe"):
         assert envoy[probe]["httpGet"] == {"path": "/live", "port": "http", "scheme": "HTTP"}
+    # The other port may be full of callers; this one is not.
+    assert envoy["livenessProbe"]["httpGet"] == {"path": "/live", "port": "metrics"}
 
 
 def test_rest_and_grpc_have_services_of_their_own() -> None:

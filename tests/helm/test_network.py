@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.helm.chart import Release, render
 from tests.helm.value_sets import SETS, one_pool, pool
 
@@ -105,6 +107,40 @@ def test_stores_of_the_release_are_reachable_by_pools_only() -> None:
 def test_traces_reach_their_collector() -> None:
     values = one_pool(prefetch={"enabled": False}, settings={"otlp_endpoint": "http://otel.site:4317"})
     assert _egress_ports(render(values), "embed") == {53, 4317}
+
+
+@pytest.mark.parametrize("endpoint", ["otel.site:4317", "http://otel.site", "https://otel.site/v1"])
+def test_a_collector_has_its_own_port_unless_told_otherwise(endpoint: str) -> None:
+    values = one_pool(prefetch={"enabled": False}, settings={"otlp_endpoint": endpoint})
+    assert _egress_ports(render(values), "embed") == {53, 4317}
+
+
+def test_networks_that_callers_urls_may_lead_to_are_open() -> None:
+    def networks(capability: str) -> set[str]:
+        settings = {"fetch_allow_networks": ["10.20.0.0/16"]}
+        release = render(one_pool(capability=capability, settings=settings))
+        rules = _policy(release, "embed")["egress"]
+        return {
+            peer["ipBlock"]["cidr"]
+            for rule in rules
+            for peer in rule.get("to", [])
+            if "ipBlock" in peer and not peer["ipBlock"]["cidr"].endswith("/0")
+        }
+
+    assert networks("batch") == {"10.20.0.0/16"}
+    assert networks("embed") == set()
+
+
+def test_a_clouds_identity_can_be_asked_for_where_the_bucket_needs_it() -> None:
+    def servers(values: dict[str, Any]) -> list[str]:
+        rules = _policy(render(values), "batch")["egress"]
+        found = [rule for rule in rules if 988 in _ports(rule)]
+        return [peer["ipBlock"]["cidr"] for rule in found for peer in rule["to"]]
+
+    assert "169.254.169.254/32" in servers(SETS["batch-keda"])
+    assert servers(SETS["batch-workers"]) == [], "its Secret holds the credentials"
+    none = SETS["batch-keda"] | {"networkPolicy": {"metadataServers": []}}
+    assert servers(none) == []
 
 
 def test_further_rules_are_passed_on() -> None:

@@ -14,13 +14,13 @@ import promql_parser
 import pytest
 
 from tests.helm.chart import CHART, REPOSITORY, container, render
-from tests.helm.pods import Cluster, call, fetch
-from tests.helm.value_sets import SETS
+from tests.helm.pods import Cluster, call, fetch, run_batch
+from tests.helm.value_sets import SETS, one_pool
 
 ALL = {
     "metrics": {"serviceMonitor": {"enabled": True}},
     "dashboards": {"enabled": True},
-    "alerts": {"enabled": True, "deviceMemoryBytes": 70_000_000_000},
+    "alerts": {"enabled": True},
     "redis": {"existingSecret": "redis"},
 }
 # Put on every sample by Prometheus and by the chart's monitors.
@@ -45,8 +45,21 @@ def _dashboard_queries() -> list[str]:
     return queries
 
 
-def _scaler_query() -> str:
-    return render(SETS["keda"]).one("ScaledObject", "embed")["spec"]["triggers"][0]["metadata"]["query"]
+def _scaler_queries() -> list[str]:
+    scaled = [render(SETS["keda"]).one("ScaledObject", "embed")]
+    scaled.append(render(SETS["batch-keda"]).one("ScaledObject", "batch"))
+    return [trigger["metadata"]["query"] for one in scaled for trigger in one["spec"]["triggers"]]
+
+
+def _all_queries() -> list[str]:
+    return [*_dashboard_queries(), *(rule["expr"] for rule in _alerts(ALL)), *_scaler_queries()]
+
+
+def _below(node: Any) -> Iterator[Any]:
+    for part in ("vector_selector", "expr", "lhs", "rhs", "param"):
+        if (below := getattr(node, part, None)) is not None:
+            yield below
+    yield from getattr(node, "args", None) or ()
 
 
 def _selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
@@ -54,11 +67,17 @@ def _selectors(node: Any) -> Iterator[tuple[str, set[str]]]:
     if isinstance(node, promql_parser.VectorSelector):
         yield node.name, {matcher.name for matcher in node.matchers.matchers}
         return
-    for part in ("vector_selector", "expr", "lhs", "rhs", "param"):
-        if (below := getattr(node, part, None)) is not None:
-            yield from _selectors(below)
-    for argument in getattr(node, "args", None) or ():
-        yield from _selectors(argument)
+    for below in _below(node):
+        yield from _selectors(below)
+
+
+def _groupings(node: Any) -> Iterator[tuple[set[str], set[str]]]:
+    """Labels that a query groups by, with the names of the metrics below."""
+    modifier = getattr(node, "modifier", None)
+    if isinstance(node, promql_parser.AggregateExpr) and modifier is not None:
+        yield set(modifier.labels), {name for name, _ in _selectors(node.expr)}
+    for below in _below(node):
+        yield from _groupings(below)
 
 
 def _parse(query: str) -> Any:
@@ -76,7 +95,9 @@ def exported(cluster: Cluster, key: str) -> dict[str, set[str]]:
             {"model": "all-MiniLM-L6-v2", "input": "a"},
             header,
         )
+    run_batch(f"http://{gateway.address}:8080", header)
     text = fetch(f"http://{embed.address}:9090/metrics")
+    text += fetch(f"http://{cluster.pods['batch'][0].address}:9090/metrics")
     text += fetch(f"http://{gateway.address}:9090/stats/prometheus")
     names: dict[str, set[str]] = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE):
@@ -90,9 +111,9 @@ def exported(cluster: Cluster, key: str) -> dict[str, set[str]]:
 def test_dashboards_and_alerts_name_only_what_a_running_service_exports(
     exported: dict[str, set[str]],
 ) -> None:
-    queries = [*_dashboard_queries(), *(rule["expr"] for rule in _alerts(ALL)), _scaler_query()]
-    used = [selector for query in queries for selector in _selectors(_parse(query))]
-    assert len({name for name, _ in used}) > 20
+    parsed = [_parse(query) for query in _all_queries()]
+    used = [selector for query in parsed for selector in _selectors(query)]
+    assert len({name for name, _ in used}) > 30
     for name, labels in used:
         if name in OF_PROMETHEUS:
             continue
@@ -100,6 +121,11 @@ def test_dashboards_and_alerts_name_only_what_a_running_service_exports(
         # A family without a sample yet has no labels to compare.
         if exported[name]:
             assert labels - ADDED <= exported[name], f"{name} has no label {labels - ADDED - exported[name]}"
+    for query in parsed:
+        for labels, names in _groupings(query):
+            known = set[str]().union(*(exported.get(name, set()) for name in names))
+            if known:
+                assert labels - ADDED <= known, f"{names} cannot be grouped by {labels - ADDED - known}"
 
 
 def test_the_comparison_would_notice_a_wrong_name(exported: dict[str, set[str]]) -> None:
@@ -107,23 +133,31 @@ def test_the_comparison_would_notice_a_wrong_name(exported: dict[str, set[str]])
     assert name not in exported
     assert labels == {"modle"}
     assert "model" in exported["searchfoundation_requests_total"]
+    ((labels, names),) = _groupings(_parse("sum by (key) (rate(searchfoundation_requests_total[5m]))"))
+    assert labels == {"key"}
+    assert names == {"searchfoundation_requests_total"}
+    assert not labels & exported["searchfoundation_requests_total"]
 
 
 def test_queries_are_well_formed() -> None:
-    for query in [*_dashboard_queries(), *(rule["expr"] for rule in _alerts(ALL)), _scaler_query()]:
+    for query in _all_queries():
         assert _parse(query) is not None
 
 
 def test_everything_that_should_be_seen_is() -> None:
     text = " ".join([*_dashboard_queries(), *(rule["expr"] for rule in _alerts(ALL))])
-    for subject in ("queue_items", "request_duration", "requests_total", "tokens_total", "device_memory"):
-        assert f"searchfoundation_{subject}" in text
-    assert "by (key)" in text
+    for subject in (
+        *("queue_items", "request_duration", "requests_total", "tokens_total", "key_tokens_total"),
+        *("device_memory_bytes", "device_memory_total_bytes"),
+        *("batch_jobs", "batch_backlog_lines", "batch_backlog_age_seconds", "batch_lines_total"),
+    ):
+        assert re.search(rf"searchfoundation_{subject}(_seconds_bucket)?{{", text), subject
+    assert "by (key_id)" in text
 
 
 def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
     rules = _alerts(ALL)
-    assert len({rule["alert"] for rule in rules}) == len(rules) == 10
+    assert len({rule["alert"] for rule in rules}) == len(rules) == 13
     for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"].endswith(".")
@@ -138,7 +172,11 @@ def test_alerts_follow_the_values() -> None:
     assert rules["SearchFoundationErrors"]["expr"].endswith("> 0.1")
     assert {rule["labels"]["team"] for rule in rules.values()} == {"search"}
     assert "SearchFoundationRedisGone" not in rules
-    assert "SearchFoundationDeviceMemory" not in rules
+    assert rules["SearchFoundationDeviceMemory"]["expr"].endswith("> 0.92")
+    assert rules["SearchFoundationBatchOld"]["expr"].endswith("> 43200")
+    assert 'service=~"sf-search-foundation-(batch)"' in rules["SearchFoundationBatchStuck"]["expr"]
+    without = {rule["alert"] for rule in _alerts({"alerts": {"enabled": True}, **one_pool()})}
+    assert not [name for name in without if "Batch" in name]
     assert 'service=~"sf-search-foundation-(text|classify|batch)"' in rules["SearchFoundationErrors"]["expr"]
 
 

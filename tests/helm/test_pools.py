@@ -27,15 +27,15 @@ def test_the_defaults_install_every_capability_there_is_a_model_for() -> None:
 
 def test_each_pool_gets_its_own_workload_service_and_configuration() -> None:
     release = render(SETS["every-capability"])
-    pools = {"embed", "rerank", "classify", "batch", "chat"}
-    assert release.names("Deployment") == {"gateway", "embed", "rerank", "chat"}
+    pools = {"embed", "rerank", "classify", "batch"}
+    assert release.names("Deployment") == {"gateway", "embed", "rerank"}
     assert release.names("StatefulSet") == {"classify", "batch"}
     assert release.names("Service") == pools | {"gateway", "gateway-metrics", "grpc"}
     assert release.names("ConfigMap") == pools | {"gateway"}
     assert release.names("NetworkPolicy") == pools | {"gateway"}
 
 
-@pytest.mark.parametrize("capability", ["embed", "rerank", "classify", "batch", "chat"])
+@pytest.mark.parametrize("capability", ["embed", "rerank", "classify", "batch"])
 def test_probes_ask_for_the_capabilitys_own_health(capability: str) -> None:
     serve = render(one_pool(capability=capability)).serve("embed")
     service = f"searchfoundation.v1.{capability.title()}Service"
@@ -124,10 +124,28 @@ def test_cpu_pools_ask_for_no_gpu() -> None:
     assert "tolerations" not in pod
 
 
-def test_libraries_count_the_pods_cores() -> None:
+@pytest.mark.parametrize("variable", ["SF_CORES", "OMP_NUM_THREADS"])
+def test_the_pods_cores_are_counted_not_the_nodes(variable: str) -> None:
     entries = {entry["name"]: entry for entry in render(SETS["one-pool"]).serve("embed")["env"]}
-    reference = entries["OMP_NUM_THREADS"]["valueFrom"]["resourceFieldRef"]
+    reference = entries[variable]["valueFrom"]["resourceFieldRef"]
     assert reference == {"containerName": "serve", "resource": "requests.cpu", "divisor": "1"}
+
+
+def test_batch_workers_keep_their_names() -> None:
+    release = render(SETS["batch-workers"])
+    entries = {entry["name"]: entry for entry in release.serve("batch")["env"]}
+    assert entries["POD_NAME"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert entries["SF_WORKER_ID"]["value"] == "$(POD_NAME).search"
+    names = [entry["name"] for entry in release.serve("batch")["env"]]
+    assert names.index("POD_NAME") < names.index("SF_WORKER_ID"), "only earlier variables are put in"
+    assert "SF_WORKER_ID" not in str(render(SETS["one-pool"]).serve("embed"))
+
+
+def test_webhooks_are_signed_with_the_sites_secret() -> None:
+    entries = {entry["name"]: entry for entry in render(SETS["batch-keda"]).serve("batch")["env"]}
+    reference = entries["SF_WEBHOOK_SECRET"]["valueFrom"]["secretKeyRef"]
+    assert reference == {"name": "hooks", "key": "secret"}
+    assert "SF_WEBHOOK_SECRET" not in str(render(SETS["batch-workers"]).manifests)
 
 
 def test_updates_never_take_a_pod_away_first() -> None:
@@ -180,6 +198,16 @@ def test_pods_are_spread_over_zones_and_nodes() -> None:
     ]
     assert {c["whenUnsatisfiable"] for c in constraints} == {"ScheduleAnyway"}
     assert constraints[0]["labelSelector"]["matchLabels"]["search-foundation/pool"] == "embed"
+    assert {tuple(c["matchLabelKeys"]) for c in constraints} == {("pod-template-hash",)}
+    stateful = render(SETS["batch-workers"]).pod("batch")["topologySpreadConstraints"]
+    assert not [c for c in stateful if "matchLabelKeys" in c], "pods of a StatefulSet have no such label"
+
+
+def test_a_new_version_of_the_chart_alone_restarts_nothing() -> None:
+    release = render()
+    for name in ("text", "batch", "gateway"):
+        assert "helm.sh/chart" not in release.workload(name)["spec"]["template"]["metadata"]["labels"]
+        assert "helm.sh/chart" in release.workload(name)["metadata"]["labels"]
 
 
 def test_placement_is_passed_on() -> None:
@@ -188,6 +216,9 @@ def test_placement_is_passed_on() -> None:
     assert pod["tolerations"] == [{"key": "search", "operator": "Exists"}]
     assert pod["priorityClassName"] == "high"
     assert pod["affinity"] == {"nodeAffinity": {}}
+    assert pod["schedulerName"] == "bin-packer"
+    assert pod["dnsConfig"] == {"options": [{"name": "ndots", "value": "2"}]}
+    assert pod["hostAliases"] == [{"ip": "10.1.2.3", "hostnames": ["hub.site.internal"]}]
     assert "topologySpreadConstraints" not in pod
 
 
@@ -196,9 +227,16 @@ def test_additions_of_the_operator_are_in_the_pod() -> None:
     pod = release.pod("embed")
     assert [c["name"] for c in pod["initContainers"]] == ["wait", "prefetch"]
     assert [c["name"] for c in pod["containers"]] == ["serve", "proxy"]
-    serve = release.serve("embed")
-    assert {"name": "HTTPS_PROXY", "value": "http://proxy.site:3128"} in serve["env"]
-    assert {"name": "ca", "mountPath": "/etc/ssl/site"} in serve["volumeMounts"]
+    for name in ("prefetch", "serve"):
+        own = container(pod, name)
+        assert {"name": "HTTPS_PROXY", "value": "http://proxy.site:3128"} in own["env"]
+        assert {"name": "ca", "mountPath": "/etc/ssl/site"} in own["volumeMounts"]
+    gateway = release.pod("gateway")
+    assert [c["name"] for c in gateway["initContainers"]] == ["wait", "render"]
+    assert [c["name"] for c in gateway["containers"]] == ["envoy", "proxy"]
+    envoy = container(gateway, "envoy")
+    assert {"name": "ENVOY_UID", "value": "0"} in envoy["env"]
+    assert {"name": "ca", "mountPath": "/etc/ssl/site"} in envoy["volumeMounts"]
     assert "sf-own" in release.names("ConfigMap")
     assert "sf-own" in release.names("Secret")
 

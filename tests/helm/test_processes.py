@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from pathlib import Path
@@ -17,8 +16,8 @@ from tests import checkpoints
 from tests.helm.certificates import Authority
 from tests.helm.chart import CHART, render
 from tests.helm.load import Load
-from tests.helm.pods import Cluster, Pod, call, fetch
-from tests.helm.value_sets import SMALL_GATEWAY, pool, small
+from tests.helm.pods import Cluster, Pod, call, fetch, run_batch
+from tests.helm.value_sets import RUNNING, SMALL_GATEWAY, pool, small
 from tests.servers import shared_postgres, shared_redis
 
 MINILM = "all-MiniLM-L6-v2"
@@ -90,13 +89,20 @@ def test_both_kinds_of_pods_are_scraped_where_the_chart_says(cluster: Cluster) -
     assert re.search(r'envoy_cluster_membership_healthy\{envoy_cluster_name="embed"\} 2', gateway)
 
 
-def test_a_drained_pod_loses_no_call(cluster: Cluster, key: str) -> None:
-    leaving = cluster.pods["embed"][0]
+def test_draining_and_updating_each_pod_in_turn_loses_no_call(cluster: Cluster, key: str) -> None:
+    header = {"Authorization": f"Bearer {key}"}
+    many = {"model": MINILM, "input": ["a"] * 9}
+    assert call(f"{_url(cluster)}/v1/embeddings", many, header)[0] == 200
+    values = small(*RUNNING, settings={"max_items": 8})
+    cluster.upgrade(render(values))
     with Load(f"{cluster.pods['gateway'][0].address}:8080", key) as load:
-        assert leaving.stop() == 0
+        for leaving in cluster.pods["embed"]:
+            assert leaving.stop() == 0
+            load.wait_for(30)
+            _restart(cluster, leaving)
         load.wait_for(30)
     assert load.failed == []
-    _restart(cluster, leaving)
+    assert call(f"{_url(cluster)}/v1/embeddings", many, header)[0] == 422
 
 
 def test_a_killed_pod_loses_only_what_it_was_working_on(cluster: Cluster, key: str) -> None:
@@ -139,18 +145,22 @@ def test_pools_of_different_models_are_told_apart(tmp_path: Path) -> None:
     values = small(
         pool("large"),
         pool("small", models=["tiny"], modelCache=cache),
-        catalog={"models": [TINY]},
+        catalog={"models": [TINY], "aliases": {"company-embedder": "tiny"}},
+        settings={"model_aliases": {"text-embedding-3-small": MINILM}},
         auth={"enabled": False},
     )
     with Cluster(render(values), tmp_path / "pods") as cluster:
         cluster.run()
-        for model, width in ((MINILM, 384), ("tiny", 32), (f"jina-ai/{MINILM}", 384)):
+        widths = {MINILM: 384, "tiny": 32, f"jina-ai/{MINILM}": 384}
+        widths |= {"company-embedder": 32, "text-embedding-3-small": 384}
+        for model, width in widths.items():
             status, answer = call(f"{_url(cluster)}/v1/embeddings", {"model": model, "input": "hello world"})
             assert status == 200, answer
             assert len(answer["data"][0]["embedding"]) == width
         with grpc.insecure_channel(f"{cluster.pods['gateway'][0].address}:50051") as channel:
             assert len(_embed(channel, MINILM)) == 384
             assert len(_embed(channel, "tiny")) == 32
+            assert len(_embed(channel, "company-embedder")) == 32
         status, answer = call(f"{_url(cluster)}/v1/embeddings", {"model": "nope", "input": "a"})
         assert (status, answer["code"]) == (400, "INPUT_MODEL_NOT_FOUND")
         assert _answered(cluster.pods["small"][0]) > 0
@@ -179,21 +189,7 @@ def test_the_default_pools_answer_every_capability(tmp_path: Path) -> None:
         status, answer = call(f"{url}/v1/classify", labels, header)
         assert (status, answer["data"][0]["prediction"]) == (200, "finance")
         if "batch" in served:
-            _batch(url, header)
-
-
-def _batch(url: str, header: dict[str, str]) -> None:
-    lines = [{"custom_id": f"line-{i}", "body": {"input": f"text {i}"}} for i in range(5)]
-    status, job = call(f"{url}/v1/batch/embeddings", {"model": MINILM, "input": lines}, header)
-    assert status in (200, 201, 202), job
-    until = time.monotonic() + 60
-    while job["status"] in ("pending", "processing"):
-        assert time.monotonic() < until, job
-        time.sleep(0.2)
-        job = json.loads(fetch(f"{url}/v1/batch/{job['batch_id']}", header))
-    assert job["status"] == "completed", job
-    output = fetch(f"{url}/v1/batch/{job['batch_id']}/output", header).splitlines()
-    assert [json.loads(line)["custom_id"] for line in output] == [line["custom_id"] for line in lines]
+            assert run_batch(url, header) == [f"line-{i}" for i in range(5)]
 
 
 def test_state_in_postgresql_and_redis(tmp_path: Path) -> None:

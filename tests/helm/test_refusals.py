@@ -86,6 +86,10 @@ BY_SCHEMA: dict[str, tuple[dict[str, Any], list[str]]] = {
     "interval": ({"metrics": {"serviceMonitor": {"interval": "15"}}}, ["metrics.serviceMonitor.interval"]),
     "image-digest": ({"image": {"digest": "abc"}}, ["image.digest", "sha256"]),
     "pull-policy": ({"image": {"pullPolicy": "Sometimes"}}, ["image.pullPolicy", '"IfNotPresent"']),
+    "secret-in-settings": ({"settings": {"webhook_secret": "whsec_x"}}, ["webhook_secret", "not allowed"]),
+    "backlog-of-nothing": (one_pool(autoscaling={"backlogLines": 0}), ["autoscaling.backlogLines"]),
+    "device-memory-ratio": ({"alerts": {"deviceMemoryRatio": 95}}, ["alerts.deviceMemoryRatio", "1"]),
+    "metadata-server": ({"networkPolicy": {"metadataServers": ["169.254.169.254"]}}, ["metadataServers.0"]),
     "error-ratio": ({"alerts": {"errorRatio": 5}}, ["alerts.errorRatio", "1"]),
     "auth-as-text": ({"auth": {"enabled": "yes"}}, ["auth.enabled", "boolean"]),
     "host-name": ({"gateway": {"ingress": {"hosts": ["Search_1"]}}}, ["gateway.ingress.hosts.0", "pattern"]),
@@ -122,6 +126,36 @@ BY_RULE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no-way-to-update": (
         one_pool(strategy={"maxSurge": 0, "maxUnavailable": 0}),
         ["maxSurge and maxUnavailable are both 0"],
+    ),
+    "chat-is-to-come": (one_pool(capability=["embed", "chat"]), ["pool 'embed'", "no service", "chat"]),
+    "one-volume-for-two-versions": (
+        one_pool(modelCache={"type": "pvc", "accessMode": "ReadWriteOncePod"}),
+        ["ReadWriteOncePod", "strategy.maxSurge to 0"],
+    ),
+    "two-batch-pools-apart": (
+        {"pools": [pool("a", capability="batch"), pool("b", capability="batch", models=["m"])]},
+        ["pools 'a', 'b' all serve batch", "database.existingSecret", "objectStore.url"],
+    ),
+    "two-classify-pools-apart": (
+        {"pools": [pool("a", capability="classify"), pool("b", capability="classify", models=["m"])]},
+        ["pools 'a', 'b' all serve classify", "database.existingSecret"],
+    ),
+    "alias-of-two-models": (
+        {
+            "pools": [
+                pool("a", settings={"model_aliases": {"x": "all-MiniLM-L6-v2"}}),
+                pool(
+                    "b",
+                    models=["jina-embeddings-v3"],
+                    settings={"model_aliases": {"x": "m"}},
+                ),
+            ]
+        },
+        ["alias 'x'", "all-MiniLM-L6-v2 in another pool"],
+    ),
+    "ranges-without-grpc-balancer": (
+        {"gateway": {"grpc": {"service": {"loadBalancerSourceRanges": ["192.0.2.0/24"]}}}},
+        ["gateway.grpc.service: loadBalancerSourceRanges needs type LoadBalancer"],
     ),
     "drain-beyond-grace": (one_pool(settings={"drain_seconds": 30}), ["drain_seconds", "below"]),
     "tls-without-certificate": ({"gateway": {"tls": {"enabled": True}}}, ["gateway.tls", "neither"]),

@@ -168,3 +168,13 @@ def test_generated_secrets_differ_from_release_to_release() -> None:
 def test_keys_file_is_yaml_with_nothing_but_entries() -> None:
     document = yaml.safe_load(render(SETS["keys"]).one("Secret", "keys")["stringData"]["keys.yaml"])
     assert document == {"keys": SETS["keys"]["auth"]["keys"]}
+
+
+def test_a_batch_pool_whose_state_is_elsewhere_has_names_but_no_volumes() -> None:
+    release = render(SETS["batch-workers"])
+    assert release.names("StatefulSet") == {"batch"}
+    assert "volumeClaimTemplates" not in release.workload("batch")["spec"]
+    (data,) = [volume for volume in release.pod("batch")["volumes"] if volume["name"] == "data"]
+    assert data["emptyDir"] == {}
+    kept = render(one_pool(capability="batch")).workload("embed")["spec"]
+    assert kept["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "10Gi"

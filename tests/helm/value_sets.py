@@ -34,6 +34,13 @@ def small(*pools: dict[str, Any], **other: Any) -> dict[str, Any]:
     return {"pools": list(pools), "gateway": SMALL_GATEWAY, **other}
 
 
+_DRAIN = {"preStopSeconds": 1, "graceSeconds": 20}
+RUNNING = (
+    pool(capability=["embed", "rerank"], replicas=2, drain=_DRAIN),
+    pool("batch", capability="batch", drain=_DRAIN),
+)
+"""Pools of the release that the tests run."""
+
 SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "one-pool": one_pool(),
@@ -41,7 +48,7 @@ SETS: dict[str, dict[str, Any]] = {
         "pools": [pool("small"), pool("large", models=["jina-embeddings-v3", "jina-embeddings-v2-base-en"])]
     },
     "every-capability": {
-        "pools": [pool(name, capability=name) for name in ("embed", "rerank", "classify", "batch", "chat")]
+        "pools": [pool(name, capability=name) for name in ("embed", "rerank", "classify", "batch")]
     },
     "all-in-one": one_pool(capability=["embed", "rerank", "classify", "batch"]),
     "gpu": one_pool(
@@ -51,6 +58,33 @@ SETS: dict[str, dict[str, Any]] = {
     "replicas": one_pool(replicas=3),
     "keda": one_pool(autoscaling={"enabled": True, "minReplicas": 2, "maxReplicas": 6}),
     "hpa": one_pool(autoscaling={"enabled": True, "provider": "hpa", "maxReplicas": 5}),
+    "batch-keda": {
+        "pools": [
+            pool("batch", capability="batch", autoscaling={"enabled": True, "fallback": {"replicas": 1}})
+        ],
+        "database": {"existingSecret": "pg"},
+        "objectStore": {"url": "gs://bucket"},
+        "webhooks": {"existingSecret": "hooks"},
+    },
+    "batch-hpa": {
+        "pools": [
+            pool("all", capability=["embed", "batch"], autoscaling={"enabled": True, "provider": "hpa"})
+        ],
+        "database": {"existingSecret": "pg"},
+        "objectStore": {"url": "s3://bucket/batches", "existingSecret": "s3"},
+    },
+    "batch-pools": {
+        "pools": [
+            pool("small", capability=["embed", "batch"]),
+            pool("large", capability="batch", models=["jina-embeddings-v3"]),
+        ],
+        "database": {"existingSecret": "pg"},
+        "objectStore": {"url": "s3://bucket/batches", "existingSecret": "s3"},
+    },
+    "cache-once": one_pool(
+        modelCache={"type": "pvc", "accessMode": "ReadWriteOnce"},
+        strategy={"maxSurge": 0, "maxUnavailable": 1},
+    ),
     "cache-pvc": one_pool(modelCache={"type": "pvc", "size": "100Gi", "storageClassName": "shared"}),
     "cache-claim": one_pool(modelCache={"type": "pvc", "existingClaim": "weights", "readOnly": True}),
     "cache-host": one_pool(modelCache={"type": "hostPath", "path": "/var/models", "readOnly": True}),
@@ -105,7 +139,15 @@ SETS: dict[str, dict[str, Any]] = {
     "load-balancer": {
         "gateway": {
             "service": {"type": "LoadBalancer", "port": 8443, "loadBalancerSourceRanges": ["192.0.2.0/24"]},
-            "grpc": {"service": {"type": "LoadBalancer"}},
+            "grpc": {
+                "service": {
+                    "type": "LoadBalancer",
+                    "nodePort": 30051,
+                    "loadBalancerClass": "internal",
+                    "loadBalancerSourceRanges": ["10.0.0.0/8"],
+                    "externalTrafficPolicy": "Local",
+                }
+            },
         }
     },
     "node-port": {"gateway": {"service": {"type": "NodePort", "nodePort": 30080}}},
@@ -136,6 +178,12 @@ SETS: dict[str, dict[str, Any]] = {
     "digests": {"image": {"digest": DIGEST, "cudaDigest": "sha256:" + "ef" * 32}},
     "labelled": {"commonLabels": {"cost-centre": "search"}, "commonAnnotations": {"owner": "platform"}},
     "catalog": {"catalog": {"aliases": {"company-embedder": "all-MiniLM-L6-v2"}}},
+    "aliases": {
+        "pools": [
+            pool("large", models=["jina-embeddings-v3"]),
+            pool("small", settings={"model_aliases": {"company-embedder": "all-MiniLM-L6-v2"}}),
+        ]
+    },
     "ipv6": {"listenAddress": "::"},
     "dual-stack": {"ipFamilyPolicy": "PreferDualStack", "evaluation": {"redis": {"enabled": True}}},
     "openshift": {"podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}},
@@ -151,12 +199,22 @@ SETS: dict[str, dict[str, Any]] = {
             initContainers=[{"name": "wait", "image": "busybox"}],
             sidecars=[{"name": "proxy", "image": "proxy"}],
         ),
+        "gateway": {
+            "extraEnv": [{"name": "ENVOY_UID", "value": "0"}],
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "site-ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/site"}],
+            "initContainers": [{"name": "wait", "image": "busybox"}],
+            "sidecars": [{"name": "proxy", "image": "proxy"}],
+        },
     },
     "placement": one_pool(
         nodeSelector={"disk": "fast"},
         tolerations=[{"key": "search", "operator": "Exists"}],
         affinity={"nodeAffinity": {}},
         priorityClassName="high",
+        schedulerName="bin-packer",
+        dnsConfig={"options": [{"name": "ndots", "value": "2"}]},
+        hostAliases=[{"ip": "10.1.2.3", "hostnames": ["hub.site.internal"]}],
         topologySpread={"enabled": False},
     ),
 }

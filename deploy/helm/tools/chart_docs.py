@@ -34,6 +34,7 @@ CHART_SETTINGS = frozenset(
         "admin_port",
         "auth",
         "catalog_file",
+        "cores",
         "data_dir",
         "database_url",
         "device",
@@ -52,6 +53,7 @@ CHART_SETTINGS = frozenset(
         "tls_cert",
         "tls_client_ca",
         "tls_key",
+        "webhook_secret",
         "worker_id",
     }
 )

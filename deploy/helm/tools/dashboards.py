@@ -109,7 +109,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ),
             Panel(
                 "Tokens by tenant",
-                ((f"topk(20, {rate('searchfoundation_tokens_total', _POOL, 'key')})", "{{key}}"),),
+                ((f"topk(20, {rate('searchfoundation_key_tokens_total', _POOL, 'key_id')})", "{{key_id}}"),),
                 about="The twenty keys that use most, by key id.",
                 stack=True,
             ),
@@ -181,11 +181,75 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "bytes",
             ),
             Panel(
+                "Share of the device's memory",
+                (
+                    (
+                        f"searchfoundation_device_memory_bytes{{{_POOL}}} / "
+                        f"searchfoundation_device_memory_total_bytes{{{_POOL}}}",
+                        "{{pod}} {{device}}",
+                    ),
+                ),
+                "percentunit",
+                "Of a GPU's memory; on a CPU of the pod's limit.",
+            ),
+            Panel(
                 "Time to load a model",
                 ((f"max by (model) (searchfoundation_model_load_seconds{{{_POOL}}})", "{{model}}"),),
                 "s",
             ),
             Panel("Resident memory", ((f"process_resident_memory_bytes{{{_POOL}}}", "{{pod}}"),), "bytes"),
+        ),
+    ),
+    "batch": (
+        "Search Foundation / Batch",
+        (
+            Panel(
+                "Unfinished jobs",
+                ((f"max by (status) (searchfoundation_batch_jobs{{{_POOL}}})", "{{status}}"),),
+                about="Of the whole database: every pod tells the same, so the largest is shown.",
+                stack=True,
+            ),
+            Panel(
+                "Lines not yet done",
+                ((f"max (searchfoundation_batch_backlog_lines{{{_POOL}}})", "lines"),),
+                about="The autoscaler's signal. Inputs by URL count once they were read.",
+            ),
+            Panel(
+                "Age of the oldest unfinished job",
+                ((f"max (searchfoundation_batch_backlog_age_seconds{{{_POOL}}})", "age"),),
+                "s",
+            ),
+            Panel(
+                "Time left at the present pace",
+                (
+                    (
+                        f"max (searchfoundation_batch_backlog_lines{{{_POOL}}}) / "
+                        f"sum (rate(searchfoundation_batch_lines_total{{{_POOL}}}[{_WINDOW}]))",
+                        "time left",
+                    ),
+                ),
+                "s",
+            ),
+            Panel(
+                "Lines done, by model",
+                ((rate("searchfoundation_batch_lines_total", _POOL, "model"), "{{model}}"),),
+                stack=True,
+            ),
+            Panel(
+                "Lines done, by outcome",
+                ((rate("searchfoundation_batch_lines_total", _POOL, "outcome"), "{{outcome}}"),),
+                stack=True,
+            ),
+            Panel("Time of a chunk", quantiles("searchfoundation_batch_chunk_seconds", _POOL), "s"),
+            Panel(
+                "Workers taken over",
+                ((f"sum (increase(searchfoundation_batch_takeovers_total{{{_POOL}}}[1h]))", "in an hour"),),
+                about="Workers that fell silent and whose work others went on with.",
+            ),
+            Panel(
+                "Webhooks",
+                ((rate("searchfoundation_batch_webhooks_total", _POOL, "outcome"), "{{outcome}}"),),
+            ),
         ),
     ),
     "gateway": (

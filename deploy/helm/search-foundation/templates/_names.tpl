@@ -29,13 +29,18 @@ search-foundation/pool: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* All labels of one component: dict root, component, pool (optional), labels (optional). */}}
+{{/*
+All labels of one component: dict root, component, pool (optional), labels (optional), onPods (optional). Pods lack the
+chart's version, which would restart them for every new chart.
+*/}}
 {{- define "sf.labels" -}}
 {{- $standard := dict
   "app.kubernetes.io/part-of" "search-foundation"
   "app.kubernetes.io/version" .root.Chart.AppVersion
-  "app.kubernetes.io/managed-by" .root.Release.Service
-  "helm.sh/chart" (include "sf.chart" .root) -}}
+  "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- if not .onPods -}}
+{{- $_ := set $standard "helm.sh/chart" (include "sf.chart" .root) -}}
+{{- end -}}
 {{- merge (include "sf.selectorLabels" . | fromYaml) $standard (.labels | default dict) .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 

@@ -1,3 +1,20 @@
+{{/* Type of a Service and what belongs to it: an entry such as gateway.service. */}}
+{{- define "sf.serviceType" -}}
+type: {{ .type }}
+{{- if ne .type "ClusterIP" }}
+externalTrafficPolicy: {{ .externalTrafficPolicy }}
+{{- end }}
+{{- if eq .type "LoadBalancer" }}
+{{- with .loadBalancerClass }}
+loadBalancerClass: {{ . }}
+{{- end }}
+{{- with .loadBalancerSourceRanges }}
+loadBalancerSourceRanges:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{- define "sf.dnsEgress" -}}
 - ports:
     - port: 53
@@ -32,11 +49,11 @@
     {{- end }}
 {{- end -}}
 
-{{/* Port of a URL. */}}
+{{/* Port of a URL, or of `host:port`: dict url, default (where the URL's scheme has none). */}}
 {{- define "sf.urlPort" -}}
-{{- $url := urlParse . -}}
-{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
-{{- $port | default (eq $url.scheme "https" | ternary "443" "80") -}}
+{{- $host := regexReplaceAll "^[a-z]+://" .url "" | splitList "/" | first -}}
+{{- $port := regexFind ":[0-9]+$" $host | trimPrefix ":" -}}
+{{- $port | default .default | default (hasPrefix "https://" .url | ternary "443" "80") -}}
 {{- end -}}
 
 {{/* What a pool needs besides DNS: dict root, pool. */}}
@@ -48,12 +65,36 @@
 {{- if or (and $prefetch (not $pool.prefetch.hubEndpoint)) $abroad }}
 {{ include "sf.internetEgress" (dict "root" .root "ports" ($abroad | ternary (list 80 443) (list 443))) }}
 {{- end }}
+{{- if or (has "batch" $pool.capabilities) (has "chat" $pool.capabilities) }}
+{{- with $pool.settings.fetch_allow_networks }}
+- to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  ports:
+    - port: 80
+    - port: 443
+{{- end }}
+{{- end }}
+{{- if and (has "batch" $pool.capabilities) $values.objectStore.url (not $values.objectStore.existingSecret) }}
+{{- with $values.networkPolicy.metadataServers }}
+- to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  ports:
+    - port: 80
+    - port: 988
+{{- end }}
+{{- end }}
 {{- $ports := list }}
 {{- if and $prefetch $pool.prefetch.hubEndpoint }}
-{{- $ports = append $ports (include "sf.urlPort" $pool.prefetch.hubEndpoint) }}
+{{- $ports = append $ports (include "sf.urlPort" (dict "url" $pool.prefetch.hubEndpoint)) }}
 {{- end }}
 {{- with $pool.settings.otlp_endpoint }}
-{{- $ports = append $ports (include "sf.urlPort" .) }}
+{{- $ports = append $ports (include "sf.urlPort" (dict "url" . "default" "4317")) }}
 {{- end }}
 {{- if or $values.database.existingSecret $values.redis.existingSecret }}
 {{- range $values.networkPolicy.storePorts }}

@@ -1,6 +1,9 @@
 {{/* Parts that pods of several kinds share. */}}
 
-{{/* Constraints that spread one component over zones and nodes: dict root, component, pool, spread. */}}
+{{/*
+Constraints that spread one component over zones and nodes: dict root, component, pool, spread, kind. During an update of
+a Deployment the new pods are spread among themselves, not around the old ones that go.
+*/}}
 {{- define "sf.topologySpread" -}}
 {{- $args := . -}}
 {{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
@@ -10,6 +13,9 @@
   labelSelector:
     matchLabels:
       {{- include "sf.selectorLabels" $args | nindent 6 }}
+  {{- if eq $args.kind "Deployment" }}
+  matchLabelKeys: [pod-template-hash]
+  {{- end }}
 {{- end }}
 {{- end -}}
 
@@ -25,7 +31,7 @@
 {{- $_ := set $annotations "prometheus.io/path" .metricsPath -}}
 {{- end -}}
 labels:
-  {{- include "sf.labels" (set (omit . "labels") "labels" .podLabels) | nindent 2 }}
+  {{- include "sf.labels" (merge (dict "labels" .podLabels "onPods" true) (omit . "labels")) | nindent 2 }}
 {{- with merge $annotations .podAnnotations .root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
@@ -46,10 +52,24 @@ securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
 {{- end -}}
 
-{{/* Where pods go: dict with nodeSelector, tolerations, affinity, priorityClassName, runtimeClassName. */}}
+{{/*
+Where pods go and whom they know: dict with nodeSelector, tolerations, affinity, priorityClassName, schedulerName,
+runtimeClassName, dnsConfig, hostAliases.
+*/}}
 {{- define "sf.placement" -}}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
+{{- end }}
+{{- with .schedulerName }}
+schedulerName: {{ . }}
+{{- end }}
+{{- with .dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .runtimeClassName }}
 runtimeClassName: {{ . }}
@@ -82,6 +102,7 @@ affinity:
 {{- with $values.catalog -}}
 {{- $_ := set $checksums "catalog" (toJson .) -}}
 {{- end -}}
+{{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) -}}
 {{- $nodeSelector := deepCopy $pool.nodeSelector -}}
 {{- $tolerations := $pool.tolerations -}}
 {{- if $gpu -}}
@@ -94,25 +115,23 @@ metadata:
   {{- include "sf.podMetadata" (merge (dict "podLabels" $pool.podLabels "podAnnotations" $pool.podAnnotations "checksums" $checksums "metricsPort" 9090 "metricsPath" "/metrics") $names) | nindent 2 }}
 spec:
   {{- include "sf.podBase" $root | nindent 2 }}
-  {{- with include "sf.placement" (dict
-    "priorityClassName" $pool.priorityClassName
+  {{- with include "sf.placement" (merge (dict
     "runtimeClassName" ($gpu | ternary $pool.device.runtimeClassName "")
     "nodeSelector" $nodeSelector
-    "tolerations" $tolerations
-    "affinity" $pool.affinity) | trim }}
+    "tolerations" $tolerations) $pool) | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   {{- if $pool.topologySpread.enabled }}
   topologySpreadConstraints:
-    {{- include "sf.topologySpread" (merge (dict "spread" $pool.topologySpread) $names) | trim | nindent 4 }}
+    {{- include "sf.topologySpread" (merge (dict "spread" $pool.topologySpread "kind" ($pool.stateful | ternary "StatefulSet" "Deployment")) $names) | trim | nindent 4 }}
   {{- end }}
   terminationGracePeriodSeconds: {{ add $pool.drain.preStopSeconds $pool.drain.graceSeconds 5 }}
-  {{- if or $pool.initContainers (and $pool.prefetch.enabled (not $pool.modelCache.readOnly)) }}
+  {{- if or $pool.initContainers $prefetch }}
   initContainers:
     {{- with $pool.initContainers }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
-    {{- if and $pool.prefetch.enabled (not $pool.modelCache.readOnly) }}
+    {{- if $prefetch }}
     - name: prefetch
       image: {{ $image }}
       imagePullPolicy: {{ $values.image.pullPolicy }}
@@ -127,15 +146,22 @@ spec:
       envFrom:
         - configMapRef:
             name: {{ $pool.fullname }}
-      {{- with $pool.prefetch.tokenSecret }}
-      {{- if .name }}
+        {{- with $pool.extraEnvFrom }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+      {{- $token := $pool.prefetch.tokenSecret }}
+      {{- if or $token.name $pool.extraEnv }}
       env:
+        {{- if $token.name }}
         - name: HF_TOKEN
           valueFrom:
             secretKeyRef:
-              name: {{ .name }}
-              key: {{ .key }}
-      {{- end }}
+              name: {{ $token.name }}
+              key: {{ $token.key }}
+        {{- end }}
+        {{- with $pool.extraEnv }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       {{- end }}
       resources:
         {{- toYaml $pool.prefetch.resources | nindent 8 }}
@@ -150,6 +176,9 @@ spec:
         - name: catalog
           mountPath: /etc/search-foundation/catalog
           readOnly: true
+        {{- end }}
+        {{- with $pool.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
         {{- end }}
     {{- end }}
   {{- end }}
@@ -231,7 +260,7 @@ spec:
       {{- include "sf.modelVolume" $pool | nindent 6 }}
     {{- if not $pool.volume }}
     - name: data
-      {{- if and $pool.stateful $pool.persistence.enabled }}
+      {{- if and $pool.keepsFiles $pool.persistence.enabled }}
       persistentVolumeClaim:
         claimName: {{ $pool.persistence.existingClaim }}
       {{- else }}
@@ -277,13 +306,31 @@ spec:
       key: {{ (get $root.Values $store).secretKey }}
 {{- end }}
 {{- end }}
-# Without a CPU limit the libraries would count the node's cores, not the pod's share.
-- name: OMP_NUM_THREADS
+{{- if has "batch" .pool.capabilities }}
+{{- with $root.Values.webhooks.existingSecret }}
+- name: SF_WEBHOOK_SECRET
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $root.Values.webhooks.secretKey }}
+{{- end }}
+# A StatefulSet's pod comes back under its name, and goes on with what it had begun. Releases may share a database.
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: SF_WORKER_ID
+  value: $(POD_NAME).{{ $root.Release.Namespace }}
+{{- end }}
+# Without a CPU limit the node's cores would be counted, not the pod's share: by the engine, and by libraries.
+{{- range list "SF_CORES" "OMP_NUM_THREADS" }}
+- name: {{ . }}
   valueFrom:
     resourceFieldRef:
       containerName: serve
       resource: requests.cpu
       divisor: "1"
+{{- end }}
 {{- if .pool.offline }}
 - name: HF_HUB_OFFLINE
   value: "1"

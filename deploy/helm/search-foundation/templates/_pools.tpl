@@ -3,7 +3,8 @@ The pools as the templates use them: every entry of .Values.pools over .Values.p
   capabilities  always a list
   fullname      name of its objects
   host          DNS name that resolves to its ready pods
-  stateful      whether it keeps files of its own: a StatefulSet with stable names
+  stateful      whether its pods need stable names: a StatefulSet
+  keepsFiles    whether they keep files that must outlive them
   volume        whether each pod gets a claim for them
   least         pods it never has fewer of
 Use: {{ range (include "sf.pools" . | fromYaml).pools }}
@@ -15,13 +16,15 @@ Use: {{ range (include "sf.pools" . | fromYaml).pools }}
 {{- $pool := mergeOverwrite (deepCopy $root.Values.poolDefaults) (deepCopy $given) -}}
 {{- $capabilities := kindIs "slice" $pool.capability | ternary $pool.capability (list $pool.capability) -}}
 {{- $database := include "sf.storeSecret" (dict "root" $root "store" "database") -}}
-{{- $stateful := or (has "batch" $capabilities) (and (has "classify" $capabilities) (not $database)) -}}
+{{- $batch := has "batch" $capabilities -}}
+{{- $keepsFiles := or (and $batch (not (and $database $root.Values.objectStore.url))) (and (has "classify" $capabilities) (not $database)) -}}
 {{- $fullname := printf "%s-%s" (include "sf.fullname" $root) $pool.name -}}
 {{- $_ := set $pool "capabilities" $capabilities -}}
 {{- $_ := set $pool "fullname" $fullname -}}
 {{- $_ := set $pool "host" (printf "%s.%s.svc.%s" $fullname $root.Release.Namespace $root.Values.clusterDomain) -}}
-{{- $_ := set $pool "stateful" $stateful -}}
-{{- $_ := set $pool "volume" (and $stateful $pool.persistence.enabled (not $pool.persistence.existingClaim)) -}}
+{{- $_ := set $pool "stateful" (or $batch $keepsFiles) -}}
+{{- $_ := set $pool "keepsFiles" $keepsFiles -}}
+{{- $_ := set $pool "volume" (and $keepsFiles $pool.persistence.enabled (not $pool.persistence.existingClaim)) -}}
 {{- $_ := set $pool "least" (int ($pool.autoscaling.enabled | ternary $pool.autoscaling.minReplicas $pool.replicas)) -}}
 {{- $_ := set $pool "settings" (mergeOverwrite (deepCopy $root.Values.settings) $pool.settings) -}}
 {{- $pools = append $pools $pool -}}
@@ -95,10 +98,17 @@ The drain's time counts from its beginning, so it holds both parts.
 {{- if $values.catalog -}}
 {{- $_ := set $env "SF_CATALOG_FILE" "/etc/search-foundation/catalog/catalog.yaml" -}}
 {{- end -}}
-{{- range $name := list "model_aliases" "max_items" -}}
-{{- if hasKey $values.settings $name -}}
-{{- $_ := set $env (printf "SF_%s" (upper $name)) (get $values.settings $name | toJson) -}}
+{{- range $name := list "max_items" "max_documents" "max_classify_items" -}}
+{{- with include "sf.largestSetting" (dict "root" $ "name" $name) -}}
+{{- $_ := set $env (printf "SF_%s" (upper $name)) . -}}
 {{- end -}}
+{{- end -}}
+{{- $aliases := dict -}}
+{{- range (include "sf.pools" . | fromYaml).pools -}}
+{{- $aliases = merge $aliases (.settings.model_aliases | default dict) -}}
+{{- end -}}
+{{- with $aliases -}}
+{{- $_ := set $env "SF_MODEL_ALIASES" (toJson .) -}}
 {{- end -}}
 {{- range $name, $value := $env }}
 - name: {{ $name }}
@@ -106,7 +116,23 @@ The drain's time counts from its beginning, so it holds both parts.
 {{- end }}
 {{- end -}}
 
-{{/* The topology of the gateway, made from the same pools. */}}
+{{/*
+The largest value that pools have for one of the settings that the gateway has too, empty when all have the default:
+dict root, name.
+*/}}
+{{- define "sf.largestSetting" -}}
+{{- $name := .name -}}
+{{- $defaults := dict "max_items" 2048 "max_documents" 2048 "max_classify_items" 512 "max_body_bytes" 67108864 "request_timeout_seconds" 60 -}}
+{{- $given := false -}}
+{{- $most := 0.0 -}}
+{{- range (include "sf.pools" .root | fromYaml).pools -}}
+{{- $given = or $given (hasKey .settings $name) -}}
+{{- $most = maxf $most (float64 (get (merge (dict) .settings $defaults) $name)) -}}
+{{- end -}}
+{{- if $given }}{{ toJson $most }}{{ end -}}
+{{- end -}}
+
+{{/* The topology of the gateway, made from the same pools. It lets through what one of them would take. */}}
 {{- define "sf.topology" -}}
 {{- $values := .Values -}}
 {{- $pools := list -}}
@@ -136,16 +162,16 @@ The drain's time counts from its beginning, so it holds both parts.
   "private_key" "/etc/search-foundation/mtls/tls.key") -}}
 {{- end -}}
 {{- $limits := dict -}}
-{{- with $values.settings.max_body_bytes -}}
-{{- $_ := set $limits "max_body_bytes" . -}}
+{{- with include "sf.largestSetting" (dict "root" . "name" "max_body_bytes") -}}
+{{- $_ := set $limits "max_body_bytes" (int64 .) -}}
 {{- end -}}
 {{- with ($values.gateway.resources.limits | default dict).memory -}}
 {{- /* Envoy sheds load before the kernel would end it. */ -}}
 {{- $_ := set $limits "max_heap_bytes" (mulf 0.85 (float64 (include "sf.bytes" .)) | int64) -}}
 {{- end -}}
 {{- $_ := set $topology "limits" $limits -}}
-{{- with $values.settings.request_timeout_seconds -}}
-{{- $_ := set $topology "timeouts" (dict "request" .) -}}
+{{- with include "sf.largestSetting" (dict "root" . "name" "request_timeout_seconds") -}}
+{{- $_ := set $topology "timeouts" (dict "request" (float64 .)) -}}
 {{- end -}}
 {{- mergeOverwrite $topology (deepCopy $values.gateway.topology) | toYaml -}}
 {{- end -}}

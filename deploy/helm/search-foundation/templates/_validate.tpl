@@ -14,6 +14,8 @@
 {{- $problems := list -}}
 {{- $names := list -}}
 {{- $owners := dict -}}
+{{- $aliases := dict -}}
+{{- $sharers := dict -}}
 {{- range $pool := (include "sf.pools" . | fromYaml).pools -}}
 {{- $at := printf "pool '%s'" .name -}}
 {{- if has .name $names -}}
@@ -23,6 +25,14 @@
 {{- $problems = append $problems (printf "%s: the name belongs to another part of the chart; choose another." $at) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
+{{- range $name, $model := .settings.model_aliases | default dict -}}
+{{- with get $aliases $name -}}
+{{- if ne . $model -}}
+{{- $problems = append $problems (printf "%s: the alias '%s' stands for %s here and for %s in another pool; the gateway could not choose." $at $name $model .) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $aliases $name $model -}}
+{{- end -}}
 {{- range $capability := .capabilities -}}
 {{- range $model := $pool.models -}}
 {{- $key := printf "%s %s" $capability $model -}}
@@ -33,6 +43,20 @@
 {{- end -}}
 {{- end -}}
 {{- $problems = concat $problems (include "sf.problemsOfPool" (dict "root" $root "pool" $pool "at" $at) | fromYamlArray) -}}
+{{- range $capability := .capabilities -}}
+{{- $_ := set $sharers $capability (append (get $sharers $capability | default list) $pool.name) -}}
+{{- end -}}
+{{- end -}}
+{{- $database := include "sf.storeSecret" (dict "root" . "store" "database") -}}
+{{- range $capability := list "batch" "classify" -}}
+{{- $names := get $sharers $capability | default list -}}
+{{- if and (gt (len $names) 1) (not $database) -}}
+{{- $problems = append $problems (printf "pools '%s' all serve %s and share its state in PostgreSQL; set database.existingSecret." (join "', '" $names) $capability) -}}
+{{- end -}}
+{{- end -}}
+{{- $names := get $sharers "batch" | default list -}}
+{{- if and (gt (len $names) 1) (not .Values.objectStore.url) -}}
+{{- $problems = append $problems (printf "pools '%s' all serve batch and share its files; set objectStore.url." (join "', '" $names)) -}}
 {{- end -}}
 {{- toYaml $problems -}}
 {{- end -}}
@@ -44,6 +68,9 @@
 {{- with .pool -}}
 {{- $scaling := .autoscaling -}}
 {{- $most := int ($scaling.enabled | ternary $scaling.maxReplicas .replicas) -}}
+{{- if has "chat" .capabilities -}}
+{{- $problems = append $problems (printf "%s: this version has no service for the capability chat; leave it out." $at) -}}
+{{- end -}}
 {{- if $scaling.enabled -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
 {{- $problems = append $problems (printf "%s: autoscaling.minReplicas (%d) is above maxReplicas (%d)." $at (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}
@@ -76,6 +103,9 @@
 {{- end -}}
 {{- if and (eq $cache.type "pvc") (not $cache.existingClaim) (ne $cache.accessMode "ReadWriteMany") (gt $most 1) -}}
 {{- $problems = append $problems (printf "%s: %d pods cannot share a model cache of accessMode %s; use ReadWriteMany, an existingClaim or emptyDir." $at $most $cache.accessMode) -}}
+{{- end -}}
+{{- if and (eq $cache.type "pvc") (not $cache.existingClaim) (hasPrefix "ReadWriteOnce" $cache.accessMode) (not .stateful) (not (has (toString .strategy.maxSurge) (list "0" "0%"))) -}}
+{{- $problems = append $problems (printf "%s: with a model cache of accessMode %s the new pod of an update may wait for the old one's volume for ever; set strategy.maxSurge to 0 and strategy.maxUnavailable to 1." $at $cache.accessMode) -}}
 {{- end -}}
 {{- if and (not .stateful) (has (toString .strategy.maxSurge) (list "0" "0%")) (has (toString .strategy.maxUnavailable) (list "0" "0%")) -}}
 {{- $problems = append $problems (printf "%s: strategy.maxSurge and maxUnavailable are both 0, so an update could never begin." $at) -}}
@@ -111,11 +141,13 @@
 {{- if and $gateway.grpcRoute.enabled (not $gateway.grpc.enabled) -}}
 {{- $problems = append $problems "gateway.grpcRoute: needs gateway.grpc.enabled." -}}
 {{- end -}}
-{{- if and $gateway.service.nodePort (eq $gateway.service.type "ClusterIP") -}}
-{{- $problems = append $problems "gateway.service: nodePort needs type NodePort or LoadBalancer." -}}
+{{- range $at, $service := dict "gateway.service" $gateway.service "gateway.grpc.service" $gateway.grpc.service -}}
+{{- if and $service.nodePort (eq $service.type "ClusterIP") -}}
+{{- $problems = append $problems (printf "%s: nodePort needs type NodePort or LoadBalancer." $at) -}}
 {{- end -}}
-{{- if and $gateway.service.loadBalancerSourceRanges (ne $gateway.service.type "LoadBalancer") -}}
-{{- $problems = append $problems "gateway.service: loadBalancerSourceRanges needs type LoadBalancer." -}}
+{{- if and $service.loadBalancerSourceRanges (ne $service.type "LoadBalancer") -}}
+{{- $problems = append $problems (printf "%s: loadBalancerSourceRanges needs type LoadBalancer." $at) -}}
+{{- end -}}
 {{- end -}}
 {{- if and $gateway.autoscaling.enabled (gt (int $gateway.autoscaling.minReplicas) (int $gateway.autoscaling.maxReplicas)) -}}
 {{- $problems = append $problems "gateway.autoscaling: minReplicas is above maxReplicas." -}}
