@@ -8,6 +8,8 @@ source=$(realpath "$1")
 out=$(realpath --canonicalize-missing "$2")
 python=${3:-python3}
 
+wheel_files() { "$python" -m zipfile --list "$1"/search_foundation-*.whl; }
+
 work=$(mktemp --directory)
 trap 'rm -rf "$work"' EXIT
 
@@ -24,3 +26,9 @@ packages=$("$python" -c 'import google.api, pathlib; print(pathlib.Path(list(goo
 
 mkdir -p "$out"
 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir "$out" .
+
+# The kernels are optional for whoever installs from source; an image for x86-64 must not lose them unnoticed.
+if [ "$(uname --machine)" = x86_64 ] && ! wheel_files "$out" | grep --quiet '/_kernels\.'; then
+  echo "the wheel has no compiled kernels: is gcc installed?" >&2
+  exit 1
+fi

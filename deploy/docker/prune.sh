@@ -11,7 +11,9 @@ case $packages in
 esac
 
 "$prefix/bin/python" -m pip uninstall --yes --quiet setuptools wheel 2>/dev/null || true
-rm -rf "$packages"/torch/{include,share,test,bin} "$packages"/torch/lib/*.a "$packages"/pip "$packages"/pip-*.dist-info
+rm -rf "$packages"/torch/{include,share,test} "$packages"/torch/lib/*.a "$packages"/pip "$packages"/pip-*.dist-info
+# torch looks for this one program when it is imported; the rest are its tests.
+[ ! -d "$packages/torch/bin" ] || find "$packages/torch/bin" -mindepth 1 -not -name torch_shm_manager -delete
 rm -f "$prefix"/bin/pip* "$prefix"/bin/{Activate.ps1,activate.csh,activate.fish}
 find "$packages" -type d \( -name tests -o -name testing \) -not -path '*/torch/*' -not -path '*/numpy/*' \
   -not -path '*/transformers/*' -prune -exec rm -rf {} +

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +57,28 @@ def test_variables_are_settings(compose: dict[str, Any]) -> None:
     for name in ("services", "gateway"):
         given = {key for key in compose["services"][name]["environment"] if key.startswith("SF_")}
         assert given <= {f"SF_{field.upper()}" for field in Settings.model_fields}
+
+
+def test_the_files_are_valid() -> None:
+    files = sorted(FOLDER.glob("compose*.yaml"))
+    assert len(files) == 2
+    program = Path(sys.executable).parent / "check-jsonschema"
+    subprocess.run([program, "--builtin-schema", "vendor.compose-spec", *files], check=True, timeout=60)
+
+
+def test_the_validator_sees_a_wrong_file(tmp_path: Path) -> None:
+    text = (FOLDER / "compose.yaml").read_text(encoding="utf-8").replace("cap_drop:", "cap_drops:")
+    (tmp_path / "compose.yaml").write_text(text, encoding="utf-8")
+    program = Path(sys.executable).parent / "check-jsonschema"
+    command = [program, "--builtin-schema", "vendor.compose-spec", tmp_path / "compose.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "cap_drops" in done.stdout
+
+
+def test_the_batch_worker_keeps_its_name(compose: dict[str, Any]) -> None:
+    service = compose["services"]["services"]
+    assert service["environment"]["SF_WORKER_ID"] == service["hostname"] == "services"
 
 
 def test_containers_get_longer_than_their_grace(compose: dict[str, Any]) -> None:

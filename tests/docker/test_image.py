@@ -153,6 +153,15 @@ def _instructions() -> list[str]:
     return [line for line in joined.splitlines() if line and not line.startswith("#")]
 
 
+def test_the_linter_has_no_complaint(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "hadolint"
+    subprocess.run([program, DOCKER / "Dockerfile"], check=True, timeout=60)
+    wrong = (DOCKER / "Dockerfile").read_text(encoding="utf-8") + "RUN cd /tmp && sudo true\n"
+    (tmp_path / "Dockerfile").write_text(wrong, encoding="utf-8")
+    done = subprocess.run([program, tmp_path / "Dockerfile"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+
+
 def test_the_image_is_pinned_multi_stage_and_not_root() -> None:
     lines = _instructions()
     stages = [line for line in lines if line.startswith("FROM")]
