@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable
 from typing import Any
 
+from gateway.access_log import access_log
 from gateway.clusters import ADMIN_CLUSTER, seconds
 from gateway.contract import descriptor_set, rest_services
 from gateway.cors import cors_filter
@@ -25,24 +26,6 @@ _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
 _CONNECTION_BUFFER = 1 << 20
 _MAX_DOCUMENT_BYTES = 8 << 20
 _NOWHERE = {"address_prefix": "255.255.255.255", "prefix_len": 32}
-_ACCESS_LOG = {
-    "time": "%START_TIME%",
-    "request_id": "%REQ(X-REQUEST-ID)%",
-    "method": "%REQ(:METHOD)%",
-    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
-    "protocol": "%PROTOCOL%",
-    "status": "%RESPONSE_CODE%",
-    "grpc_status": "%GRPC_STATUS_NUMBER%",
-    "details": "%RESPONSE_CODE_DETAILS%",
-    "flags": "%RESPONSE_FLAGS%",
-    "bytes_received": "%BYTES_RECEIVED%",
-    "bytes_sent": "%BYTES_SENT%",
-    "duration_ms": "%DURATION%",
-    "pool": "%UPSTREAM_CLUSTER%",
-    "endpoint": "%UPSTREAM_HOST%",
-    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-    "user_agent": "%REQ(USER-AGENT)%",
-}
 
 
 def rest_listener(topology: Topology, documents: Iterable[Document]) -> Config:
@@ -112,7 +95,7 @@ def _manager(name: str, topology: Topology, host: Config, filters: list[Config])
             "validate_clusters": True,
         },
         "http_filters": filters,
-        "access_log": _access_log(topology),
+        "access_log": access_log(topology.access_log),
         "server_name": "search-foundation",
         "use_remote_address": True,
         "xff_num_trusted_hops": topology.trusted_proxies,
@@ -208,19 +191,6 @@ def _compressor() -> Config:
             "typed_config": {"@type": gzip, "compression_level": "BEST_SPEED", "chunk_size": 65536},
         },
     }
-
-
-def _access_log(topology: Topology) -> list[Config]:
-    target = topology.access_log
-    if target is None:
-        return []
-    loggers = "type.googleapis.com/envoy.extensions.access_loggers"
-    log_format = {"json_format": _ACCESS_LOG}
-    if target in ("stdout", "stderr"):
-        kind = {"@type": f"{loggers}.stream.v3.{str(target).capitalize()}AccessLog"}
-    else:
-        kind = {"@type": f"{loggers}.file.v3.FileAccessLog", "path": str(target)}
-    return [{"name": "access", "typed_config": kind | {"log_format": log_format}}]
 
 
 def _tls(tls: ServerTls) -> Config:

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from gateway.call_kind import is_grpc
 from gateway.topology import Topology
 from services.core.errors import ERRORS, ErrorCode
 
@@ -74,9 +75,9 @@ def grpc_replies() -> Config:
 
 def _grpc_mappers() -> list[Config]:
     # Envoy turns its own replies to gRPC callers into a gRPC status with the text as message.
-    retry: Config = {"filter": _both(_is_grpc(), _status_is(503)), "body_format_override": _as_it_is()}
+    retry: Config = {"filter": _both(is_grpc(), _status_is(503)), "body_format_override": _as_it_is()}
     retry["headers_to_add"] = [_retry_after()]
-    return [retry, {"filter": _is_grpc(), "body_format_override": _as_it_is()}]
+    return [retry, {"filter": is_grpc(), "body_format_override": _as_it_is()}]
 
 
 def _as_it_is(**fields: str) -> Config:
@@ -150,13 +151,6 @@ def _status(operator: str, status: int) -> Config:
 def _has_metadata(key: str) -> Config:
     matcher = {"filter": METADATA_NAMESPACE, "path": [{"key": key}], "value": {"present_match": True}}
     return {"metadata_filter": {"matcher": matcher, "match_if_key_not_found": False}}
-
-
-def _is_grpc() -> Config:
-    grpc_content = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
-    # The transcoder has made a gRPC call of a REST call, too, and left the original path behind.
-    not_transcoded = {"name": "x-envoy-original-path", "present_match": False}
-    return _both({"header_filter": {"header": grpc_content}}, {"header_filter": {"header": not_transcoded}})
 
 
 def _both(one: Config, other: Config) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -136,6 +137,10 @@ class TestAliases:
         assert get(aliased.http_port, "/v1/models/ours").status == 200
 
 
+def logged(stack: Stack) -> dict[str, Any]:
+    return {entry["request_id"]: entry for entry in stack.access_log()}
+
+
 class TestGrpc:
     @pytest.fixture(params=["http_port", "grpc_port"])
     def channel(self, stack: Stack, request: pytest.FixtureRequest) -> Iterator[grpc.Channel]:
@@ -158,6 +163,18 @@ class TestGrpc:
         assert answer == b"message"
         trailing = dict(rpc.trailing_metadata())
         assert trailing["served-by"] == served_by
+
+    def test_the_access_log_tells_its_status(self, channel: grpc.Channel, stack: Stack) -> None:
+        _, rpc = channel.unary_unary(EMBED).with_call(b"message", metadata=(("x-request-id", "logged-grpc"),))
+        assert rpc.code() is grpc.StatusCode.OK
+        with pytest.raises(grpc.RpcError):
+            channel.unary_unary(EMBED)(b"fail", metadata=(("x-request-id", "logged-failure"),))
+        post(stack.http_port, body_of(MODEL), {"x-request-id": "logged-rest"})
+        wait_for(lambda: logged(stack).keys() >= {"logged-grpc", "logged-failure", "logged-rest"})
+        lines = logged(stack)
+        assert lines["logged-grpc"]["grpc_status"] == 0
+        assert lines["logged-failure"]["grpc_status"] == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert (lines["logged-rest"]["status"], "grpc_status" in lines["logged-rest"]) == (200, False)
 
     def test_errors_stay_as_they_are(self, channel: grpc.Channel) -> None:
         with pytest.raises(grpc.RpcError) as failure:

@@ -1,0 +1,45 @@
+"""One line of JSON for each call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.call_kind import is_grpc, is_rest
+from gateway.topology import LogTarget
+
+Config = dict[str, Any]
+
+_LOGGERS = "type.googleapis.com/envoy.extensions.access_loggers"
+_ANY_CALL = {
+    "time": "%START_TIME%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+    "method": "%REQ(:METHOD)%",
+    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+    "protocol": "%PROTOCOL%",
+    "status": "%RESPONSE_CODE%",
+    "details": "%RESPONSE_CODE_DETAILS%",
+    "flags": "%RESPONSE_FLAGS%",
+    "bytes_received": "%BYTES_RECEIVED%",
+    "bytes_sent": "%BYTES_SENT%",
+    "duration_ms": "%DURATION%",
+    "pool": "%UPSTREAM_CLUSTER%",
+    "endpoint": "%UPSTREAM_HOST%",
+    "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+    "user_agent": "%REQ(USER-AGENT)%",
+}
+# A REST call has none, though Envoy would make one up from what the transcoder has left.
+_GRPC_CALL = _ANY_CALL | {"grpc_status": "%GRPC_STATUS_NUMBER%"}
+
+
+def access_log(target: LogTarget | None) -> list[Config]:
+    """Envoy's loggers: ``grpc_status`` stands in the lines of gRPC calls only."""
+    if target is None:
+        return []
+    if target in ("stdout", "stderr"):
+        kind = {"@type": f"{_LOGGERS}.stream.v3.{str(target).capitalize()}AccessLog"}
+    else:
+        kind = {"@type": f"{_LOGGERS}.file.v3.FileAccessLog", "path": str(target)}
+    return [
+        {"name": name, "filter": calls, "typed_config": kind | {"log_format": {"json_format": fields}}}
+        for name, calls, fields in (("rest", is_rest(), _ANY_CALL), ("grpc", is_grpc(), _GRPC_CALL))
+    ]

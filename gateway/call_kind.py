@@ -1,0 +1,32 @@
+"""Telling gRPC calls from REST calls in the filters that Envoy's logs and local replies have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Config = dict[str, Any]
+
+# The transcoder has made a gRPC call of a REST call, too, and left the original path behind.
+_ORIGINAL_PATH = "x-envoy-original-path"
+
+
+def is_grpc() -> Config:
+    """Calls that came as gRPC."""
+    return {
+        "and_filter": {"filters": [_content(), _header({"name": _ORIGINAL_PATH, "present_match": False})]}
+    }
+
+
+def is_rest() -> Config:
+    """All others."""
+    original = _header({"name": _ORIGINAL_PATH, "present_match": True})
+    return {"or_filter": {"filters": [_content(invert_match=True), original]}}
+
+
+def _content(**fields: bool) -> Config:
+    grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    return _header({**grpc, "treat_missing_header_as_empty": True, **fields})
+
+
+def _header(matcher: Config) -> Config:
+    return {"header_filter": {"header": matcher}}
