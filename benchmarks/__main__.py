@@ -86,7 +86,10 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
-ON_CUDA = {"decoders": _module("decoders", "--device", "cuda")}
+ON_CUDA = {
+    "encoders": _module("encoders", "--device", "cuda"),
+    "decoders": _module("decoders", "--device", "cuda"),
+}
 
 
 def _on_cuda(chosen: Sequence[str]) -> str:

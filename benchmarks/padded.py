@@ -21,22 +21,22 @@ from tests.modeling.test_jina_v3 import in_transformers_names
 Runner = Callable[[Sequence[EncodeItem]], torch.Tensor]
 
 
-def _pad(items: Sequence[EncodeItem]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(items: Sequence[EncodeItem], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(len(item.token_ids) for item in items)
     ids = np.zeros((len(items), longest), np.int64)
     mask = np.zeros((len(items), longest), np.int64)
     for i, item in enumerate(items):
         ids[i, : len(item.token_ids)] = item.token_ids
         mask[i, : len(item.token_ids)] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (states.float() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def padded_v3(directory: Path, dtype: torch.dtype) -> Runner:
-    """transformers' own class with the base weights."""
+def padded_v3(directory: Path, device: torch.device) -> Runner:
+    """transformers' own class with the base weights, in bf16."""
     config = json.loads((directory / "config.json").read_text())
     known = JinaEmbeddingsV3Config().to_dict().keys()
     model = JinaEmbeddingsV3Model(
@@ -45,10 +45,10 @@ def padded_v3(directory: Path, dtype: torch.dtype) -> Runner:
     stored = load_file(directory / "model.safetensors")
     plain = merged({name.removeprefix("roberta."): t for name, t in stored.items()}, config, None)
     model.load_state_dict(in_transformers_names(plain), strict=True)
-    model = model.to(dtype).eval()
+    model = model.to(device, torch.bfloat16).eval()
 
     def run(items: Sequence[EncodeItem]) -> torch.Tensor:
-        ids, mask = _pad(items)
+        ids, mask = _pad(items, device)
         with torch.inference_mode():
             return _mean(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
@@ -76,13 +76,14 @@ class _Block(nn.Module):
         return self.norm_b(x + self.down(gelu(gate) * straight))
 
 
-def padded_jina_bert(directory: Path, dtype: torch.dtype) -> Runner:
-    """JinaBERT with random weights of its own: only its speed is asked for."""
+def padded_jina_bert(directory: Path, device: torch.device) -> Runner:
+    """JinaBERT in bf16 with random weights of its own: only its speed is asked for."""
     config = json.loads((directory / "config.json").read_text())
     width, heads = config["hidden_size"], config["num_attention_heads"]
-    words = nn.Embedding(config["vocab_size"], width).to(dtype)
+    dtype = torch.bfloat16
+    words = nn.Embedding(config["vocab_size"], width).to(device, dtype)
     blocks = [
-        _Block(width, config["intermediate_size"], heads).to(dtype).eval()
+        _Block(width, config["intermediate_size"], heads).to(device, dtype).eval()
         for _ in range(config["num_hidden_layers"])
     ]
     power = 2 ** math.floor(math.log2(heads))
@@ -90,9 +91,9 @@ def padded_jina_bert(directory: Path, dtype: torch.dtype) -> Runner:
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
 
     def run(items: Sequence[EncodeItem]) -> torch.Tensor:
-        ids, mask = _pad(items)
-        places = torch.arange(ids.shape[1])
-        alibi = -(places[:, None] - places).abs() * torch.tensor(slopes)[:, None, None]
+        ids, mask = _pad(items, device)
+        places = torch.arange(ids.shape[1], device=device)
+        alibi = -(places[:, None] - places).abs() * torch.tensor(slopes, device=device)[:, None, None]
         hidden = (1 - mask)[:, None, None, :] * torch.finfo(dtype).min
         with torch.inference_mode():
             bias = (alibi + hidden).to(dtype)
