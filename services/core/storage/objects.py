@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,19 +93,19 @@ class FileStore:
 
     async def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore``."""
-        await _blocking(self._write, key, data)
+        await _blocking(self._put, key, data)
 
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
         """See ``ObjectStore``."""
         length = 0
         target = self._path(key)
         beside = _beside(target)
+        file = await _blocking(_create, beside)
         try:
-            file = await _blocking(_create, beside)
             with contextlib.closing(file):
                 async for piece in pieces:
                     length += len(piece)
-                    await _blocking(file.write, piece)
+                    await _blocking(_write, file, piece)
                 await _blocking(_settle, file, beside, target)
         except BaseException:
             _discard(beside)
@@ -138,12 +139,12 @@ class FileStore:
     def _path(self, key: str) -> Path:
         return self._folder / _checked(key)
 
-    def _write(self, key: str, data: bytes) -> None:
+    def _put(self, key: str, data: bytes) -> None:
         target = self._path(key)
         beside = _beside(target)
         try:
             with _create(beside) as file:
-                file.write(data)
+                _write(file, data)
                 _settle(file, beside, target)
         except BaseException:
             _discard(beside)
@@ -260,18 +261,24 @@ def _discard(path: Path) -> None:
         path.unlink()
 
 
-def _create(path: Path) -> Any:
+def _create(path: Path) -> FileIO:
+    """Open a file that holds nothing back: closing it after a failure does not fail again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return open(path, "xb", opener=_owner_only)
+    return open(path, "xb", buffering=0, opener=_owner_only)
 
 
 def _owner_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _settle(file: Any, beside: Path, target: Path) -> None:
+def _write(file: FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _settle(file: FileIO, beside: Path, target: Path) -> None:
     """Bring the file to its place so that after a power cut it is there whole or not at all."""
-    file.flush()
     os.fsync(file.fileno())
     beside.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
