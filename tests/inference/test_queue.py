@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
+from collections.abc import Sequence
 
 import pytest
+import torch
 from prometheus_client import REGISTRY
 
 from services.core.call import Priority
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbedOptions
+from services.core.inference.device import TorchDevice, available_cores
+from services.core.modeling.types import EncodeItem
 from tests.inference.support import MINILM, Gate, call, embed, ids, running, text
 
 
@@ -109,25 +115,65 @@ async def test_a_quiet_tenant_waits_for_one_batch_of_a_loud_one_at_most() -> Non
     assert served_in == running_already
 
 
-async def test_batch_work_gives_way_and_still_gets_on() -> None:
-    gate = Gate()
-    async with running(gate, dtype="auto") as engine:
+async def test_batch_work_runs_in_threads_that_the_kernel_lets_wait() -> None:
+    begun, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    nice: dict[int, set[int]] = {}
+
+    def note(batch: Sequence[EncodeItem]) -> None:
+        """Hold long texts up; remember how nice the threads are that run texts of a length."""
+        for item in batch:
+            nice.setdefault(len(item.token_ids), set()).add(
+                os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            )
+        if len(batch[0].token_ids) > 100:
+            loop.call_soon_threadsafe(begun.set)
+            assert release.wait(30)
+
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    async with running(note) as engine:
         model = engine.embedder(MINILM)
-        jobs = [
-            asyncio.ensure_future(embed(model, *(f"job {i} {j}" for j in range(40)), priority=Priority.BATCH))
-            for i in range(10)
-        ]
+        texts = [text(120, seed) for seed in range(64)]
+        job = asyncio.ensure_future(model.embed(texts, EmbedOptions(), call(priority=Priority.BATCH)))
+        await begun.wait()
+        # However many passes of the job are held up, a call finds a worker.
+        await embed(model, text(10))
+        release.set()
+        await job
+    (short, interactive), (long, background) = sorted(nice.items())
+    assert short < 100 < long
+    assert interactive == {usual}
+    assert background == {min(19, usual + 12)}
+
+
+async def test_one_worker_of_the_background_rests_while_calls_come() -> None:
+    gate = Gate()
+
+    def hold(batch: Sequence[EncodeItem]) -> None:
+        if len(batch[0].token_ids) > 100:
+            gate(batch)
+
+    workers = TorchDevice(torch.device("cpu"), available_cores()).background
+    async with running(hold) as engine:
+        model = engine.embedder(MINILM)
+        quiet = asyncio.Event()
+
+        async def call_on_and_on() -> None:
+            while not quiet.is_set():
+                await embed(model, text(10))
+
+        await embed(model, text(10))
+        calls = asyncio.create_task(call_on_and_on())
+        texts = [text(120, seed) for seed in range(64)]
+        job = asyncio.ensure_future(model.embed(texts, EmbedOptions(), call(priority=Priority.BATCH)))
         await gate.reached()
-        already = len(gate.seen)
-        people = [asyncio.ensure_future(embed(model, text(100, seed))) for seed in range(80)]
-        await asyncio.sleep(0)
+        assert len(gate.seen) == max(1, workers - 1)
+        quiet.set()
+        await calls
+        while len(gate.seen) < workers:
+            await gate.reached()
         gate.open()
-        await asyncio.gather(*jobs, *people)
-    kinds = ["job" if len(batch[0]) < 20 else "person" for batch in gate.seen[already:]]
-    last_person = len(kinds) - 1 - kinds[::-1].index("person")
-    assert kinds[0] == "person"
-    assert 1 <= kinds[:last_person].count("job") <= 5
-    assert kinds[last_person + 1 :].count("job") > 5
+        await job
 
 
 async def test_overload_is_refused_at_once_by_the_same_rule_for_one_text_and_for_many() -> None:

@@ -29,6 +29,13 @@ def cut_all(scheduler: Scheduler, workers: int = 1) -> list[Batch]:
     return batches
 
 
+def _drained(scheduler: Scheduler, only: Priority) -> list[Batch]:
+    batches: list[Batch] = []
+    while (batch := scheduler.next_batch(only=only)) is not None:
+        batches.append(batch)
+    return batches
+
+
 def owners(batch: Batch) -> set[str]:
     return {job.tenant for job, _ in batch.items}
 
@@ -83,6 +90,19 @@ class TestOrder:
             assert batch is not None
             served.update(owners(batch))
         assert served["batch"] == pytest.approx(800 / 17, abs=2)
+
+    def test_workers_of_one_class_leave_the_other_and_those_of_the_background_take_more(self) -> None:
+        scheduler, model = Scheduler(10**9), lane(max_tokens=10, background_tokens=40)
+        scheduler.submit(job(model, [10] * 10, priority=Priority.BATCH))
+        assert not scheduler.has_work(Priority.INTERACTIVE)
+        assert scheduler.next_batch(only=Priority.INTERACTIVE) is None
+        scheduler.submit(job(model, [10] * 2, tenant="person"))
+        background = scheduler.next_batch(only=Priority.BATCH)
+        assert background is not None
+        assert (owners(background), background.tokens) == ({"anonymous"}, 40)
+        assert [b.tokens for b in _drained(scheduler, Priority.INTERACTIVE)] == [10, 10]
+        assert [b.tokens for b in _drained(scheduler, Priority.BATCH)] == [40, 20]
+        assert not scheduler.has_work()
 
     def test_tenants_share_equally_whatever_they_queue(self) -> None:
         scheduler, model = Scheduler(10**9), lane(max_tokens=64)

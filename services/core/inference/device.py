@@ -12,6 +12,11 @@ _ALLOCATOR_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of m
 _MOST_CPU_WORKERS = 4
 _CUDA_WORKERS = 2
 
+_BACKGROUND_NICE = 12
+"""Beside a thread of the usual niceness the kernel gives one of this a sixteenth of a core."""
+
+_NICEST = 19
+
 
 class TorchDevice:
     """One torch device.
@@ -20,6 +25,10 @@ class TorchDevice:
     cores waits for the slowest of them, which under load is one that someone else is using. A batch that is
     alone on the machine gets all cores. On CUDA two workers keep the queue of the device filled while one of
     them packs or unpacks a batch.
+
+    On a CPU ``background`` further workers are there for work that nobody waits for. The kernel takes their
+    cores away for as long as another thread of the process wants to run, in the middle of a pass: what a pass
+    on CUDA, which nothing interrupts, cannot have.
     """
 
     def __init__(self, device: torch.device, cores: int) -> None:
@@ -27,6 +36,7 @@ class TorchDevice:
         self.torch = device
         self.on_cpu = device.type == "cpu"
         self.workers = min(cores, _MOST_CPU_WORKERS) if self.on_cpu else _CUDA_WORKERS
+        self.background = self.workers if self.on_cpu else 0
         self._threads_alone = max(1, cores)
         self._threads_shared = max(1, cores // self.workers)
         self._local = threading.local()
@@ -41,6 +51,12 @@ class TorchDevice:
         if threads != current:
             torch.set_num_threads(threads)
             self._local.threads = threads
+
+    def give_way(self) -> None:
+        """Let other threads go before the calling one from now on, and before those that it starts."""
+        thread = threading.get_native_id()
+        nice = os.getpriority(os.PRIO_PROCESS, thread) + _BACKGROUND_NICE
+        os.setpriority(os.PRIO_PROCESS, thread, min(nice, _NICEST))
 
     def out_of_memory(self, error: Exception) -> bool:
         """Whether ``error`` is a failed allocation; then the caches are emptied."""

@@ -38,6 +38,7 @@ _CPU_BATCH_TOKENS = 128
 times as long is the wait of a call that comes while all workers are busy."""
 
 _CPU_BACKGROUND_TOKENS = 512
+"""Of batch work, for which nobody waits, and which the kernel stops in the middle of a pass."""
 
 _CPU_MIN_TOKENS = 32
 """Below this, one worker with twice the tokens is about as fast as two that share them."""
@@ -109,7 +110,12 @@ class Engine:
         where = device.torch
         budget = Budget(where, dtype, settings.device_memory_bytes, settings.workers)
         residency = Residency(where, budget, idle_seconds=settings.model_idle_seconds)
-        runtime = Runtime(Scheduler(settings.max_queue_tokens), device, workers=device.workers)
+        runtime = Runtime(
+            Scheduler(settings.max_queue_tokens),
+            device,
+            workers=device.workers,
+            background=device.background,
+        )
         executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
         engine = cls(runtime, device, executor, residency)
         for spec in specs:
@@ -230,6 +236,7 @@ class Engine:
         if self._device.on_cpu:
             lane.max_tokens = min(budget, _CPU_BATCH_TOKENS)
             lane.min_tokens = min(budget, _CPU_MIN_TOKENS)
+            lane.background_tokens = min(budget, _CPU_BACKGROUND_TOKENS)
             lane.stretch = _CPU_STRETCH
         else:
             lane.max_tokens = lane.min_tokens = budget

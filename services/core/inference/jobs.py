@@ -18,7 +18,8 @@ class Lane(Generic[P, R]):
 
     ``run`` takes the payloads of a batch and returns as many results in the same order. A batch holds at
     most ``max_tokens`` (or one longer item). With several workers it is cut smaller, down to ``min_tokens``,
-    so that all of them have work. Its longest item is at most ``stretch`` times as long as its shortest.
+    so that all of them have work. Workers of the background, for whom nobody waits, may take
+    ``background_tokens``. Its longest item is at most ``stretch`` times as long as its shortest.
     ``weight`` is the cost of one token relative to other lanes. ``pads`` says that ``run`` pads items to
     the longest, which is only counted.
     """
@@ -27,6 +28,7 @@ class Lane(Generic[P, R]):
     run: Callable[[Sequence[P]], Sequence[R]]
     max_tokens: int = 16384
     min_tokens: int = 64
+    background_tokens: int = 0
     stretch: float = float("inf")
     weight: float = 1.0
     pads: bool = False

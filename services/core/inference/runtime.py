@@ -38,12 +38,18 @@ class Runtime:
     ``on_failure`` is called in a worker's thread when a worker has died.
     """
 
-    def __init__(self, scheduler: Scheduler, device: Device, *, workers: int) -> None:
+    def __init__(self, scheduler: Scheduler, device: Device, *, workers: int, background: int = 0) -> None:
         self._scheduler = scheduler
         self._metrics = EngineMetrics()
         self._loop = asyncio.get_running_loop()
         self._workers = Workers(
-            scheduler, device, self._metrics, count=workers, deliver=self._deliver, on_death=self._on_death
+            scheduler,
+            device,
+            self._metrics,
+            count=workers,
+            background=background,
+            deliver=self._deliver,
+            on_death=self._on_death,
         )
         self._promised_tokens = 0
         self._calls = 0

@@ -4,7 +4,8 @@ A plain data structure: no thread, no clock, no model. Threads that share one ho
 Three rules decide the order:
 
 * *Classes.* Interactive goes before batch, but batch work that waits earns ``batch_share`` of the tokens
-  run meanwhile and goes first when it has earned its next item, so that it never starves.
+  run meanwhile and goes first when it has earned its next item, so that it never starves. Where the device
+  shares itself between the classes, each class has workers of its own and this rule is not needed.
 * *Tenants* of a class share its tokens equally: start-time fair queueing, where each tenant's virtual time
   grows by what it was served and the one furthest behind is next. Who comes back from idling starts at the
   present, neither owed nor punished for it.
@@ -114,13 +115,18 @@ class Scheduler:
         if excess >= 0:
             raise QueueFullError(excess + 1)
 
-    def next_batch(self, now: float = 0.0, workers: int = 1) -> Batch | None:
+    def has_work(self, only: Priority | None = None) -> bool:
+        """Whether items wait, of any class or of one."""
+        return bool(self._classes[only].active) if only is not None else self.queued_items > 0
+
+    def next_batch(self, now: float = 0.0, workers: int = 1, *, only: Priority | None = None) -> Batch | None:
         """Take the next batch for one of ``workers``, None if nothing waits.
 
-        Jobs found past their deadline at ``now`` leave the queue; ``take_expired`` has them.
+        Workers take ``only`` one class where the device puts the classes in order by itself. Jobs found past
+        their deadline at ``now`` leave the queue; ``take_expired`` has them.
         """
-        while (priority := self._next_class()) is not None:
-            batch = self._cut(priority, now, workers)
+        while (priority := self._next_class(only)) is not None:
+            batch = self._cut(priority, now, workers, background=only is Priority.BATCH)
             if batch is not None:
                 return batch
         return None
@@ -149,7 +155,9 @@ class Scheduler:
             self.discard(job)
         return jobs
 
-    def _next_class(self) -> Priority | None:
+    def _next_class(self, only: Priority | None) -> Priority | None:
+        if only is not None:
+            return only if self._classes[only].active else None
         interactive, batch = self._classes[Priority.INTERACTIVE], self._classes[Priority.BATCH]
         if not interactive.active:
             return Priority.BATCH if batch.active else None
@@ -166,7 +174,7 @@ class Scheduler:
             self._dead -= 1
         return job.lengths[job.order[-1]] * job.lane.weight
 
-    def _cut(self, priority: Priority, now: float, workers: int) -> Batch | None:
+    def _cut(self, priority: Priority, now: float, workers: int, *, background: bool) -> Batch | None:
         cls = self._classes[priority]
         batch: Batch | None = None
         budget = 0
@@ -179,7 +187,7 @@ class Scheduler:
             looked_at.append((tenant, job))
             if batch is None:
                 batch = Batch(job.lane)
-                budget = self._budget(job.lane, workers)
+                budget = _budget(job.lane, workers, background)
                 cls.virtual = tenant.virtual
             if job.lane is batch.lane:
                 self._serve(priority, batch, budget, tenant, job)
@@ -224,10 +232,6 @@ class Scheduler:
             elif tenant.items == 0 and tenant.name in cls.active:
                 cls.leave(tenant)
 
-    def _budget(self, lane: AnyLane, workers: int) -> int:
-        share = -(-lane.queued_tokens // workers)
-        return min(lane.max_tokens, max(lane.min_tokens, share))
-
     def _entry(self, job: AnyJob) -> _Entry:
         """Return the job's place in its tenant's heap: when its next item is due."""
         next_cost = job.lengths[job.order[-1]] * job.lane.weight
@@ -255,6 +259,12 @@ class Scheduler:
             tenant.heap = [entry for entry in tenant.heap if entry[2].order]
             heapq.heapify(tenant.heap)
         self._dead = 0
+
+
+def _budget(lane: AnyLane, workers: int, background: bool) -> int:
+    most = max(lane.max_tokens, lane.background_tokens) if background else lane.max_tokens
+    share = -(-lane.queued_tokens // workers)
+    return min(most, max(lane.min_tokens, share))
 
 
 def _virtual_time(tenant: _Tenant) -> float:

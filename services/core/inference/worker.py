@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from services.core.call import Priority
 from services.core.inference.jobs import AnyJob, AnyLane, Batch
 from services.core.inference.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
 _Item = tuple[AnyJob, int]
+
+_CALM_SECONDS = 2.0
+"""Without a call, after which the background has all cores."""
 
 
 class ExpiredError(Exception):
@@ -33,6 +37,10 @@ class Device(Protocol):
 
     def claim_cores(self, alone: bool) -> None:
         """Called in a worker's thread before each batch; ``alone`` if no other worker has work."""
+        ...
+
+    def give_way(self) -> None:
+        """Called once in the thread of each worker of the background, before its first batch."""
         ...
 
     def out_of_memory(self, error: Exception) -> bool:
@@ -60,8 +68,31 @@ class Observer(Protocol):
         ...
 
 
+class _Crew:
+    """Threads that wait for the same work: that of one class, or any."""
+
+    def __init__(self, lock: threading.Lock, count: int, only: Priority | None) -> None:
+        self.count = count
+        self.only = only
+        self.work = threading.Condition(lock)
+        self.idle = 0
+
+    @property
+    def background(self) -> bool:
+        """Whether it takes only what nobody waits for."""
+        return self.only is Priority.BATCH
+
+    def takes(self, priority: Priority) -> bool:
+        """Whether work of a class is this crew's."""
+        return self.only is None or self.only is priority
+
+
 class Workers:
-    """``count`` threads over one scheduler and one device.
+    """``count`` threads over one scheduler and one device, and ``background`` more for batch work, if any.
+
+    With workers of the background the others leave all batch work to them: the device, which was told to let
+    the others go first, shares itself. While calls come one of the background's workers rests, if there are
+    two, so that whoever has a part in a call (event loops, the gateway, the caller) finds a core free.
 
     ``deliver`` gets the jobs that are over, in a worker's thread and outside of any lock. ``on_death`` is
     called once, in the dying thread, when a worker ends otherwise than by ``stop``; by then all jobs that
@@ -75,6 +106,7 @@ class Workers:
         observer: Observer,
         *,
         count: int,
+        background: int = 0,
         deliver: Callable[[list[AnyJob]], None],
         on_death: Callable[[BaseException], None],
     ) -> None:
@@ -84,18 +116,27 @@ class Workers:
         self._deliver = deliver
         self._on_death = on_death
         self._lock = threading.Lock()
-        self._work = threading.Condition(self._lock)
+        if background:
+            crews = (
+                _Crew(self._lock, count, Priority.INTERACTIVE),
+                _Crew(self._lock, background, Priority.BATCH),
+            )
+        else:
+            crews = (_Crew(self._lock, count, None),)
+        self._crews = crews
         self._running: dict[threading.Thread, Batch | None] = {}
-        self._idle = 0
         self._stopping = False
+        self._last_call = float("-inf")
         self.count = count
         self.death: BaseException | None = None
 
     def start(self) -> None:
         """Start the threads."""
-        for i in range(self.count):
-            thread = threading.Thread(target=self._main, name=f"device-{i}", daemon=True)
-            self._running[thread] = None
+        for crew in self._crews:
+            name = "background" if crew.background else "device"
+            for i in range(crew.count):
+                thread = threading.Thread(target=self._main, args=(crew,), name=f"{name}-{i}", daemon=True)
+                self._running[thread] = None
         for thread in list(self._running):
             thread.start()
 
@@ -107,7 +148,7 @@ class Workers:
         with self._lock:
             self._stopping = True
             left = self._scheduler.drain()
-            self._work.notify_all()
+            self._wake_all()
         until = time.monotonic() + timeout
         for thread in list(self._running):
             thread.join(max(0.0, until - time.monotonic()))
@@ -120,8 +161,11 @@ class Workers:
                 raise DeviceLostError("the workers have ended") from self.death
             job.queued_at = time.monotonic()
             self._scheduler.submit(job)
-            if self._idle:
-                self._work.notify()
+            if job.priority is Priority.INTERACTIVE:
+                self._last_call = job.queued_at
+            for crew in self._crews:
+                if crew.idle and crew.takes(job.priority):
+                    crew.work.notify()
 
     def cancel(self, job: AnyJob, reason: str) -> None:
         """Drop what no worker has begun of ``job``; results of the rest are thrown away."""
@@ -131,38 +175,53 @@ class Workers:
         if dropped:
             self._observer.dropped(job.lane, dropped, reason)
 
-    def _main(self) -> None:
+    def _wake_all(self) -> None:
+        for crew in self._crews:
+            crew.work.notify_all()
+
+    def _main(self, crew: _Crew) -> None:
         try:
-            while (batch := self._next()) is not None:
+            if crew.background:
+                self._device.give_way()
+            while (batch := self._next(crew)) is not None:
                 self._execute(batch)
         except BaseException as error:  # noqa: BLE001  (whatever ends this thread has to be told)
             self._die(error)
 
-    def _next(self) -> Batch | None:
+    def _next(self, crew: _Crew) -> Batch | None:
         """Wait for work; None when it is time to end."""
         me = threading.current_thread()
         while True:
             with self._lock:
                 self._running[me] = None
-                while not self._stopping and not self._scheduler.queued_items:
-                    self._idle += 1
-                    self._work.wait()
-                    self._idle -= 1
+                while not self._stopping and (rest := self._rest(crew)) != 0.0:
+                    crew.idle += 1
+                    crew.work.wait(rest)
+                    crew.idle -= 1
                 if self._stopping:
                     return None
-                batch = self._scheduler.next_batch(time.monotonic(), self.count)
+                batch = self._scheduler.next_batch(time.monotonic(), crew.count, only=crew.only)
                 expired = self._scheduler.take_expired()
                 self._running[me] = batch
-                more = self._scheduler.queued_items > 0
-                alone = not more and self._idle == self.count - 1
-                if more and self._idle:
-                    self._work.notify()
+                more = self._scheduler.has_work(crew.only)
+                alone = not crew.background and not more and crew.idle == crew.count - 1
+                if more and crew.idle:
+                    crew.work.notify()
             for job in expired:
                 self._observer.dropped(job.lane, job.pending, "expired")
                 self._fail(job, ExpiredError("the deadline passed in the queue"))
             if batch is not None:
                 self._device.claim_cores(alone)
                 return batch
+
+    def _rest(self, crew: _Crew) -> float | None:
+        """Seconds that a thread of ``crew`` has to wait: none, until work comes (None), or for calm."""
+        if not self._scheduler.has_work(crew.only):
+            return None
+        others_at_work = crew.count - crew.idle - 1
+        if not crew.background or crew.count == 1 or others_at_work < crew.count - 1:
+            return 0.0
+        return max(0.0, self._last_call + _CALM_SECONDS - time.monotonic())
 
     def _execute(self, batch: Batch) -> None:
         started = time.monotonic()
@@ -239,7 +298,7 @@ class Workers:
             first = self.death is None
             self.death = self.death or error
             self._stopping = True
-            self._work.notify_all()
+            self._wake_all()
         try:
             self._fail_all()
         finally:
