@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 _PORTS = range(12_000, 32_000)
 _CHOICE = random.SystemRandom()
 

@@ -31,8 +31,8 @@ from search_foundation.capabilities import CAPABILITIES
 from tests.servers import free_port
 
 MODEL = "all-MiniLM-L6-v2"
-START_SECONDS = 60.0
-STOP_SECONDS = 40.0
+START_SECONDS = 180.0
+STOP_SECONDS = 120.0
 
 
 class StackError(AssertionError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from tests.stack import MODEL
+from tests.stack import MODEL, wait_for
 
 REFUSED = "connection refused"
 LOST = "lost"
@@ -50,6 +50,11 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
+
+    def wait_for(self, outcome: int | str, number: int) -> None:
+        """Wait until so many more calls than now have had an outcome."""
+        number += self.outcomes[outcome]
+        wait_for(lambda: self.outcomes[outcome] >= number)
 
     def count(self, *outcomes: int | str) -> int:
         return sum(self.outcomes[outcome] for outcome in outcomes)

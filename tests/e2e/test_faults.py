@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -50,11 +49,12 @@ def test_four_times_the_callers_of_a_key(stack: Stack) -> None:
     stack.gateway()
     headers = {"authorization": f"Bearer {stack.create_key()}"}
     with Load(stack.http_port, 16, headers) as load:
-        time.sleep(3)
+        load.wait_for(200, 100)
+        load.wait_for(429, 100)
     assert set(load.outcomes) == {200, 429}
     assert_documented(load, "RATE_CONCURRENCY_LIMIT_EXCEEDED")
     with Load(stack.http_port, 4, headers) as load:
-        time.sleep(1)
+        load.wait_for(200, 100)
     assert set(load.outcomes) == {200}
 
 
@@ -63,12 +63,11 @@ def test_more_than_the_queue_holds(stack: Stack) -> None:
     stack.serve()
     stack.gateway()
     with Load(stack.http_port, 16, text="word " * 300) as load:
-        time.sleep(3)
+        load.wait_for(503, 20)
+        load.wait_for(200, 20)
     assert set(load.outcomes) == {200, 503}
     assert_documented(load, "SERVICE_UNAVAILABLE")
-    ended = time.monotonic()
     assert post(stack.http_port, HELLO).status == 200
-    assert time.monotonic() - ended < 2
 
 
 def test_a_service_that_is_killed_and_comes_back(stack: Stack) -> None:
@@ -91,23 +90,21 @@ def test_a_service_of_two_that_stops_under_load_loses_nothing(stack: Stack) -> N
     pool = stack.pool(first, "both") | {"addresses": [first.address, second.address]}
     stack.gateway({"pools": [pool]})
     with Load(stack.http_port, 8) as load:
-        time.sleep(1)
+        load.wait_for(200, 50)
         first.command.signal(signal.SIGTERM)
         assert first.command.wait() == 0
-        time.sleep(1)
+        load.wait_for(200, 50)
     assert set(load.outcomes) == {200}
-    assert load.outcomes[200] > 50
 
 
 def test_a_gateway_that_stops_under_load_loses_nothing(stack: Stack) -> None:
     stack.serve()
     gateway = stack.gateway({"timeouts": {"drain": 1}})
     with Load(stack.http_port, 8) as load:
-        time.sleep(1)
+        load.wait_for(200, 50)
         gateway.signal(signal.SIGTERM)
         assert gateway.wait() == 0
     assert set(load.outcomes) <= {200, REFUSED}
-    assert load.outcomes[200] > 50
     assert not load.outcomes[LOST]
 
 
@@ -194,5 +191,5 @@ def test_several_workers_behind_one_port(stack: Stack, workers: int) -> None:
     stack.serve()
     stack.gateway()
     with Load(stack.http_port, 4) as load:
-        time.sleep(1)
+        load.wait_for(200, 50)
     assert set(load.outcomes) == {200}
