@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import grpc.aio
 import httpx
 import orjson
 import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from moto.server import ThreadedMotoServer
 from searchfoundation.v1 import batch_rest_pb2
 
@@ -116,6 +120,55 @@ def test_urls_of_no_store(url: str) -> None:
         open_store(Settings(object_store=url))
 
 
+async def test_urls_of_google_are_signed_with_the_account_of_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Signature version 4, checked by its published description."""
+    private = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
+    account = {
+        "type": "service_account",
+        "private_key": private.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ).decode(),
+        "private_key_id": "1",
+        "client_email": "batch@house.example",
+    }
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", orjson.dumps(account).decode())
+    signed = await open_store(Settings(object_store="gs://files/jobs")).signed_url("a/output.jsonl", 600)
+    assert signed is not None
+    url = urlsplit(signed)
+    assert (
+        f"{url.scheme}://{url.netloc}{url.path}" == "https://storage.googleapis.com/files/jobs/a/output.jsonl"
+    )
+    query, _, signature = url.query.rpartition("&X-Goog-Signature=")
+    fields = dict(parse_qsl(query))
+    assert fields["X-Goog-Expires"] == "600"
+    scope = fields["X-Goog-Credential"].removeprefix("batch@house.example/")
+    asked = f"GET\n{url.path}\n{query}\nhost:{url.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
+    text = "\n".join(
+        ("GOOG4-RSA-SHA256", fields["X-Goog-Date"], scope, hashlib.sha256(asked.encode()).hexdigest())
+    )
+    private.public_key().verify(bytes.fromhex(signature), text.encode(), padding.PKCS1v15(), hashes.SHA256())
+
+
+_NO_KEYS = ["", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/./b", "a/..", "a\0b"]
+
+
+@pytest.mark.parametrize("key", _NO_KEYS)
+async def test_texts_that_are_no_keys(store: ObjectStore, key: str) -> None:
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.put(key, b"x"),
+        lambda: store.put_stream(key, _pieces(b"x")),
+        lambda: store.get(key, 0, 1),
+        lambda: anext(store.stream(key)),
+        lambda: store.delete([key]),
+        lambda: store.delete_all(key),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="no key"):
+            await call()
+
+
 async def test_a_job_with_its_files_in_a_bucket(tmp_path: Path, s3: str) -> None:
     chosen = settings(data_dir=tmp_path, object_store=s3, batch_input_buckets=("s3://files/inputs",))
     async with rig(chosen) as up:
@@ -130,8 +183,16 @@ async def test_a_job_with_its_files_in_a_bucket(tmp_path: Path, s3: str) -> None
         )
         status = await up.wait(await up.create(input_url="s3://files/inputs/in.jsonl"))
         assert (status["stats"]["completed"], status["stats"]["failed"]) == (1, 1)
-        for url in ("s3://files/inputs-not/in.jsonl", "s3://files/inputs/none.jsonl"):
-            assert (await up.wait(await up.create(input_url=url), "failed"))["error"]
+        await open_store(Settings(object_store="s3://files")).put("secret.jsonl", b'{"custom_id": "secret"}')
+        for url, said in (
+            ("s3://files/inputs-not/in.jsonl", "SF_BATCH_INPUT_BUCKETS"),
+            ("s3://files/inputs/none.jsonl", "There is no object 's3://files/inputs/none.jsonl'."),
+            ("s3://files/inputs/../secret.jsonl", "names no object"),
+            ("s3://files/inputs/%2e%2e/secret.jsonl", "There is no object"),
+            ("s3://files/inputs/", "names no object"),
+            ("s3://other/in.jsonl", "SF_BATCH_INPUT_BUCKETS"),
+        ):
+            assert said in (await up.wait(await up.create(input_url=url), "failed"))["error"]
 
 
 async def test_a_job_waits_while_its_files_cannot_be_written(
