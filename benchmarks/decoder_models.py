@@ -16,6 +16,8 @@ from services.core.modeling.decoder_config import EUROBERT, QWEN3, DecoderConfig
 from services.core.modeling.listwise import projector_shapes
 from tests.decoder_checkpoints import MARKERS, V5_TASKS, qwen_tokenizer, write_adapter
 
+Clock = Callable[[], float]
+
 NANO, SMALL, RERANKER = "jina-embeddings-v5-text-nano", "jina-embeddings-v5-text-small", "jina-reranker-v3"
 
 _QWEN3: dict[str, Any] = {
@@ -91,31 +93,32 @@ def operations(model: str, lengths: Sequence[int]) -> float:
     return 2.0 * (sum(lengths) * products + scores)
 
 
-def best(run: Callable[[], object], repeats: int) -> float:
+def best(run: Callable[[], object], repeats: int, clock: Clock = time.perf_counter) -> float:
     """Least seconds of ``run``, which waits for its results."""
     times: list[float] = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         run()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return min(times)
 
 
-def ceiling(model: str, device: torch.device) -> float:
-    """Operations per second of the bare bf16 products of one layer, all cores, at the best of some sizes."""
+def ceiling(model: str, device: torch.device, clock: Clock) -> float:
+    """Operations per second of the bare bf16 products of one layer, at the best of some numbers of rows."""
     sizes = {shape for name, shape in linear_sizes(config_of(model)).items() if name.startswith("layers.0.")}
     rates = [
-        _rate(sizes, rows, device) for rows in ((128, 512, 2048) if device.type == "cpu" else (8192, 32768))
+        _rate(sizes, rows, device, clock)
+        for rows in ((128, 512, 2048) if device.type == "cpu" else (8192, 32768))
     ]
     return max(rates)
 
 
-def _rate(sizes: set[tuple[int, int]], rows: int, device: torch.device) -> float:
+def _rate(sizes: set[tuple[int, int]], rows: int, device: torch.device, clock: Clock) -> float:
     seconds = work = 0.0
     for out, into in sizes:
         x = torch.randn(rows, into, device=device).bfloat16()
         weight = torch.randn(out, into, device=device).bfloat16()
-        seconds += best(_product(x, weight), 20)
+        seconds += best(_product(x, weight), 30, clock)
         work += 2.0 * rows * out * into
     return work / seconds
 

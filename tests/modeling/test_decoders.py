@@ -46,7 +46,12 @@ def write(directory: Path, kind: str, **changes: Any) -> Path:
     return write_v5(directory, kind, **changes)
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32, width: int = 32) -> TextEncoder:
+def load(
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    width: int = 32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (a constant)
+) -> TextEncoder:
     code = config_of(directory)["model_type"] == "qwen2"
     tasks = () if code else V5_TASKS
     entry = spec(
@@ -56,7 +61,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, width: int = 32) -
         tasks=tasks,
         adapters={task: task for task in tasks},
     )
-    return load_text_encoder(entry, directory, device=torch.device("cpu"), dtype=dtype)
+    return load_text_encoder(entry, directory, device=device, dtype=dtype)
 
 
 @pytest.mark.parametrize(("kind", "task"), CASES)
@@ -89,6 +94,24 @@ def test_bf16_stays_close_to_float64(tmp_path: Path, kind: str) -> None:
         task = tasks[length % len(tasks)]
         (vector,) = encoder.forward([EncodeItem(ids, task)])
         assert cosine(vector, last_state(tmp_path, kind, ids, task)) > 0.9995
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.999999), (torch.bfloat16, 0.9995)])
+def test_on_cuda_tasks_and_lengths_may_be_mixed(
+    tmp_path: Path, kind: str, dtype: torch.dtype, least: float
+) -> None:
+    write(tmp_path, kind, hidden_size=96, intermediate_size=208, random=Random(gain=1.0))
+    encoder = load(tmp_path, dtype, 96, torch.device("cuda"))
+    tasks = (None,) if kind == "code" else EVERY_TASK
+    items = [
+        EncodeItem(random_ids(length, VOCABULARY, seed=i), tasks[i % len(tasks)])
+        for i, length in enumerate((*LENGTHS, LONG))
+    ]
+    for item, vector in zip(items, encoder.forward(items), strict=True):
+        assert cosine(vector, last_state(tmp_path, kind, item.token_ids, item.adapter)) > least
 
 
 @pytest.mark.parametrize("kind", KINDS)
