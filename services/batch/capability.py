@@ -35,6 +35,9 @@ _STOP_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
 """Between looks at all jobs: for what has expired, and for the gauges."""
 
+_INTERRUPT_SECONDS = 0.5
+"""Between looks at the jobs that are worked on here, for those that were cancelled elsewhere."""
+
 
 class BatchCapability:
     """``BatchService`` and ``BatchRestService``, and the worker of this process."""
@@ -83,8 +86,12 @@ class BatchCapability:
         await self._database.use(ACCESS, BATCH)
         await self._jobs.start(self._worker.do)
         self._loops = [
-            asyncio.create_task(repeat(work, _LOOK_SECONDS, self._closing))
-            for work in (self._housekeeper.look, self._gauges.read)
+            asyncio.create_task(repeat(work, seconds, self._closing))
+            for work, seconds in (
+                (self._housekeeper.look, _LOOK_SECONDS),
+                (self._gauges.read, _LOOK_SECONDS),
+                (self._worker.interrupt, _INTERRUPT_SECONDS),
+            )
         ]
 
     async def stop(self) -> None:

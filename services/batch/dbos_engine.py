@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dbos import (
@@ -36,6 +36,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
 from services.core.storage import Database
 from services.core.storage.address import database_url
+from services.core.storage.sqlite import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ _VERSION = "batch-1"
 """Of the tasks' form. Processes leave tasks of another version alone: it changes with their meaning only."""
 
 _FILE = "batch-tasks.sqlite3"
+_SQLITE_SECONDS = 30.0
+"""For a lock that another process holds."""
+
 _POLL_SECONDS: Mapping[Kind, float] = {Kind.PREPARE: 0.25, Kind.CHUNK: 0.15, Kind.NOTIFY: 1.0}
 """Between looks into a queue, each of which costs an idle process about 2 ms."""
 
@@ -174,12 +178,12 @@ class DbosEngine:
 
     async def _launch(self, worker: str) -> bool:
         """Connect, migrate, take up what this worker had; false while the database is away."""
-        DBOS(config=_config(self._settings, worker))
-        DBOS.listen_queues([*(_queue(kind, model) for model in self._models for kind in Kind)])
         try:
+            DBOS(config=_config(self._settings, worker))
+            DBOS.listen_queues([*(_queue(kind, model) for model in self._models for kind in Kind)])
             DBOS.launch()
             await self._register()
-        except (SQLAlchemyError, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             logger.error("batch jobs wait: their tasks' database is away: %s", error)
             DBOS.destroy()
             return False
@@ -267,8 +271,9 @@ def _config(settings: Settings, worker: str) -> DBOSConfig:
     url = database_url(settings)
     if url.get_backend_name() == "sqlite":
         assert url.database is not None
-        file = os.path.join(os.path.dirname(url.database), _FILE)
-        tasks = URL.create("sqlite", database=file)
+        file = Path(url.database).with_name(_FILE)
+        prepare(file, _SQLITE_SECONDS, create=True)
+        tasks = URL.create("sqlite", database=str(file))
         config["system_database_engine"] = _sqlite(tasks)
     else:
         tasks = url.set(drivername="postgresql", query={})
@@ -278,10 +283,10 @@ def _config(settings: Settings, worker: str) -> DBOSConfig:
 
 
 def _sqlite(url: URL) -> SqlEngine:
-    engine = create_engine(url, connect_args={"timeout": 30.0, "isolation_level": "IMMEDIATE"})
+    engine = create_engine(url, connect_args={"timeout": _SQLITE_SECONDS, "isolation_level": "IMMEDIATE"})
 
     def connect(connection: sqlite3.Connection, _record: object) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     event.listen(engine, "connect", connect)

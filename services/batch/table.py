@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,12 @@ class JobTable:
             await connection.execute(insert(_CHUNKS), rows)
         return True
 
+    async def has_open_chunk(self, job_id: str) -> bool:
+        """Whether a chunk is not done."""
+        query = select(_C.number).where(_C.job_id == job_id, _C.done.is_(False)).limit(1)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def open_chunks(self, job_id: str) -> list[int]:
         """Give the numbers of the chunks that are not done."""
         query = select(_C.number).where(_C.job_id == job_id, _C.done.is_(False)).order_by(_C.number)
@@ -259,6 +265,13 @@ class JobTable:
         query = select(*_J).where(_J.created_at < before, or_(waiting, untold)).limit(limit)
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+    async def wanted(self, job_ids: Iterable[str]) -> set[str]:
+        """Give those of some jobs that go on or came to a good end."""
+        states = [*_RUNNING, State.COMPLETED.value]
+        query = select(_J.id).where(_J.id.in_(list(job_ids)), _J.state.in_(states))
+        async with self._database.read() as connection:
+            return set((await connection.execute(query)).scalars())
 
     async def backlog(self) -> Backlog:
         """Sum up the unfinished jobs of all owners."""

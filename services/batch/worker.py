@@ -115,17 +115,17 @@ class Worker:
         for task in self._chunks.get(job_id, ()):
             task.cancel()
 
+    async def interrupt(self) -> None:
+        """Interrupt the chunks of jobs that were cancelled or expired elsewhere."""
+        if at_work := set(self._chunks):
+            for job_id in at_work - await self._table.wanted(at_work):
+                self.cancel(job_id)
+
     async def _do(self, task: Task) -> None:
-        job = await self._table.find(task.job_id)
-        if job is None:
-            return
-        match task.kind:
-            case Kind.PREPARE:
-                await self._prepare(job)
-            case Kind.CHUNK:
-                await self._interruptible(job, task.number)
-            case Kind.NOTIFY:
-                await self._notify(job)
+        if task.kind is Kind.CHUNK:
+            await self._interruptible(task.job_id, task.number)
+        elif (job := await self._table.find(task.job_id)) is not None:
+            await (self._prepare(job) if task.kind is Kind.PREPARE else self._notify(job))
 
     async def _break(self, task: Task) -> None:
         """End a job that cannot go on."""
@@ -204,10 +204,10 @@ class Worker:
 
     # Embedding
 
-    async def _interruptible(self, job: Job, number: int) -> None:
+    async def _interruptible(self, job_id: str, number: int) -> None:
         """Do a chunk in a task of its own, which cancelling the job interrupts."""
-        work = asyncio.create_task(self._chunk(job.id, number))
-        tasks = self._chunks.setdefault(job.id, set())
+        work = asyncio.create_task(self._chunk(job_id, number))
+        tasks = self._chunks.setdefault(job_id, set())
         tasks.add(work)
         try:
             await asyncio.wait([work])
@@ -217,7 +217,7 @@ class Worker:
         finally:
             tasks.discard(work)
             if not tasks:
-                self._chunks.pop(job.id, None)
+                self._chunks.pop(job_id, None)
         if not work.cancelled():
             work.result()
 
@@ -289,7 +289,7 @@ class Worker:
 
     async def _finish(self, job_id: str) -> None:
         """End a job whose chunks are all done."""
-        if await self._table.open_chunks(job_id):
+        if await self._table.has_open_chunk(job_id):
             return
         job = await self._table.find(job_id)
         if job is None:

@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         description="Those of SF_MODELS that batch jobs may name, aliases included; all that can when unset.",
     )
     batch_chunk_tokens: int = Field(
-        8192, ge=1, description="About how much of a batch job is embedded, stored and charged at a time."
+        16_384, ge=1, description="About how much of a batch job is embedded, stored and charged at a time."
     )
     batch_concurrency: int = Field(2, ge=1, description="Such parts that a process works on at once.")
     batch_expire_seconds: float = Field(

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -14,16 +14,14 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch_rest_pb2_grpc
 
 from services.batch.capability import BatchCapability
-from services.batch.keys import input_key, new_job_id
-from services.batch.table import Job, JobTable
+from services.core.access.key_table import KeyTable
 from services.core.catalog import Catalog
 from services.core.inference import Engine
 from services.core.settings import Settings
 from services.core.storage import Database
-from services.core.storage.objects import ObjectStore, open_store
 from tests.rig import MINILM, serving
 
-_SECONDS = 30.0
+_SECONDS = 60.0
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -40,18 +38,23 @@ class Rig:
 
     rest: Any
     typed: Any
-    store: ObjectStore
     database: Database
-    capability: BatchCapability
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    async def of_a_key(self) -> Rig:
+        """The same, as a caller with a key of their own."""
+        key, _ = await KeyTable(self.database).create(tier="unlimited")
+        return replace(self, metadata=(("authorization", f"Bearer {key}"),))
 
     async def create(self, lines: Sequence[Any] | None = None, **fields: Any) -> str:
         given = {"model": MINILM, **({} if lines is None else {"input": lines}), **fields}
-        made = await self.rest.CreateBatch(httpbody_pb2.HttpBody(data=orjson.dumps(given)))
+        body = httpbody_pb2.HttpBody(data=orjson.dumps(given))
+        made = await self.rest.CreateBatch(body, metadata=self.metadata)
         return orjson.loads(made.data)["batch_id"]
 
     async def status(self, job_id: str) -> dict[str, Any]:
         request = batch_rest_pb2.BatchByPathRequest(batch_id=job_id)
-        return orjson.loads((await self.rest.GetBatch(request)).data)
+        return orjson.loads((await self.rest.GetBatch(request, metadata=self.metadata)).data)
 
     async def wait(self, job_id: str, state: str = "completed") -> dict[str, Any]:
         async def reached() -> bool:
@@ -61,20 +64,12 @@ class Rig:
         return await self.status(job_id)
 
     async def cancel(self, job_id: str) -> None:
-        await self.typed.CancelBatch(batch_pb2.CancelBatchRequest(id=job_id))
+        await self.typed.CancelBatch(batch_pb2.CancelBatchRequest(id=job_id), metadata=self.metadata)
 
     async def download(self, job_id: str, file: int = batch_pb2.BATCH_FILE_OUTPUT, offset: int = 0) -> bytes:
         request = batch_pb2.DownloadBatchRequest(id=job_id, file=file, offset=offset)  # type: ignore[arg-type]
-        return b"".join([piece.data async for piece in self.typed.DownloadBatch(request)])
-
-
-async def stored(up: Rig, owner: str, lines: Sequence[Any], age: float = 0.0) -> str:
-    """Store a job and hand no task out, as if the process had died in between."""
-    made = time.time() - age
-    job = Job(new_job_id(), owner, MINILM, None, None, True, None, None, made, made + 600, "")
-    await up.store.put(input_key(job.id), b"".join(orjson.dumps(line) + b"\n" for line in lines))
-    await JobTable(up.database).create(job)
-    return job.id
+        pieces = self.typed.DownloadBatch(request, metadata=self.metadata)
+        return b"".join([piece.data async for piece in pieces])
 
 
 @asynccontextmanager
@@ -82,20 +77,15 @@ async def rig(chosen: Settings) -> AsyncIterator[Rig]:
     """Serve the capability."""
     database = await Database.open(chosen)
 
-    made: list[BatchCapability] = []
-
     def build(engine: Engine, catalog: Catalog, settings: Settings) -> BatchCapability:
-        made.append(BatchCapability(engine, catalog, settings, database))
-        return made[0]
+        return BatchCapability(engine, catalog, settings, database)
 
     try:
         async with serving(build, chosen) as up:
             yield Rig(
                 batch_rest_pb2_grpc.BatchRestServiceStub(up.channel),
                 batch_pb2_grpc.BatchServiceStub(up.channel),
-                open_store(chosen),
                 database,
-                made[0],
             )
     finally:
         await database.close()

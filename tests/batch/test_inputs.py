@@ -16,12 +16,9 @@ import pytest_asyncio
 from searchfoundation.v1 import batch_pb2
 
 from services.batch import worker
-from services.batch.jobs import Kind, Task
-from services.batch.table import JobTable
-from services.batch.types import State
-from tests.batch.rig import Rig, rig, stored, until
+from tests.batch.rig import Rig, rig, until
 from tests.media.web import Handler, Request, Web, answer, head, web
-from tests.rig import MINILM, settings
+from tests.rig import settings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -122,6 +119,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
     folder = tmp_path_factory.mktemp("inputs")
     chosen = settings(
         data_dir=folder,
+        auth=True,
         fetch_allow_networks=("127.0.0.1/32",),
         fetch_timeout_seconds=4.0,
         batch_max_input_bytes=MAX_BYTES,
@@ -129,7 +127,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "_FETCH_SECONDS", 0.01)
         async with web(page) as site, rig(chosen) as up:
-            yield System(up, site, folder / "objects" / "batches")
+            yield System(await up.of_a_key(), site, folder / "objects" / "batches")
 
 
 @pytest.mark.parametrize(
@@ -235,14 +233,8 @@ async def test_fifty_thousand_lines_are_taken(system: System) -> None:
 
 async def test_slow_servers_of_one_key_do_not_hold_the_jobs_of_others(system: System) -> None:
     slow = [await system.rig.create(input_url=system.url("/trickle")) for _ in range(8)]
-    job = await stored(system.rig, "key_other", [{"custom_id": "a", "body": {"input": "x"}}])
-    await system.rig.capability._jobs.submit(Task(Kind.PREPARE, job, MINILM, "key_other"))
-
-    async def done() -> bool:
-        found = await JobTable(system.rig.database).find(job)
-        return found is not None and found.state is State.COMPLETED
-
-    await until(done)
+    other = await system.rig.of_a_key()
+    await other.wait(await other.create([{"custom_id": "a", "body": {"input": "x"}}]))
     # Not one of them has ended, and they are twice as many as are read at once for a key.
     assert {(await system.rig.status(each))["status"] for each in slow} == {"pending"}
     for each in slow:

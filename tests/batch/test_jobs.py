@@ -6,16 +6,20 @@ import time
 from pathlib import Path
 
 import grpc.aio
+import orjson
 import pytest
 from searchfoundation.v1 import batch_pb2, common_pb2
 from sqlalchemy import text
 
-from services.batch.jobs import Kind, Task
-from services.batch.table import JobTable
-from services.batch.types import State
+from services.batch.keys import input_key, new_job_id
+from services.batch.schema import BATCH
+from services.batch.table import Job, JobTable
 from services.core.access.key_table import KeyTable
+from services.core.access.schema import ACCESS
+from services.core.storage import Database
+from services.core.storage.objects import open_store
 from tests.batch import expected
-from tests.batch.rig import rig, stored, until
+from tests.batch.rig import rig, until
 from tests.rig import MINILM, settings
 
 
@@ -63,22 +67,20 @@ async def test_an_expired_job_loses_its_files(tmp_path: Path) -> None:
 
 
 async def test_a_small_job_ends_before_a_large_one_of_another_owner(tmp_path: Path) -> None:
-    async with rig(settings(data_dir=tmp_path, batch_chunk_tokens=50)) as up:
-        large = await up.create(expected.lines(expected.texts(300)))
+    async with rig(settings(data_dir=tmp_path, batch_chunk_tokens=1, auth=True)) as up:
+        ann, bob = await up.of_a_key(), await up.of_a_key()
+        large = await ann.create(expected.lines(expected.texts(200)))
 
         async def begun() -> bool:
-            return (await up.status(large))["stats"]["completed"] > 0
+            return (await ann.status(large))["stats"]["completed"] > 0
 
         await until(begun)
-        small = await stored(up, "key_other", expected.lines(expected.texts(12)))
-        await up.capability._jobs.submit(Task(Kind.PREPARE, small, MINILM, "key_other"))
-
-        async def ended() -> bool:
-            found = await JobTable(up.database).find(small)
-            return found is not None and found.state is State.COMPLETED
-
-        await until(ended)
-        assert (await up.status(large))["stats"]["completed"] < 250
+        small = await bob.create(expected.lines(expected.texts(4)))
+        assert (await bob.wait(small))["stats"]["completed"] == 4
+        assert (await ann.status(large))["stats"]["completed"] < 150
+        table = JobTable(up.database)
+        jobs = [await table.find(job) for job in (large, small)]
+        assert [job.chunks for job in jobs if job is not None] == [200, 4]
 
 
 async def test_tokens_are_booked_once_and_below_zero_if_need_be(tmp_path: Path) -> None:
@@ -90,10 +92,16 @@ async def test_tokens_are_booked_once_and_below_zero_if_need_be(tmp_path: Path) 
 
 
 async def test_what_was_lost_between_two_steps_is_handed_out_again(tmp_path: Path) -> None:
-    async with rig(settings(data_dir=tmp_path)) as up:
-        job = await stored(up, "anonymous", expected.lines(["x"]), age=120)
-        await up.capability._housekeeper.look()
-        assert (await up.wait(job))["stats"]["completed"] == 1
+    chosen = settings(data_dir=tmp_path)
+    made = time.time() - 120
+    job = Job(new_job_id(), "anonymous", MINILM, None, None, True, None, None, made, made + 600, "")
+    database = await Database.open(chosen, ACCESS, BATCH)
+    # As if the process had died before it handed a task out.
+    await open_store(chosen).put(input_key(job.id), orjson.dumps({"custom_id": "a", "body": {"input": "x"}}))
+    await JobTable(database).create(job)
+    await database.close()
+    async with rig(chosen) as up:
+        assert (await up.wait(job.id))["stats"]["completed"] == 1
 
 
 async def test_a_thousand_jobs_are_listed_newest_first(tmp_path: Path) -> None:

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import psycopg
 import pytest
+from searchfoundation.v1 import batch_pb2
 
 from tests.batch import expected
 from tests.batch.conftest import Expect
-from tests.batch.process import Client, Worker
+from tests.batch.process import MODEL, Client, Worker
 from tests.servers import PostgresServer, remove, shared_postgres, start_postgres
 
 Make = Callable[..., Worker]
 
-LINES = 400
-QUICK = {"SF_BATCH_HEARTBEAT_SECONDS": "0.3"}
+LINES = 240
+QUICK: Mapping[str, str] = {"SF_BATCH_HEARTBEAT_SECONDS": "0.3"}
 
 
-@pytest.fixture
-def pair(workers: Make) -> tuple[Worker, Worker]:
-    """Two workers with quick hearts."""
-    return _pair(workers, shared_postgres().new_database(), **QUICK)
+@dataclass(frozen=True)
+class Form:
+    """A large job and the default heartbeat, or a small one and a quick heart."""
+
+    lines: int
+    settings: Mapping[str, str]
+
+
+FORMS = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(Form(LINES, QUICK), id="short"),
+        pytest.param(Form(5_000, {}), id="long", marks=pytest.mark.soak),
+    ],
+)
+_QUEUED = "searchfoundation_queue_items"
+_DROPPED = "searchfoundation_dropped_items_total"
+_DONE = "searchfoundation_batch_lines_total"
 
 
 def _pair(workers: Make, url: str, **settings: str) -> tuple[Worker, Worker]:
@@ -34,9 +50,9 @@ def _pair(workers: Make, url: str, **settings: str) -> tuple[Worker, Worker]:
     return first, second
 
 
-def _begun(client: Client) -> str:
+def _begun(client: Client, lines: int = LINES) -> str:
     """Make a job that both work on."""
-    job = client.submit(input=expected.lines(expected.texts(LINES)))
+    job = client.submit(input=expected.lines(expected.texts(lines)))
     client.wait_for_lines(job, 40)
     return job
 
@@ -55,58 +71,78 @@ def _freeze_at_work(worker: Worker) -> None:
     raise AssertionError("it had nothing to do")
 
 
-def _as_expected(client: Client, job: str, expect: Expect, seconds: float = 60.0) -> None:
-    done = client.wait(job, seconds)
-    assert (done.succeeded, done.failed, done.total) == (LINES, 0, LINES)
-    assert client.download(job) == expect(job, LINES)
+def _as_expected(client: Client, job: str, expect: Expect, lines: int = LINES) -> None:
+    done = client.wait(job, 120.0)
+    assert (done.succeeded, done.failed, done.total) == (lines, 0, lines)
+    assert client.download(job) == expect(job, lines)
 
 
-def test_one_is_killed_and_never_comes_back(pair: tuple[Worker, Worker], expect: Expect) -> None:
-    first, second = pair
+@FORMS
+def test_one_is_killed_and_never_comes_back(workers: Make, expect: Expect, form: Form) -> None:
+    first, second = _pair(workers, shared_postgres().new_database(), **form.settings)
     with Client(first) as client:
-        job = _begun(client)
+        job = _begun(client, form.lines)
     _freeze_at_work(first)
     first.kill()
+    died = time.monotonic()
     with Client(second) as client:
-        _as_expected(client, job, expect)
-    assert "took over" in second.text()
+        _until(lambda: "took over" in second.text(), 60)
+        print(f"taken over {time.monotonic() - died:.1f} s after the death")
+        _as_expected(client, job, expect, form.lines)
+        print(f"done {time.monotonic() - died:.1f} s after the death")
     assert second.figure("searchfoundation_batch_takeovers_total") == 1
 
 
-@pytest.mark.soak
-def test_takeover_within_a_minute_with_default_settings(workers: Make, expect: Expect) -> None:
-    first, second = _pair(workers, shared_postgres().new_database())
+@FORMS
+def test_one_is_frozen_and_wakes_after_the_takeover(workers: Make, expect: Expect, form: Form) -> None:
+    first, second = _pair(workers, shared_postgres().new_database(), **form.settings)
     with Client(first) as client:
-        job = _begun(client)
-    _freeze_at_work(first)
-    first.kill()
-    with Client(second) as client:
-        _as_expected(client, job, expect, 60.0)
-    assert "took over" in second.text()
-
-
-def test_one_is_frozen_and_wakes_after_the_takeover(pair: tuple[Worker, Worker], expect: Expect) -> None:
-    first, second = pair
-    with Client(first) as client:
-        job = _begun(client)
+        job = _begun(client, form.lines)
     _freeze_at_work(first)
     with Client(second) as client:
-        _until(lambda: "took over" in second.text())
+        _until(lambda: "took over" in second.text(), 60)
         first.signal(signal.SIGCONT)
-        _as_expected(client, job, expect)
+        _as_expected(client, job, expect, form.lines)
         time.sleep(1)  # for what the late one may still do
-        assert client.download(job) == expect(job, LINES)
+        assert client.download(job) == expect(job, form.lines)
 
 
-def test_one_leaves_in_good_order(pair: tuple[Worker, Worker], expect: Expect) -> None:
-    first, second = pair
+@FORMS
+def test_one_leaves_in_good_order(workers: Make, expect: Expect, form: Form) -> None:
+    first, second = _pair(workers, shared_postgres().new_database(), **form.settings)
     with Client(first) as client:
-        job = _begun(client)
+        job = _begun(client, form.lines)
     first.signal(signal.SIGTERM)
     first.process.join(20)
     assert first.process.exitcode == 0, first.text()
     with Client(second) as client:
-        _as_expected(client, job, expect)
+        _as_expected(client, job, expect, form.lines)
+
+
+def test_cancelling_at_one_interrupts_the_other(workers: Make) -> None:
+    settings = {"SF_BATCH_CHUNK_TOKENS": "1000000", **QUICK}
+    first, second = _pair(workers, shared_postgres().new_database(), **settings)
+    given = expected.lines([" ".join(expected.WORDS * 9)] * 1_536)
+    with Client(first) as client:
+        job = client.submit(input=given)
+        _until(lambda: all(each.figure(_QUEUED, model=MODEL) > 0 for each in (first, second)))
+        client.typed.CancelBatch(batch_pb2.CancelBatchRequest(id=job))
+    # What was not embedded of their chunks leaves the queues instead of being worked off.
+    for each in (first, second):
+        _until(lambda worker=each: worker.figure(_DROPPED, model=MODEL, reason="cancelled") > 0)
+        assert each.figure(_QUEUED, model=MODEL) == 0
+
+
+def test_workers_of_one_process_group_share_a_job_without_a_server(workers: Make, expect: Expect) -> None:
+    group = workers(SF_WORKERS="2")
+    with Client(group) as client:
+        _as_expected(client, client.submit(input=expected.lines(expected.texts(LINES))), expect)
+    done = [group.figure(_DONE, model=MODEL, outcome="completed", worker=str(n)) for n in range(2)]
+    assert sum(done) == LINES
+    assert sorted(path.name for path in (group.folder / "data" / "workers").glob("*.lock")) == [
+        "worker-0.lock",
+        "worker-1.lock",
+    ]
 
 
 @pytest.fixture
@@ -127,7 +163,7 @@ def test_the_database_is_away(server: PostgresServer, workers: Make, expect: Exp
         server.stop()
         time.sleep(seconds)
         server.start()
-        _as_expected(client, job, expect, 90.0)
+        _as_expected(client, job, expect)
 
 
 def test_the_database_comes_after_the_worker(server: PostgresServer, workers: Make, expect: Expect) -> None:
@@ -140,8 +176,8 @@ def test_the_database_comes_after_the_worker(server: PostgresServer, workers: Ma
         _as_expected(client, client.submit(input=expected.lines(expected.texts(LINES))), expect)
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
