@@ -193,6 +193,22 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Of a GPU's memory; on a CPU of the pod's limit.",
             ),
             Panel(
+                "Weights in memory",
+                ((f"sum by (pod, model) (searchfoundation_model_bytes{{{_POOL}}})", "{{pod}} {{model}}"),),
+                "bytes",
+                "With model_residency lazy models come and go.",
+                stack=True,
+            ),
+            Panel(
+                "Models loaded, unloaded, failed to load",
+                (
+                    (rate("searchfoundation_model_loads_total", _POOL, "model"), "{{model}} loaded"),
+                    (rate("searchfoundation_model_unloads_total", _POOL, "model"), "{{model}} unloaded"),
+                    (rate("searchfoundation_model_load_failures_total", _POOL, "model"), "{{model}} failed"),
+                ),
+                about="Models in constant use that push each other out want more memory.",
+            ),
+            Panel(
                 "Time to load a model",
                 ((f"max by (model) (searchfoundation_model_load_seconds{{{_POOL}}})", "{{model}}"),),
                 "s",
