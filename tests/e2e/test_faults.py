@@ -115,7 +115,8 @@ def test_callers_who_leave_cost_nothing_more(shared: Stack) -> None:
     with socket.create_connection(("127.0.0.1", shared.http_port)) as leaver:
         leaver.sendall(head + body)
         wait_for(lambda: metric(shared.services[0].metrics_port, "searchfoundation_queue_tokens") > 0)
-    wait_for(lambda: metric(shared.services[0].metrics_port, "searchfoundation_queue_tokens") == 0, seconds=5)
+    wait_for(lambda: metric(shared.services[0].metrics_port, "searchfoundation_queue_tokens") == 0)
+    assert metric(shared.services[0].metrics_port, "searchfoundation_dropped_items_total") > 0
     assert post(shared.http_port, HELLO).status == 200
 
 
