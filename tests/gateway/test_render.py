@@ -16,6 +16,7 @@ from gateway.build import envoy_yaml
 from gateway.process import find_envoy
 from gateway.scripts import quote
 from gateway.topology import parse
+from search_foundation.capabilities import implemented
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability
 from tests.gateway.certificates import Certificates
@@ -116,6 +117,12 @@ def test_rest_calls_come_from_the_annotations() -> None:
     assert (call.service, call.rpc) == ("searchfoundation.v1.EmbedRestService", "CreateEmbeddings")
     assert contract.typed_services(Capability.EMBED) == ("searchfoundation.v1.EmbedService",)
     assert contract.has_services(Capability.EMBED)
+
+
+@pytest.mark.parametrize("capability", implemented())
+def test_services_for_rest_callers_are_known_by_their_names(capability: Capability) -> None:
+    assert all(name.endswith("RestService") for name in contract.rest_services(capability))
+    assert not any(name.endswith("RestService") for name in contract.typed_services(capability))
 
 
 def test_the_descriptor_set_is_whole_and_in_order() -> None:
