@@ -130,6 +130,17 @@ def test_pruning_leaves_no_packaging_tools(prefix: Path) -> None:
     assert list(prefix.rglob("services/**/*.pyc"))
 
 
+def test_pruning_keeps_the_program_that_torch_looks_for(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    (packages,) = tmp_path.glob("lib/*/site-packages")
+    for name in ("bin/torch_shm_manager", "bin/test_api", "include/a.h", "test/a.py", "lib/a.a", "lib/a.so"):
+        (packages / "torch" / name).parent.mkdir(parents=True, exist_ok=True)
+        (packages / "torch" / name).touch()
+    _run([DOCKER / "prune.sh", tmp_path])
+    left = {str(path.relative_to(packages / "torch")) for path in packages.rglob("*") if path.is_file()}
+    assert left == {"bin/torch_shm_manager", "lib/a.so"}
+
+
 def test_pruning_refuses_a_folder_that_is_no_environment(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)

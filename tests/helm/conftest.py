@@ -23,7 +23,7 @@ def release(request: pytest.FixtureRequest) -> Release:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A pool of two replicas and a batch pool behind one gateway, all running."""
+    """The chart's own pools, one of them with two replicas, behind one gateway, all running."""
     with Cluster(render(small(*RUNNING)), tmp_path_factory.mktemp("cluster")) as running:
         running.run()
         yield running

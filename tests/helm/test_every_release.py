@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from functools import cache
@@ -49,8 +50,14 @@ def test_kubernetes_accepts_every_object(release: Release, version: str) -> None
     for manifest in release.manifests:
         if manifest["kind"] in custom_resources.SPECS:
             custom_resources.validate(manifest)
-            continue
-        kubernetes_validate.validate(manifest, version, strict=True)
+        else:
+            _validate(json.dumps(manifest, sort_keys=True), version)
+
+
+@cache
+def _validate(manifest: str, version: str) -> None:
+    """Ask the schemas of a version; many sets of values give the same object."""
+    kubernetes_validate.validate(json.loads(manifest), version, strict=True)
 
 
 @pytest.mark.parametrize("version", KUBERNETES)

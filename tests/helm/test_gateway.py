@@ -41,6 +41,15 @@ def test_it_listens_for_rest_and_for_grpc() -> None:
     assert render(SETS["ipv6"]).environment("text")["SF_HOST"] == "::"
 
 
+def test_health_checks_are_as_patient_as_readiness_probes() -> None:
+    assert render().topology()["health_check"] == {"timeout": 3, "unhealthy_after": 2}
+    slow = {"readiness": {"timeoutSeconds": 5, "failureThreshold": 4}}
+    values = {"pools": [pool("a", probes=slow), pool("b", models=["jina-embeddings-v3"])]}
+    assert render(values).topology()["health_check"] == {"timeout": 5, "unhealthy_after": 4}
+    own = values | {"gateway": {"topology": {"health_check": {"timeout": 0.5}}}}
+    assert render(own).topology()["health_check"] == {"timeout": 0.5, "unhealthy_after": 4}
+
+
 def test_limits_of_the_services_are_those_of_the_gateway() -> None:
     topology = render({"settings": {"max_body_bytes": 1 << 20, "request_timeout_seconds": 5}}).topology()
     assert topology["limits"]["max_body_bytes"] == 1 << 20

@@ -87,7 +87,7 @@ def _parse(query: str) -> Any:
 @pytest.fixture(scope="module")
 def exported(cluster: Cluster, key: str) -> dict[str, set[str]]:
     """Every metric name the running pods export, with the labels seen on it."""
-    gateway, embed = cluster.pods["gateway"][0], cluster.pods["embed"][0]
+    gateway, text_pod = cluster.pods["gateway"][0], cluster.pods["text"][0]
     header = {"Authorization": f"Bearer {key}"}
     for _ in range(8):
         call(
@@ -96,7 +96,7 @@ def exported(cluster: Cluster, key: str) -> dict[str, set[str]]:
             header,
         )
     run_batch(f"http://{gateway.address}:8080", header)
-    text = fetch(f"http://{embed.address}:9090/metrics")
+    text = fetch(f"http://{text_pod.address}:9090/metrics")
     text += fetch(f"http://{cluster.pods['batch'][0].address}:9090/metrics")
     text += fetch(f"http://{gateway.address}:9090/stats/prometheus")
     names: dict[str, set[str]] = {}

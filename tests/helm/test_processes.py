@@ -8,13 +8,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-import yaml
 from searchfoundation.v1 import common_pb2, embed_pb2, embed_pb2_grpc
 
-from search_foundation.capabilities import implemented
 from tests import checkpoints
 from tests.helm.certificates import Authority
-from tests.helm.chart import CHART, render
+from tests.helm.chart import render
 from tests.helm.load import Load
 from tests.helm.pods import Cluster, Pod, call, fetch, run_batch
 from tests.helm.value_sets import RUNNING, SMALL_GATEWAY, pool, small
@@ -45,7 +43,7 @@ def _url(cluster: Cluster) -> str:
 
 
 def test_probes_say_what_the_pods_are(cluster: Cluster) -> None:
-    for pod in (*cluster.pods["embed"], *cluster.pods["gateway"]):
+    for pod in (*cluster.pods["text"], *cluster.pods["gateway"]):
         assert pod.ready()
         assert pod.live()
 
@@ -69,6 +67,17 @@ def test_documents_are_ranked(cluster: Cluster, key: str) -> None:
     assert [result["index"] for result in answer["results"]] == [1, 0]
 
 
+def test_texts_are_classified(cluster: Cluster, key: str) -> None:
+    body = {"model": MINILM, "input": ["the stock market fell"], "labels": ["finance", "cooking"]}
+    status, answer = call(f"{_url(cluster)}/v1/classify", body, {"Authorization": f"Bearer {key}"})
+    assert (status, answer["data"][0]["prediction"]) == (200, "finance"), answer
+
+
+def test_a_batch_job_is_worked_off(cluster: Cluster, key: str) -> None:
+    lines = run_batch(_url(cluster), {"Authorization": f"Bearer {key}"})
+    assert lines == [f"line-{i}" for i in range(5)]
+
+
 def test_the_grpc_port_answers_typed_calls(cluster: Cluster, key: str) -> None:
     with grpc.insecure_channel(f"{cluster.pods['gateway'][0].address}:50051") as channel:
         vector = _embed(channel, MINILM, key)
@@ -83,10 +92,10 @@ def test_the_gateway_knows_the_pools_models(cluster: Cluster) -> None:
 
 def test_both_kinds_of_pods_are_scraped_where_the_chart_says(cluster: Cluster) -> None:
     assert "searchfoundation_requests_total" in fetch(
-        f"http://{cluster.pods['embed'][0].address}:9090/metrics"
+        f"http://{cluster.pods['text'][0].address}:9090/metrics"
     )
     gateway = fetch(f"http://{cluster.pods['gateway'][0].address}:9090/stats/prometheus")
-    assert re.search(r'envoy_cluster_membership_healthy\{envoy_cluster_name="embed"\} 2', gateway)
+    assert re.search(r'envoy_cluster_membership_healthy\{envoy_cluster_name="text"\} 2', gateway)
 
 
 def test_draining_and_updating_each_pod_in_turn_loses_no_call(cluster: Cluster, key: str) -> None:
@@ -96,7 +105,7 @@ def test_draining_and_updating_each_pod_in_turn_loses_no_call(cluster: Cluster, 
     values = small(*RUNNING, settings={"max_items": 8})
     cluster.upgrade(render(values))
     with Load(f"{cluster.pods['gateway'][0].address}:8080", key) as load:
-        for leaving in cluster.pods["embed"]:
+        for leaving in cluster.pods["text"]:
             assert leaving.stop() == 0
             load.wait_for(30)
             _restart(cluster, leaving)
@@ -106,7 +115,7 @@ def test_draining_and_updating_each_pod_in_turn_loses_no_call(cluster: Cluster, 
 
 
 def test_a_killed_pod_loses_only_what_it_was_working_on(cluster: Cluster, key: str) -> None:
-    dying = cluster.pods["embed"][1]
+    dying = cluster.pods["text"][1]
     with Load(f"{cluster.pods['gateway'][0].address}:8080", key) as load:
         dying.kill()
         killed = time.monotonic()
@@ -118,13 +127,13 @@ def test_a_killed_pod_loses_only_what_it_was_working_on(cluster: Cluster, key: s
 
 def test_a_restarted_pod_takes_calls_again(cluster: Cluster, key: str) -> None:
     _restart_needed = [
-        p for p in cluster.pods["embed"] if p.process is not None and p.process.poll() is not None
+        p for p in cluster.pods["text"] if p.process is not None and p.process.poll() is not None
     ]
     assert _restart_needed == []
     with Load(f"{cluster.pods['gateway'][0].address}:8080", key) as load:
         load.wait_for(60)
     assert load.failed == []
-    for pod in cluster.pods["embed"]:
+    for pod in cluster.pods["text"]:
         assert _answered(pod) > 0
 
 
@@ -167,29 +176,6 @@ def test_pools_of_different_models_are_told_apart(tmp_path: Path) -> None:
         models = fetch(f"{_url(cluster)}/v1/models")
         assert '"tiny"' in models
         assert f'"{MINILM}"' in models
-
-
-def test_the_default_pools_answer_every_capability(tmp_path: Path) -> None:
-    defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["pools"]
-    served = set(map(str, implemented()))
-    pools = [p for p in defaults if p["capability"] != "batch" or "batch" in served]
-    with Cluster(render(small(*pools)), tmp_path) as cluster:
-        cluster.run()
-        header = {"Authorization": f"Bearer {cluster.secret('bootstrap-key', 'api-key')}"}
-        url = _url(cluster)
-        assert call(f"{url}/v1/embeddings", {"model": MINILM, "input": "a"}, header)[0] == 200
-        ranking = {
-            "model": MINILM,
-            "query": "a small dog",
-            "documents": ["a stock exchange", "a little puppy"],
-        }
-        status, answer = call(f"{url}/v1/rerank", ranking, header)
-        assert (status, answer["results"][0]["index"]) == (200, 1)
-        labels = {"model": MINILM, "input": ["the stock market fell"], "labels": ["finance", "cooking"]}
-        status, answer = call(f"{url}/v1/classify", labels, header)
-        assert (status, answer["data"][0]["prediction"]) == (200, "finance")
-        if "batch" in served:
-            assert run_batch(url, header) == [f"line-{i}" for i in range(5)]
 
 
 def test_state_in_postgresql_and_redis(tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
+from tests.helm.chart import CHART
+
 ISSUER = {"name": "site", "kind": "ClusterIssuer"}
 DIGEST = "sha256:" + "ab" * 32
 KEYS = [
@@ -34,12 +38,13 @@ def small(*pools: dict[str, Any], **other: Any) -> dict[str, Any]:
     return {"pools": list(pools), "gateway": SMALL_GATEWAY, **other}
 
 
-_DRAIN = {"preStopSeconds": 1, "graceSeconds": 20}
-RUNNING = (
-    pool(capability=["embed", "rerank"], replicas=2, drain=_DRAIN),
-    pool("batch", capability="batch", drain=_DRAIN),
+_DEFAULTS: list[dict[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["pools"]
+RUNNING = tuple(
+    {**default, "replicas": 2 if default["name"] == "text" else 1}
+    | {"drain": {"preStopSeconds": 1, "graceSeconds": 20}}
+    for default in _DEFAULTS
 )
-"""Pools of the release that the tests run."""
+"""Pools of the release that the tests run: those of the chart, the first with two replicas."""
 
 SETS: dict[str, dict[str, Any]] = {
     "defaults": {},

@@ -136,7 +136,11 @@ dict root, name.
 {{- define "sf.topology" -}}
 {{- $values := .Values -}}
 {{- $pools := list -}}
+{{- $patience := 1 -}}
+{{- $failures := 1 -}}
 {{- range (include "sf.pools" . | fromYaml).pools -}}
+{{- $patience = max $patience .probes.readiness.timeoutSeconds -}}
+{{- $failures = max $failures .probes.readiness.failureThreshold -}}
 {{- $pools = append $pools (dict "name" .name "capabilities" .capabilities "models" .models "addresses" (list (printf "%s:50051" .host))) -}}
 {{- end -}}
 {{- $listener := dict "host" $values.listenAddress "port" 8080 -}}
@@ -151,6 +155,7 @@ dict root, name.
   "admin" (dict "host" "127.0.0.1" "port" 9901)
   "metrics" (dict "host" $values.listenAddress "port" 9090)
   "pools" $pools
+  "health_check" (dict "timeout" $patience "unhealthy_after" $failures)
   "workers" (int $values.gateway.concurrency) -}}
 {{- if $values.gateway.grpc.enabled -}}
 {{- $_ := set $topology "grpc_listener" $grpc -}}
