@@ -9,6 +9,7 @@ with load("all-MiniLM-L6-v2") as model:
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def load(
         settings = load_settings()
         catalog = Catalog.load(settings.catalog_file, settings.model_aliases)
         directory = Path(model) if isinstance(model, Path) or Path(model).is_dir() else None
-        spec = _entry(catalog, entry, directory) if directory else catalog.require(str(model))
+        spec = _entry(catalog, entry, directory) if directory else _named(catalog, str(model))
     except (CatalogError, ConfigurationError) as error:
         raise ModelError(str(error)) from None
     return Model(spec, catalog, settings.model_copy(update={**changes, "models": (spec.id,)}), directory)
@@ -163,6 +164,9 @@ class Model:
             self._thread.join()
             self._loop.close()
 
+    def __repr__(self) -> str:
+        return f"Model({self.spec.id!r}{'' if self._engine else ', closed'})"
+
     def __enter__(self) -> Model:
         return self
 
@@ -195,6 +199,12 @@ class Model:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
         except ServiceError as error:
             raise ModelError(error.detail) from None
+
+
+def _named(catalog: Catalog, name: str) -> ModelSpec:
+    if catalog.get(name) is None and os.sep in name:
+        raise ModelError(f"'{name}' is neither a directory nor a model of the catalogue")
+    return catalog.require(name)
 
 
 def _entry(catalog: Catalog, entry: str | None, directory: Path) -> ModelSpec:

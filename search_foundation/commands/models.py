@@ -118,7 +118,7 @@ def _show(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
         return 0
     width = max(map(len, facts))
     for name, value in facts.items():
-        if value not in (None, "", [], {}):
+        if value is False or value:  # not what is empty, and no limit of 0, which is none
             print(f"{name.ljust(width)}  {json.dumps(value) if isinstance(value, dict) else _words(value)}")
     return 0
 
@@ -163,7 +163,7 @@ def _pull_one(spec: ModelSpec, args: argparse.Namespace, settings: Settings, htt
     from services.core.catalog.hub import describe
     from services.core.catalog.pull import pull
 
-    if not spec.commercial and not args.accept_license:
+    if spec.repository and not spec.commercial and not args.accept_license:
         print(
             f"The weights of {spec.weights_id} are under {spec.licence}, which does not allow commercial use "
             "without an agreement. Add --accept-license if you accept that licence.",
@@ -171,7 +171,7 @@ def _pull_one(spec: ModelSpec, args: argparse.Namespace, settings: Settings, htt
         )
         return 1
     snapshot = describe(spec, http)
-    pinned = "" if spec.revision == snapshot.commit else f", the head of {spec.revision} (none is pinned)"
+    pinned = "" if spec.pinned else f", the head of {spec.revision} (none is pinned)"
     print(f"{spec.weights_id}: {snapshot.repository} at {snapshot.commit}{pinned}")
     print(f"{len(snapshot.files)} files, {snapshot.size:,} bytes")
     print(f"licence: {spec.licence}; the model card says {snapshot.licence or 'nothing'}", flush=True)

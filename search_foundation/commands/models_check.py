@@ -87,7 +87,7 @@ def _facts_of(report: FolderReport, spec: ModelSpec | None, problems: list[str])
         "bytes": sum(report.files.values()),
         "tensors": report.tensors,
         "values": dict(report.values),
-        "published parameters": spec.parameters if spec else None,
+        "published parameters": spec.parameters if spec else "unknown",
         "loads": not problems,
         "problems": problems,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""The head of every branch; a commit that is asked for is taken to be there."""
+
+_FILE = re.compile(r"/(?P<repository>.+)/resolve/(?P<commit>[0-9a-f]{40})/(?P<name>.+)")
 
 
 @dataclass
@@ -29,18 +33,22 @@ class FakeHub:
     """Bytes after which every answer with file bytes hangs until ``release``."""
     statuses: list[int] = field(default_factory=list)
     """Statuses that the next requests for files get instead."""
+    keeps_pins: bool = True
+    """Whether a commit that is asked for is the one that is answered."""
     release: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and Range of every request."""
 
     def downloads(self, name: str) -> list[str | None]:
         """Ranges asked of the file ``name``, in order."""
-        return [ranged for path, ranged in self.requests if path.endswith(f"/resolve/{COMMIT}/{name}")]
+        asked = [(_FILE.fullmatch(path), ranged) for path, ranged in self.requests]
+        return [ranged for found, ranged in asked if found and found["name"] == name]
 
-    def describe(self, repository: str) -> dict[str, Any]:
+    def describe(self, repository: str, revision: str) -> dict[str, Any]:
         files = self.repositories[repository]
         siblings = [self._sibling(name, content) for name, content in files.items()]
-        return {"sha": COMMIT, "cardData": {"license": self.licence}, "siblings": siblings}
+        commit = revision if self.keeps_pins and len(revision) == len(COMMIT) else COMMIT
+        return {"sha": commit, "cardData": {"license": self.licence}, "siblings": siblings}
 
     def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
         git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
@@ -59,13 +67,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         self.hub.requests.append((path, self.headers.get("Range")))
         if path.startswith("/api/models/"):
-            repository = path.removeprefix("/api/models/").split("/revision/")[0]
+            repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
             if repository not in self.hub.repositories:
                 self._answer(401, b"{}")
             else:
-                self._answer(200, json.dumps(self.hub.describe(repository)).encode())
+                self._answer(200, json.dumps(self.hub.describe(repository, revision)).encode())
             return
-        repository, _, name = path.removeprefix("/").partition(f"/resolve/{COMMIT}/")
+        found = _FILE.fullmatch(path)
+        repository, name = (found["repository"], found["name"]) if found else ("", "")
         if self.hub.statuses:
             self._answer(self.hub.statuses.pop(0), b"")
         elif name not in self.hub.repositories.get(repository, {}):

@@ -19,6 +19,7 @@ from tests.catalog.fake_hub import COMMIT, FakeHub
 
 V2 = "jina-embeddings-v2-base-en"
 V3 = "jina-embeddings-v3"
+PINNED = Catalog.load().require(V2).revision
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_pull_fetches_and_the_model_is_found_then(command: Command, hub: FakeHub
     hub.repositories[f"jinaai/{V2}"] = tiny_files()
     pulled = command("pull", V2)
     assert pulled.returncode == 0, pulled.stderr
-    assert f"{V2}: jinaai/{V2} at {COMMIT}" in pulled.stdout
+    assert f"{V2}: jinaai/{V2} at {PINNED}\n" in pulled.stdout
     assert "licence: Apache-2.0; the model card says apache-2.0" in pulled.stdout
     assert f"{tmp_path}/models/{V2}: fetched and verified." in pulled.stdout
     assert "model.safetensors: " in pulled.stderr
@@ -126,6 +127,13 @@ def test_pull_asks_for_a_licence_that_is_not_commercial(
     assert (tmp_path / "models" / V3 / "config.json").is_file()
 
 
+def test_what_is_not_published_asks_for_no_licence(command: Command, hub: FakeHub) -> None:
+    refused = command("pull", "elser-v2")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("No weights of elser-v2 are published")
+    assert hub.requests == []
+
+
 def test_an_unpinned_model_says_which_commit_it_takes(command: Command, hub: FakeHub) -> None:
     hub.repositories["jinaai/jina-reranker-v1-tiny-en"] = tiny_files()
     pulled = command("pull", "jina-reranker-v1-tiny-en")
@@ -145,7 +153,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(command: Command, hub: Fake
     hub.repositories[f"jinaai/{V2}"] = tiny_files(values=1_000_000)
     hub.stall_after = 1_000_000
     with command.start("pull", V2) as process:
-        part = tmp_path / "models" / f".{V2}.{COMMIT[:12]}.partial" / "model.safetensors.part"
+        part = tmp_path / "models" / f".{V2}.{PINNED[:12]}.partial" / "model.safetensors.part"
         _wait_for(lambda: part.is_file() and part.stat().st_size == 1_000_000, process)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)

@@ -69,13 +69,25 @@ def test_files_arrive_whole_with_a_record(
     found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     record = json.loads(found.pop(RECORD))
     assert found == hub.repositories[REPOSITORY]
-    assert (record["repository"], record["commit"], record["licence"]) == (REPOSITORY, COMMIT, "apache-2.0")
+    assert (record["repository"], record["commit"], record["licence"]) == (
+        REPOSITORY,
+        spec.revision,
+        "apache-2.0",
+    )
     assert [path.name for path in target.parent.glob(".*.partial")] == []
 
 
 def test_the_pinned_revision_is_asked_for(hub: FakeHub, spec: ModelSpec, http: httpx.Client) -> None:
     describe(spec, http)
     assert hub.requests[0][0] == f"/api/models/{REPOSITORY}/revision/{spec.revision}"
+
+
+def test_another_commit_than_the_pinned_one_is_refused(
+    hub: FakeHub, spec: ModelSpec, http: httpx.Client
+) -> None:
+    hub.keeps_pins = False
+    with pytest.raises(PullError, match=f"answered commit {COMMIT} when asked for {spec.revision}"):
+        describe(spec, http)
 
 
 def test_a_second_pull_fetches_nothing(
@@ -139,7 +151,7 @@ def test_a_wrong_hash_is_refused_and_the_file_deleted(
 def test_a_part_that_does_not_fit_is_refused_and_then_fetched_anew(
     hub: FakeHub, spec: ModelSpec, target: Path, http: httpx.Client
 ) -> None:
-    partial = target.with_name(f".{target.name}.{COMMIT[:12]}.partial")
+    partial = target.with_name(f".{target.name}.{spec.revision[:12]}.partial")
     write_files(partial, {"model.safetensors.part": b"x" * 1000})
     with pytest.raises(PullError, match="size or hash differ"):
         fetch(spec, target, http)
@@ -164,7 +176,7 @@ def test_a_folder_that_no_pull_made_is_kept_unless_told(
     assert (target / "mine.txt").exists()
     assert fetch(spec, target, http, replace=True)
     assert not (target / "mine.txt").exists()
-    assert pulled_commit(target) == COMMIT
+    assert pulled_commit(target) == spec.revision
 
 
 def test_an_older_pull_is_replaced(spec: ModelSpec, target: Path, http: httpx.Client) -> None:
@@ -241,7 +253,7 @@ def test_offline_nothing_is_tried(hub: FakeHub, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_answer_that_cannot_be_read(hub: FakeHub, spec: ModelSpec, http: httpx.Client) -> None:
     hub.repositories[REPOSITORY] = {}
-    hub.describe = lambda repository: {"siblings": [{"rfilename": "a.safetensors"}]}  # type: ignore[method-assign]
+    hub.describe = lambda *_: {"siblings": [{"rfilename": "a.safetensors"}]}  # type: ignore[method-assign]
     with pytest.raises(PullError, match="cannot be read"):
         describe(spec, http)
 

@@ -34,11 +34,21 @@ def test_the_published_vector() -> None:
         one = model.encode("hello world")
         both = model.encode(["hello world", "good morning"])
         assert model.spec.dimensions == 384
+        assert repr(model) == "Model('all-MiniLM-L6-v2')"
         assert model.encode("hello " * 600, truncate=True, dimensions=8).shape == (8,)
     np.testing.assert_allclose(one[:5], HELLO_WORLD, atol=1e-4)
     assert both.shape == (2, 384)
     assert both.dtype == np.float32
     np.testing.assert_allclose(both[0], one, atol=1e-6)
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(
+        ModelError, match="'/tmp/nothing' is neither a directory nor a model of the catalogue"
+    ):
+        load("/tmp/nothing")
+    with pytest.raises(ModelError, match="Unknown model 'jina-embeddings-v9'"):
+        load("jina-embeddings-v9")
 
 
 def test_options_are_those_of_a_request(tmp_path: Path) -> None:

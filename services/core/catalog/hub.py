@@ -81,9 +81,14 @@ def describe(spec: ModelSpec, http: httpx.Client) -> Snapshot:
     if answer.status_code != HTTPStatus.OK:
         raise PullError(refusal(answer.status_code, f"{spec.repository} at {spec.revision}"))
     try:
-        return _snapshot(spec, answer.json())
+        snapshot = _snapshot(spec, answer.json())
     except (ValueError, TypeError, KeyError) as error:
         raise PullError(f"The hub's answer about {spec.repository} cannot be read: {error!r}.") from error
+    if spec.pinned and snapshot.commit != spec.revision:
+        raise PullError(
+            f"The hub answered commit {snapshot.commit} when asked for {spec.revision} of {spec.repository}."
+        )
+    return snapshot
 
 
 def refusal(status: int, what: str) -> str:

@@ -196,6 +196,11 @@ class ModelSpec:
         return self.alias_of or self.id
 
     @property
+    def pinned(self) -> bool:
+        """Whether ``revision`` is a commit."""
+        return self.revision != "main"
+
+    @property
     def max_tokens(self) -> int:
         """Tokens one sequence may hold, specials included."""
         return self.sequence_length or self.context_length
