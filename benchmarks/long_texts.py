@@ -9,6 +9,7 @@ is its own: what stands there once the model is loaded, and what is added while 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import random
 import subprocess
@@ -49,6 +50,7 @@ def read(directory: Path, model: str, sizes: Sequence[int]) -> str:
     network = load_network(Catalog.load().require(model), directory / model, device=cpu, dtype=torch.bfloat16)
     item = EncodeItem(_inputs(model, network, sizes))
     network.forward([EncodeItem(_inputs(model, network, (32,)))])
+    ctypes.CDLL(None).malloc_trim(0)  # as the engine does behind a load
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
     loaded = _mebibytes("VmRSS")
     start = time.perf_counter()
