@@ -10,6 +10,7 @@ from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch
 from services.batch.dbos_engine import DbosEngine
 from services.batch.files import Files
 from services.batch.grpc import BatchServicer
+from services.batch.inputs import JobInputs
 from services.batch.metrics import BacklogGauges
 from services.batch.parsing import RequestParser
 from services.batch.periodic import repeat
@@ -58,7 +59,14 @@ class BatchCapability:
         self._webhooks = Webhooks(settings, WebhookSecrets(settings, database))
         self._sources = Sources(settings)
         self._worker = Worker(
-            settings, engine, self._jobs, table, store, files, self._sources, self._webhooks
+            settings,
+            engine,
+            self._jobs,
+            table,
+            store,
+            files,
+            JobInputs(settings, store, self._sources),
+            self._webhooks,
         )
         service = BatchService(
             self._jobs,

@@ -7,21 +7,18 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Protocol
 
 import orjson
 
 from services.batch.embedding import ChunkEmbedder, Results
 from services.batch.files import Files
+from services.batch.inputs import JobInputs, UnusableInputError
 from services.batch.jobs import JobEngine, Kind, Task
-from services.batch.keys import input_key, part_key
-from services.batch.lines import Line, parse_line, split_lines
+from services.batch.keys import part_key
 from services.batch.metrics import CHUNK_SECONDS, LINES, WEBHOOKS
-from services.batch.planning import TooManyLines, cut
-from services.batch.sources import SourceError
-from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part, Plan
+from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part
 from services.batch.types import File, State, status_json
 from services.batch.webhook import Outcome as Delivery
 from services.core.access.metrics import KeyUsage
@@ -32,12 +29,7 @@ from services.core.storage.objects import ObjectStore, ObjectStoreError
 
 logger = logging.getLogger(__name__)
 
-MAX_LINES = 50_000
-
 _RETRY_SECONDS = (0.2, 10.0)
-_FETCH_ATTEMPTS = 4
-_FETCH_SECONDS = 1.0
-"""Half of what is waited before the second attempt; each further wait is twice as long."""
 _WEBHOOK_ATTEMPTS = 10
 _WEBHOOK_SECONDS = 1.0
 """Before the second attempt; each further wait is twice as long."""
@@ -54,14 +46,6 @@ class Webhooks(Protocol):
         ...
 
 
-class Inputs(Protocol):
-    """Reads input files of callers."""
-
-    def stream(self, url: str) -> AsyncGenerator[bytes]:
-        """Read a file in pieces; raises ``SourceError``."""
-        ...
-
-
 class Worker:
     """Does tasks. While the database or the object store is away it waits for them."""
 
@@ -73,10 +57,9 @@ class Worker:
         table: JobTable,
         store: ObjectStore,
         files: Files,
-        inputs: Inputs,
+        inputs: JobInputs,
         webhooks: Webhooks,
     ) -> None:
-        self._settings = settings
         self._embedder = ChunkEmbedder(engine)
         self._jobs = jobs
         self._table = table
@@ -150,8 +133,12 @@ class Worker:
         if job.state.ended or job.expires_at <= time.time():
             return
         if job.chunks == UNPLANNED:
-            plans = await self._plans(job)
-            if plans is None or not await self._table.plan(job.id, plans):
+            try:
+                plans = await self._inputs.plan(job)
+            except UnusableInputError as error:
+                await self._refuse(job.id, str(error))
+                return
+            if not await self._table.plan(job.id, plans):
                 return
         for position, number in enumerate(await self._table.open_chunks(job.id)):
             if position % _LOOK_EVERY == 0 and not await self._goes_on(job.id):
@@ -163,24 +150,6 @@ class Worker:
         job = await self._table.find(job_id)
         return job is not None and job.state is State.PROCESSING
 
-    async def _plans(self, job: Job) -> list[Plan] | None:
-        """Plan the chunks; None after a job without a usable input has been ended."""
-        try:
-            if job.input_url is not None:
-                await self._fetch(job.id, job.input_url)
-            async with aclosing(self._store.stream(input_key(job.id))) as pieces:
-                chunk_tokens = self._settings.batch_chunk_tokens
-                plans = await cut(pieces, chunk_tokens=chunk_tokens, max_lines=MAX_LINES)
-            if plans:
-                return plans
-            error = "The input has no lines."
-        except TooManyLines:
-            error = f"The input has more than {MAX_LINES:,} lines."
-        except SourceError as refused:
-            error = str(refused)
-        await self._refuse(job.id, error)
-        return None
-
     async def _refuse(self, job_id: str, error: str) -> None:
         """End a job whose input is no good, unless another worker has found it good meanwhile."""
         job = await self._table.find(job_id)
@@ -189,18 +158,6 @@ class Worker:
         # Should this fail, it is deleted when the job expires.
         with contextlib.suppress(ObjectStoreError):
             await self._files.delete(job_id)
-
-    async def _fetch(self, job_id: str, url: str) -> None:
-        for attempt in range(1, _FETCH_ATTEMPTS + 1):
-            try:
-                async with aclosing(self._inputs.stream(url)) as pieces:
-                    await self._store.put_stream(input_key(job_id), pieces)
-                return
-            except SourceError as error:
-                if not error.retryable or attempt == _FETCH_ATTEMPTS:
-                    raise
-                logger.warning("the input of %s cannot be read yet: %s", job_id, error)
-            await asyncio.sleep(_FETCH_SECONDS * 2**attempt)
 
     # Embedding
 
@@ -237,7 +194,7 @@ class Worker:
     async def _results(self, job: Job, number: int, chunk: Chunk) -> bool:
         """Embed a chunk and store what comes of it; false when the job goes on without it."""
         try:
-            lines = await self._lines(job, chunk.plan)
+            lines = await self._inputs.lines(job, chunk.plan)
             if chunk.attempts == 1:
                 results = await self._embedder.embed(job, lines)
             else:
@@ -252,20 +209,6 @@ class Worker:
             with contextlib.suppress(ServiceError):
                 await self._table.give_back_chunk(job.id, number, chunk.tries)
             raise
-
-    async def _lines(self, job: Job, plan: Plan) -> list[Line]:
-        data = await self._store.get(input_key(job.id), plan.start, plan.length) if plan.length else b""
-        given = split_lines(data) if plan.length else [b""]
-        return [
-            parse_line(
-                plan.first + place,
-                line,
-                plan.faults.get(place),
-                model=job.model,
-                max_items=self._settings.max_items,
-            )
-            for place, line in enumerate(given)
-        ]
 
     async def _store_results(self, job: Job, number: int, results: Results) -> bool:
         name = f"{number:06d}-{uuid.uuid4().hex[:12]}"

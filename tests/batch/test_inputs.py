@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from searchfoundation.v1 import batch_pb2
 
-from services.batch import worker
+from services.batch import inputs
 from tests.batch.rig import Rig, rig, until
 from tests.media.web import Handler, Request, Web, answer, head, web
 from tests.rig import settings
@@ -125,7 +125,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
         batch_max_input_bytes=MAX_BYTES,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "_FETCH_SECONDS", 0.01)
+        patch.setattr(inputs, "FETCH_SECONDS", 0.01)
         async with web(page) as site, rig(chosen) as up:
             yield System(await up.of_a_key(), site, folder / "objects" / "batches")
 

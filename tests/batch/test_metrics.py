@@ -52,12 +52,12 @@ def _until(condition: Callable[[], bool]) -> None:
 def test_the_backlog_and_what_became_of_it(workers: Callable[..., Worker], receiver: str) -> None:
     networks = {"SF_FETCH_ALLOW_NETWORKS": '["127.0.0.1/32"]'}
     worker = workers(SF_BATCH_CHUNK_TOKENS="40", SF_BATCH_CONCURRENCY="1", **networks)
-    given = [*expected.lines(expected.texts(4_000)), {"custom_id": "bad"}]
+    given = [*expected.lines(expected.texts(1_500)), {"custom_id": "bad"}]
     with Client(worker) as client:
         job = client.submit(input=given)
         _until(lambda: worker.figure(_JOBS, status="running") == 1)
         assert worker.figure(_JOBS, status="queued") == 0
-        assert 0 < worker.figure("searchfoundation_batch_backlog_lines") < 4_001
+        assert 0 < worker.figure("searchfoundation_batch_backlog_lines") < 1_501
         assert 0 < worker.figure("searchfoundation_batch_backlog_age_seconds") < 60
         client.typed.CancelBatch(batch_pb2.CancelBatchRequest(id=job))
         small = client.submit(input=given[-11:], webhook_url=receiver)

@@ -1,0 +1,90 @@
+"""The input of a job: brought here if it lies elsewhere, planned as chunks, read chunk by chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Protocol
+
+from services.batch.keys import input_key
+from services.batch.lines import Line, parse_line, split_lines
+from services.batch.planning import TooManyLines, cut
+from services.batch.sources import SourceError
+from services.batch.table import Job, Plan
+from services.core.settings import Settings
+from services.core.storage.objects import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+MAX_LINES = 50_000
+
+FETCH_SECONDS = 1.0
+"""Half of what is waited before the second attempt at a URL; each further wait is twice as long."""
+
+_FETCH_ATTEMPTS = 4
+
+
+class UnusableInputError(Exception):
+    """There is nothing to embed; the message is a sentence for the job's owner."""
+
+
+class Inputs(Protocol):
+    """Reads input files of callers."""
+
+    def stream(self, url: str) -> AsyncGenerator[bytes]:
+        """Read a file in pieces; raises ``SourceError``."""
+        ...
+
+
+class JobInputs:
+    """Inputs of jobs, which are kept in the object store. Every method may raise ``ObjectStoreError``."""
+
+    def __init__(self, settings: Settings, store: ObjectStore, elsewhere: Inputs) -> None:
+        self._chunk_tokens = settings.batch_chunk_tokens
+        self._max_items = settings.max_items
+        self._store = store
+        self._elsewhere = elsewhere
+
+    async def plan(self, job: Job) -> list[Plan]:
+        """Fetch the input if it has a URL, and cut it into chunks. Raises ``UnusableInputError``."""
+        try:
+            if job.input_url is not None:
+                await self._fetch(job.id, job.input_url)
+            async with aclosing(self._store.stream(input_key(job.id))) as pieces:
+                plans = await cut(pieces, chunk_tokens=self._chunk_tokens, max_lines=MAX_LINES)
+        except TooManyLines:
+            raise UnusableInputError(f"The input has more than {MAX_LINES:,} lines.") from None
+        except SourceError as refused:
+            raise UnusableInputError(str(refused)) from refused
+        if not plans:
+            raise UnusableInputError("The input has no lines.")
+        return plans
+
+    async def lines(self, job: Job, plan: Plan) -> list[Line]:
+        """Read the lines of a chunk."""
+        data = await self._store.get(input_key(job.id), plan.start, plan.length) if plan.length else b""
+        given = split_lines(data) if plan.length else [b""]
+        return [
+            parse_line(
+                plan.first + place,
+                line,
+                plan.faults.get(place),
+                model=job.model,
+                max_items=self._max_items,
+            )
+            for place, line in enumerate(given)
+        ]
+
+    async def _fetch(self, job_id: str, url: str) -> None:
+        for attempt in range(1, _FETCH_ATTEMPTS + 1):
+            try:
+                async with aclosing(self._elsewhere.stream(url)) as pieces:
+                    await self._store.put_stream(input_key(job_id), pieces)
+                return
+            except SourceError as error:
+                if not error.retryable or attempt == _FETCH_ATTEMPTS:
+                    raise
+                logger.warning("the input of %s cannot be read yet: %s", job_id, error)
+            await asyncio.sleep(FETCH_SECONDS * 2**attempt)
