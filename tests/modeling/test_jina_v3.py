@@ -53,6 +53,13 @@ def test_each_task_is_that_of_float64(tmp_path: Path, heads: int, width: int, ta
         np.testing.assert_allclose(vector, expected(tmp_path, ids, task), atol=1e-5)
 
 
+def test_a_scale_that_bf16_does_not_hold(tmp_path: Path) -> None:
+    write_v3(tmp_path, lora_rank=3, lora_alpha=2)
+    ids = random_ids(40, VOCABULARY)
+    (vector,) = load(tmp_path, torch.float32).forward([EncodeItem(ids, "separation")])
+    np.testing.assert_allclose(vector, expected(tmp_path, ids, "separation"), atol=1e-5)
+
+
 @pytest.mark.parametrize("task", [None, "retrieval.query", "text-matching"])
 def test_hidden_states_are_those_of_transformers(tmp_path: Path, task: str | None) -> None:
     write_v3(tmp_path)

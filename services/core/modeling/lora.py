@@ -146,7 +146,7 @@ class AdaptedLayers:
         """One row of a table."""
         base = self._checkpoint.tensor(weight_name(name, self._adapters), torch.float32)[row]
         parts = self._parts(name)
-        tasks = {task: base + down[row].float() @ up.float() for task, (down, up) in parts.items()}
+        tasks = {task: base + down[row].float() @ up for task, (down, up) in parts.items()}
         place = self._layers.place
         return AdaptedRow(place(base), {task: place(one) for task, one in tasks.items()})
 
@@ -156,7 +156,7 @@ class AdaptedLayers:
             return {}
         where = f"{name}.parametrizations.weight.0"
         first = self._checkpoint.tensor(f"{where}.lora_A")
-        second = self._checkpoint.tensor(f"{where}.lora_B") * self._adapters.scale
+        second = self._checkpoint.tensor(f"{where}.lora_B", torch.float32) * self._adapters.scale
         return dict(zip(self._adapters.names, zip(first, second, strict=True), strict=True))
 
 
