@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -122,6 +123,8 @@ def _check(answer: httpx.Response) -> None:
     fields: dict[str, Any] = told if isinstance(told, dict) else {}
     detail = fields.get("detail") or f"the server answered with status {answer.status_code}."
     code = fields.get("code") or answer.status_code
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        detail = f"{detail} This command takes the key from the variable {KEY_VARIABLE}."
     request = f" (request {fields['request_id']})" if fields.get("request_id") else ""
     raise CallError(
         f"{code}: {detail}{request}", temporary=answer.status_code == 429 or answer.status_code >= 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import sys
 import time
@@ -11,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import httpx
+
 from search_foundation.batch_client import BatchClient, CallError
 
 _TRIES = 6
 _OVERLAP = 4096
 
-Progress = Callable[[int], None]
-"""Is told how many bytes are here."""
+Progress = Callable[[int, int | None], None]
+"""Is told how many bytes are here, and of how many, if the server says it."""
 
 
 def part_of(target: Path, batch_id: str, file: str) -> Path:
@@ -33,14 +36,7 @@ def download(client: BatchClient, batch_id: str, file: str, target: Path, progre
     """
     part = part_of(target, batch_id, file)
     with part.open("ab+") as content, _kept_if_filled(part, content):
-        for left in reversed(range(_TRIES)):
-            try:
-                _go_on(client, batch_id, file, content, progress)
-                break
-            except CallError as error:
-                if not error.temporary or left == 0:
-                    raise
-                time.sleep(2.0 ** (_TRIES - 1 - left) / 4)
+        _until_whole(lambda: _go_on(client, batch_id, file, content, progress))
         content.flush()
         os.fsync(content.fileno())
         size = content.tell()
@@ -62,11 +58,29 @@ def _kept_if_filled(part: Path, content: BinaryIO) -> Generator[None]:
 
 
 def to_stdout(client: BatchClient, batch_id: str, file: str) -> None:
-    """Write ``file`` to standard output as it comes."""
-    with client.download(batch_id, file, 0) as answer:
-        for piece in answer.iter_bytes():
-            sys.stdout.buffer.write(piece)
+    """Write ``file`` to standard output as it comes, going on after a break; raises CallError, OSError."""
+    written = 0
+
+    def go_on() -> None:
+        nonlocal written
+        with client.download(batch_id, file, written) as answer:
+            for piece in answer.iter_bytes():
+                written += sys.stdout.buffer.write(piece)
+
+    _until_whole(go_on)
     sys.stdout.buffer.flush()
+
+
+def _until_whole(go_on: Callable[[], None]) -> None:
+    """Try again what the server or the way to it broke off, a few times."""
+    for left in reversed(range(_TRIES)):
+        try:
+            go_on()
+            return
+        except CallError as error:
+            if not error.temporary or left == 0:
+                raise
+            time.sleep(2.0 ** (_TRIES - 1 - left) / 4)
 
 
 def _go_on(client: BatchClient, batch_id: str, file: str, content: BinaryIO, progress: Progress) -> None:
@@ -80,11 +94,17 @@ def _go_on(client: BatchClient, batch_id: str, file: str, content: BinaryIO, pro
         pieces = answer.iter_bytes()
         seen, rest = _take(pieces, overlap)
         if seen == known:
-            _append(content, rest, pieces, progress)
+            _append(content, rest, pieces, progress, _total(answer, size - overlap))
             return
     content.truncate(0)
     with client.download(batch_id, file, 0) as answer:
-        _append(content, b"", answer.iter_bytes(), progress)
+        _append(content, b"", answer.iter_bytes(), progress, _total(answer, 0))
+
+
+def _total(answer: httpx.Response, left_out: int) -> int | None:
+    """Give the length of the whole file, if the answer tells it."""
+    length = answer.headers.get("content-length", "")
+    return left_out + int(length) if length.isdigit() and "content-encoding" not in answer.headers else None
 
 
 def _take(pieces: Iterator[bytes], size: int) -> tuple[bytes, bytes]:
@@ -98,10 +118,11 @@ def _take(pieces: Iterator[bytes], size: int) -> tuple[bytes, bytes]:
     return head[:size], head[size:]
 
 
-def _append(content: BinaryIO, first: bytes, rest: Iterator[bytes], progress: Progress) -> None:
+def _append(
+    content: BinaryIO, first: bytes, rest: Iterator[bytes], progress: Progress, total: int | None
+) -> None:
     size = content.seek(0, os.SEEK_END)
-    size += content.write(first)
-    progress(size)
-    for piece in rest:
+    progress(size, total)
+    for piece in itertools.chain((first,), rest):
         size += content.write(piece)
-        progress(size)
+        progress(size, total)

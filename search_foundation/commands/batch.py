@@ -23,6 +23,11 @@ Parsers = Any
 
 _RUNNING = ("pending", "processing")
 _LONGEST_WAIT = 10.0
+_ENDS = {
+    "failed": "The job has failed",
+    "cancelled": "The job is cancelled",
+    "expired": "The job has expired",
+}
 
 
 def add_parser(subparsers: Parsers) -> None:
@@ -152,7 +157,7 @@ def _ended(args: argparse.Namespace, client: BatchClient, status: Status) -> int
     batch_id = status["batch_id"]
     if status["status"] != "completed":
         why = f": {str(status['error']).rstrip('.')}" if status.get("error") else ""
-        print(f"The job is {status['status']}{why}.", file=sys.stderr)
+        print(f"{_ENDS.get(status['status'], 'The job has ended')}{why}.", file=sys.stderr)
         return 1
     print(f"{done - failed:,} of {total:,} lines embedded, {failed:,} failed.", file=sys.stderr)
     if failed:

@@ -33,17 +33,11 @@ def counts(status: Status) -> tuple[int, int, int]:
 @contextmanager
 def _bar() -> Generator[Show]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        ProgressColumn,
-        Task,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
     from rich.progress import Progress as Bar
     from rich.text import Text
+
+    from search_foundation.commands.time_left import TimeLeft
 
     class Rate(ProgressColumn):
         """Lines per second, lately."""
@@ -56,8 +50,7 @@ def _bar() -> Generator[Show]:
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
     task: TaskID | None = None
     with Bar(*columns, console=Console(stderr=True)) as bar:
@@ -104,13 +97,29 @@ def _lines() -> Show:
 def bytes_progress(name: str) -> Generator[Progress]:
     """Give the callback that is told the bytes of a download."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _size, _total: None
         return
     from rich.console import Console
-    from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn())
+    from search_foundation.commands.time_left import TimeLeft
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeLeft(),
+    )
+    task: TaskID | None = None
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda size: bar.update(task, completed=size)
+
+        def show(size: int, total: int | None) -> None:
+            nonlocal task
+            if task is None:
+                # What an earlier run has brought does not count for the rate.
+                task = bar.add_task(name, total=total, completed=size)
+            bar.update(task, total=total, completed=size)
+
+        yield show

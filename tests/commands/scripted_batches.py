@@ -40,6 +40,9 @@ class ScriptedBatches:
     cuts: list[int] = field(default_factory=list)
     """Bytes after which the next downloads break off."""
     knows_offset: bool = True
+    tells_length: bool = True
+    pause: float = 0.0
+    """Seconds between the pieces of a file."""
     refusal: tuple[int, dict[str, Any]] | None = None
     """Status and body of every answer."""
     calls: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
@@ -103,20 +106,26 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.script.files[name][int(offset) if self.script.knows_offset else 0 :]
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
-        self.send_header("Transfer-Encoding", "chunked")
+        if self.script.tells_length:
+            self.send_header("Content-Length", str(len(content)))
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         cut = self.script.cuts.pop(0) if self.script.cuts else None
-        self._chunk(content[:cut])
         self.script.asked.set()
-        if cut is None:
-            self.wfile.write(b"0\r\n\r\n")
-        else:
+        self._pieces(content[:cut])
+        if cut is not None:
             self.close_connection = True
+        elif not self.script.tells_length:
+            self.wfile.write(b"0\r\n\r\n")
 
-    def _chunk(self, data: bytes) -> None:
-        if data:
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-            self.wfile.flush()
+    def _pieces(self, data: bytes) -> None:
+        for piece in (data[:-100_000], data[-100_000:-1000], data[-1000:]):
+            if piece:
+                chunk = piece if self.script.tells_length else b"%x\r\n%b\r\n" % (len(piece), piece)
+                self.wfile.write(chunk)
+                self.wfile.flush()
+            threading.Event().wait(self.script.pause)
 
     def _json(self, code: int, value: Any, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(value).encode()

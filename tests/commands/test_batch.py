@@ -111,6 +111,8 @@ def test_files_that_cannot_be_sent(
 
 def test_a_refusal_is_told(server: ScriptedBatches, capsys: pytest.CaptureFixture[str]) -> None:
     server.refusal = (401, {"detail": "Invalid API key.", "code": "AUTH_INVALID_API_KEY", "request_id": "r1"})
+    said = "AUTH_INVALID_API_KEY: Invalid API key. This command takes the key from the variable API_KEY."
+    said += " (request r1)\n"
     for words in (
         ["submit", "s3://b/k", "--model", "m"],
         ["watch", ID],
@@ -119,7 +121,7 @@ def test_a_refusal_is_told(server: ScriptedBatches, capsys: pytest.CaptureFixtur
         ["cancel", ID],
     ):
         assert batch(server, *words) == 1
-        assert capsys.readouterr().err == "AUTH_INVALID_API_KEY: Invalid API key. (request r1)\n"
+        assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
@@ -156,13 +158,15 @@ def test_watch_follows_to_the_end_over_silence_and_refusals(
     assert f"search-foundation batch download {ID} --errors --url {server.url}" in said
 
 
-@pytest.mark.parametrize("state", ["failed", "cancelled", "expired"])
+@pytest.mark.parametrize(
+    ("state", "said"), [("failed", "has failed"), ("cancelled", "is cancelled"), ("expired", "has expired")]
+)
 def test_watch_of_a_job_that_went_wrong(
-    server: ScriptedBatches, capsys: pytest.CaptureFixture[str], state: str
+    server: ScriptedBatches, capsys: pytest.CaptureFixture[str], state: str, said: str
 ) -> None:
     server.statuses = [status(state, 3, error="The disk is full.")]
     assert batch(server, "watch", ID, "-o", "out.jsonl") == 1
-    assert f"The job is {state}: The disk is full.\n" in capsys.readouterr().err
+    assert f"The job {said}: The disk is full.\n" in capsys.readouterr().err
     assert not Path("out.jsonl").exists()
 
 
@@ -218,6 +222,15 @@ def test_a_partial_file_of_something_else_is_not_continued(
     (place / f"out.jsonl.{ID}.output.part").write_bytes(begun)
     assert batch(server, "download", ID, "-o", "out.jsonl") == 0
     assert (place / "out.jsonl").read_bytes() == OUTPUT
+
+
+def test_a_stream_to_standard_output_goes_on(
+    server: ScriptedBatches, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    server.cuts = [100_000, 0, 50_000]
+    assert batch(server, "download", ID, "-o", "-") == 0
+    assert capsysbinary.readouterr().out == OUTPUT
+    assert server.offsets() == [0, 100_000, 100_000, 150_000]
 
 
 def test_a_server_without_offsets_is_asked_from_the_start(server: ScriptedBatches, place: Path) -> None:
@@ -279,8 +292,7 @@ def test_ctrl_c_tells_how_to_see_the_job_again(server: ScriptedBatches) -> None:
     assert batch(server, "watch", ID) == 0
 
 
-def test_the_bar_shows_rate_and_time_left(server: ScriptedBatches) -> None:
-    server.statuses = [status("processing", done) for done in range(10)] + [status("completed", 10)]
+def shown_on_a_terminal(server: ScriptedBatches, *words: str) -> bytes:
     ours, theirs = pty.openpty()
     shown = bytearray()
 
@@ -292,12 +304,29 @@ def test_the_bar_shows_rate_and_time_left(server: ScriptedBatches) -> None:
             return
 
     reader = threading.Thread(target=read)
-    with start(server, "watch", ID, stderr=theirs) as command:
+    with start(server, *words, stderr=theirs) as command:
         os.close(theirs)
         reader.start()
         assert command.wait(60) == 0
     reader.join()
     os.close(ours)
+    return bytes(shown)
+
+
+def test_the_bar_of_a_job_shows_rate_and_time_left(server: ScriptedBatches) -> None:
+    server.statuses = [status("processing", done) for done in range(10)] + [status("completed", 10)]
+    shown = shown_on_a_terminal(server, "watch", ID)
     assert b"lines/s" in shown
-    assert b"left" in shown
+    assert b" left" in shown
     assert b"10/10" in shown
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_the_bar_of_a_download_shows_rate_and_time_left(server: ScriptedBatches, length: bool) -> None:
+    server.tells_length = length
+    server.pause = 0.5
+    shown = shown_on_a_terminal(server, "download", ID)
+    size = f"{len(OUTPUT) / 1000:.1f}"
+    assert f"{size}/{size if length else '?'} kB".encode() in shown
+    assert b"B/s" in shown
+    assert (b" left" in shown) is length
