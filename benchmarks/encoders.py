@@ -1,6 +1,6 @@
 """Encoders of the larger text models, random weights: tokens/s, what adapters cost, memory of a long text.
 
-    python -m benchmarks.encoders [--network v2|v3] [--device cuda] [--rounds 2]
+    python -m benchmarks.encoders [--network v2|v3] [--device cuda] [--rounds 2] [--layers N]
 
 Beside ours stands the plain way: transformers' own class (for JinaBERT, which it does not have, the same
 in torch modules) in bf16, texts in order of length, 32 at a time, padded to the longest, as
@@ -142,7 +142,8 @@ def ceiling(network: str, device: torch.device) -> float:
 def speeds(network: str, encoder: TextEncoder, padded: Runner, device: torch.device, rounds: int) -> None:
     """Print a table of tokens/s by length."""
     limit = ceiling(network, device)
-    print(f"{NAMES[network]}; bare bf16 products {limit / 1e12:,.2f} Top/s\n")
+    layers = SIZES[network]["num_hidden_layers"]
+    print(f"{NAMES[network]}, {layers} layers; bare bf16 products {limit / 1e12:,.2f} Top/s\n")
     print("| tokens of a text | padded, tokens/s | ours, tokens/s | times | of ceiling |")
     print("|" + " --- |" * 5)
     encoder.forward(items((64, 64)))
@@ -210,10 +211,14 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=list(NAMES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=2, help="turns that each side takes")
+    parser.add_argument(
+        "--layers", type=int, help="fewer than published, for a quick look"
+    )
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
     torch.set_num_threads(1)
     for network in chosen.network or list(NAMES):
+        SIZES[network]["num_hidden_layers"] = chosen.layers or SIZES[network]["num_hidden_layers"]
         with tempfile.TemporaryDirectory() as folder:
             directory = write(network, Path(folder))
             spec = Catalog.load().require(NAMES[network])
