@@ -211,9 +211,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=list(NAMES))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=2, help="turns that each side takes")
-    parser.add_argument(
-        "--layers", type=int, help="fewer than published, for a quick look"
-    )
+    parser.add_argument("--layers", type=int, help="fewer than published, for a quick look")
     chosen = parser.parse_args()
     device = torch.device(chosen.device)
     torch.set_num_threads(1)
