@@ -31,8 +31,7 @@ class Load:
     headers: dict[str, str] = field(default_factory=dict)
     text: str = "a text of about ten words to embed once more"
     outcomes: Counter[int | str] = field(default_factory=Counter)
-    answers: list[tuple[float, int, dict[str, str], bytes]] = field(default_factory=list)
-    keep: bool = False
+    failures: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
@@ -55,9 +54,6 @@ class Load:
         """Wait until so many more calls than now have had an outcome."""
         number += self.outcomes[outcome]
         wait_for(lambda: self.outcomes[outcome] >= number)
-
-    def count(self, *outcomes: int | str) -> int:
-        return sum(self.outcomes[outcome] for outcome in outcomes)
 
     def _run(self) -> None:
         connection = self._connection()
@@ -85,9 +81,9 @@ class Load:
 
     def _note(self, status: int, headers: dict[str, str], answer: bytes) -> None:
         self.outcomes[status] += 1
-        if status != 200 or self.keep:
+        if status != 200:
             fields = {name.lower(): value for name, value in headers.items()}
-            self.answers.append((time.monotonic(), status, fields, answer))
+            self.failures.append((status, fields, answer))
 
     def _connection(self) -> Any:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)

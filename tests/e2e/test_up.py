@@ -33,7 +33,6 @@ class Up:
             **{name: str(port) for name, port in self.ports.items()},
             **settings,
         }
-        self.started = time.monotonic()
         self.command = Command.start(f"up-{time.monotonic_ns()}", ("up", *words), environment, folder)
 
     @property
