@@ -3,7 +3,7 @@
     python -m benchmarks.long_texts [--only reranker|embedder]
 
 Published sizes, random weights, bf16, all cores. Each input is read in a process of its own, so that its peak
-is its own: what stands there once the model is loaded, and what is added while it reads. Seconds of processors
+is its own: what stands there once the model is loaded, and what is added while it reads. Processor seconds
 are those of all cores together.
 """
 
