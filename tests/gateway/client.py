@@ -37,7 +37,7 @@ def call(
     body: bytes | Iterable[bytes] | None = None,
     headers: Mapping[str, str] | None = None,
     *,
-    timeout: float = 30.0,
+    timeout: float = 120.0,
 ) -> Answer:
     """One request on a connection of its own; an iterable body is sent in chunks."""
     connection = HTTPConnection("127.0.0.1", port, timeout=timeout)
@@ -67,7 +67,7 @@ def get(port: int, path: str, headers: Mapping[str, str] | None = None) -> Answe
     return call(port, "GET", path, headers=headers)
 
 
-def raw(port: int, data: bytes, *, timeout: float = 10.0) -> bytes:
+def raw(port: int, data: bytes, *, timeout: float = 60.0) -> bytes:
     """Send bytes, and read until the gateway closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
         connection.sendall(data)
