@@ -184,6 +184,25 @@ async def test_a_model_stays_while_a_call_uses_it(folder: Path, wanted: dict[str
         assert resident(ONE) == 0
 
 
+async def test_a_model_stays_while_a_call_prepares(folder: Path, wanted: dict[str, np.ndarray]) -> None:
+    charged, paid = asyncio.Event(), asyncio.Event()
+
+    async def charge(_: int) -> None:
+        charged.set()
+        await paid.wait()
+
+    loads = Loads()
+    async with serving(folder, loads, room=1) as engine:
+        using = asyncio.ensure_future(embed(engine.embedder(ONE), *TEXTS, charge=charge))
+        await charged.wait()
+        waiting = asyncio.ensure_future(embed(engine.embedder(TWO), *TEXTS))
+        await asyncio.sleep(0.2)
+        assert loads.names == [ONE]
+        paid.set()
+        np.testing.assert_allclose(await using, wanted[ONE], atol=1e-6)
+        np.testing.assert_allclose(await waiting, wanted[TWO], atol=1e-6)
+
+
 async def test_the_traffic_of_one_model_does_not_keep_out_another(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
