@@ -9,7 +9,7 @@ from contextlib import aclosing
 from services.batch.keys import folder, joined_key, part_key
 from services.batch.table import Job, JobTable, Part
 from services.batch.types import BatchStatus, File, State
-from services.core.storage.objects import ObjectStore
+from services.core.storage.objects import ObjectMissingError, ObjectStore
 
 _WITH_OUTPUT = (State.COMPLETED, State.CANCELLED)
 
@@ -40,6 +40,7 @@ class StoredFile:
                 start += len(piece)
                 if start >= end:
                     return
+        raise ObjectMissingError(f"{key} has {start} bytes and should have {end}")
 
 
 class Files:

@@ -87,20 +87,16 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         offset = parse_offset(request.offset)
         call = current_call.get()
         found = await self._service.open(request.batch_id, call.tenant, file)
-        headers = {
-            "accept-ranges": "bytes",
-            "etag": f'"{request.batch_id}-{file}"',
-            "content-disposition": f'attachment; filename="{request.batch_id}_{file}.jsonl"',
-        }
-        asked = range(offset, found.length)
-        part = None if offset else _part_asked(headers["etag"], found.length)
-        if part is not None:
-            asked = part
-            headers |= {
-                "content-range": f"bytes {part.start}-{part.stop - 1}/{found.length}",
-                HTTP_STATUS_HEADER: str(HTTPStatus.PARTIAL_CONTENT.value),
-            }
-        call.headers = (*headers.items(), (LENGTH_HEADER, str(len(asked))))
+        etag = f'"{request.batch_id}-{file}"'
+        part = None if offset else _part_asked(etag, found.length)
+        asked = range(offset, found.length) if part is None else part
+        call.headers = (
+            ("accept-ranges", "bytes"),
+            ("etag", etag),
+            ("content-disposition", f'attachment; filename="{request.batch_id}_{file}.jsonl"'),
+            (LENGTH_HEADER, str(len(asked))),
+            *(() if part is None else _partial(part, found.length)),
+        )
         empty = True
         async with aclosing(found.pieces(asked)) as pieces:
             async for piece in pieces:
@@ -123,6 +119,13 @@ def _part_asked(etag: str, length: int) -> range | None:
     if _header("if-range") not in ("", etag) or not length:
         return None
     return byte_range(_header("range"), length)
+
+
+def _partial(part: range, length: int) -> tuple[tuple[str, str], ...]:
+    return (
+        ("content-range", f"bytes {part.start}-{part.stop - 1}/{length}"),
+        (HTTP_STATUS_HEADER, str(HTTPStatus.PARTIAL_CONTENT.value)),
+    )
 
 
 def _header(name: str) -> str:
