@@ -49,7 +49,7 @@ class Example:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert run.returncode == 0, f"{self} ended with {run.returncode}:\n{run.stderr}"

@@ -48,7 +48,7 @@ class Load:
     ) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(120)
 
     def wait_for(self, outcome: int | str, number: int) -> None:
         """Wait until so many more calls than now have had an outcome."""
@@ -86,4 +86,4 @@ class Load:
             self.failures.append((status, fields, answer))
 
     def _connection(self) -> Any:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
