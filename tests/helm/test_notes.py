@@ -54,6 +54,7 @@ def test_they_end_in_a_curl_with_a_key(chart: Path) -> None:
 
 def test_they_follow_the_way_in(chart: Path) -> None:
     assert "export URL=http://search.example.com" in _notes(chart, SETS["ingress"])
+    assert "export URL=https://search.example.com" in _notes(chart, SETS["gateway-api"])
     balancer = _notes(chart, SETS["load-balancer"])
     assert "get service sf-search-foundation-gateway --output jsonpath" in balancer
     assert "https://127.0.0.1:8080" in _notes(chart, SETS["tls-secret"])
