@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     batch_chunk_tokens: int = Field(
         16_384, ge=1, description="About how much of a batch job is embedded, stored and charged at a time."
     )
-    batch_concurrency: int = Field(2, ge=1, description="Such parts that a process works on at once.")
+    batch_concurrency: int = Field(3, ge=1, description="Such parts that a process works on at once.")
     batch_expire_seconds: float = Field(
         86_400.0, gt=0, description="From making a batch job to deleting its files."
     )

@@ -120,7 +120,7 @@ def test_one_leaves_in_good_order(workers: Make, expect: Expect, form: Form) -> 
 
 
 def test_cancelling_at_one_interrupts_the_other(workers: Make) -> None:
-    settings = {"SF_BATCH_CHUNK_TOKENS": "1000000", **QUICK}
+    settings = {"SF_BATCH_CHUNK_TOKENS": "1000000", "SF_BATCH_CONCURRENCY": "1", **QUICK}
     first, second = _pair(workers, shared_postgres().new_database(), **settings)
     given = expected.lines([" ".join(expected.WORDS * 9)] * 1_536)
     with Client(first) as client:
