@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +119,7 @@ class Jobs:
 
 
 @contextmanager
-def system() -> Iterator[Jobs]:
+def system() -> Generator[Jobs]:
     """One process with both capabilities, behind the gateway."""
     with tempfile.TemporaryDirectory() as folder, Stack(Path(folder), {"SF_AUTH": "false"}) as stack:
         services = stack.serve("embed", "batch")
