@@ -156,7 +156,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(command: Command, hub: Fake
         part = tmp_path / "models" / f".{V2}.{PINNED[:12]}.partial" / "model.safetensors.part"
         _wait_for(lambda: part.is_file() and part.stat().st_size == 1_000_000, process)
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=180)
     assert pulled_commit(tmp_path / "models" / V2) == ""
     hub.stall_after = None
     pulled = command("pull", V2)
