@@ -60,7 +60,7 @@ class Command:
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         with self.start(*words) as process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=180)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
