@@ -41,7 +41,7 @@ CPU_CASES: dict[str, tuple[int, ...]] = {
     "64": (64,) * 32,
     "512": (512,) * 4,
     "2,048": (2048,) * 2,
-    "8..512, mixed": tuple(int(n) for n in np.geomspace(8, 512, 96)),
+    "8..512, mixed": tuple(int(n) for n in np.geomspace(8, 512, 192)),
 }
 CUDA_CASES: dict[str, tuple[int, ...]] = {
     "128": (128,) * 2048,
