@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
 from services.batch.keys import input_key
@@ -30,6 +32,14 @@ class UnusableInputError(Exception):
     """There is nothing to embed; the message is a sentence for the job's owner."""
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An input cut into chunks. ``name`` tells one fetched for it from those of other attempts, if any."""
+
+    chunks: Sequence[Plan]
+    name: str | None
+
+
 class Inputs(Protocol):
     """Reads input files of callers."""
 
@@ -47,12 +57,18 @@ class JobInputs:
         self._store = store
         self._elsewhere = elsewhere
 
-    async def plan(self, job: Job) -> list[Plan]:
-        """Fetch the input if it has a URL, and cut it into chunks. Raises ``UnusableInputError``."""
+    async def plan(self, job: Job) -> Planned:
+        """Fetch the input if it has a URL, and cut it into chunks. Raises ``UnusableInputError``.
+
+        What is fetched gets a name of its own each time: what lies behind a URL may change, and a worker that
+        was taken for dead may still be fetching when another has planned the job.
+        """
+        name = None if job.input_url is None else uuid.uuid4().hex[:12]
+        key = input_key(job.id, name)
         try:
             if job.input_url is not None:
-                await self._fetch(job.id, job.input_url)
-            async with aclosing(self._store.stream(input_key(job.id))) as pieces:
+                await self._fetch(key, job.input_url)
+            async with aclosing(self._store.stream(key)) as pieces:
                 plans = await cut(pieces, chunk_tokens=self._chunk_tokens, max_lines=MAX_LINES)
         except TooManyLines:
             raise UnusableInputError(f"The input has more than {MAX_LINES:,} lines.") from None
@@ -60,11 +76,17 @@ class JobInputs:
             raise UnusableInputError(str(refused)) from refused
         if not plans:
             raise UnusableInputError("The input has no lines.")
-        return plans
+        return Planned(plans, name)
+
+    async def discard(self, job: Job, planned: Planned) -> None:
+        """Delete what was fetched for a plan that came too late."""
+        if planned.name is not None:
+            await self._store.delete([input_key(job.id, planned.name)])
 
     async def lines(self, job: Job, plan: Plan) -> list[Line]:
         """Read the lines of a chunk."""
-        data = await self._store.get(input_key(job.id), plan.start, plan.length) if plan.length else b""
+        key = input_key(job.id, job.input_name)
+        data = await self._store.get(key, plan.start, plan.length) if plan.length else b""
         given = split_lines(data) if plan.length else [b""]
         return [
             parse_line(
@@ -77,14 +99,14 @@ class JobInputs:
             for place, line in enumerate(given)
         ]
 
-    async def _fetch(self, job_id: str, url: str) -> None:
+    async def _fetch(self, key: str, url: str) -> None:
         for attempt in range(1, _FETCH_ATTEMPTS + 1):
             try:
                 async with aclosing(self._elsewhere.stream(url)) as pieces:
-                    await self._store.put_stream(input_key(job_id), pieces)
+                    await self._store.put_stream(key, pieces)
                 return
             except SourceError as error:
                 if not error.retryable or attempt == _FETCH_ATTEMPTS:
                     raise
-                logger.warning("the input of %s cannot be read yet: %s", job_id, error)
+                logger.warning("%s cannot be fetched yet: %s", key, error)
             await asyncio.sleep(FETCH_SECONDS * 2**attempt)

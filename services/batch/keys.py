@@ -25,9 +25,9 @@ def folder(job_id: str) -> str:
     return f"batches/{job_id}"
 
 
-def input_key(job_id: str) -> str:
-    """Give the key of a job's input."""
-    return f"{folder(job_id)}/input.jsonl"
+def input_key(job_id: str, name: str | None = None) -> str:
+    """Give the key of a job's input; ``name`` is that of one attempt at fetching it from elsewhere."""
+    return f"{folder(job_id)}/input.jsonl" if name is None else f"{folder(job_id)}/input-{name}.jsonl"
 
 
 def part_key(job_id: str, name: str, file: File) -> str:

@@ -96,5 +96,7 @@ BATCH = Schema(
             "webhook secrets",
             (CreateTable(_SECRETS), text("INSERT INTO batch_webhook_secrets (secrets) VALUES ('')")),
         ),
+        # Which of the files that were fetched for a job is the one its chunks were cut from.
+        Migration(3, "names of inputs", (text("ALTER TABLE batch_jobs ADD COLUMN input_name VARCHAR(40)"),)),
     ),
 )

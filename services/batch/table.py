@@ -15,7 +15,7 @@ from services.core.access.booking import book
 from services.core.storage import Database
 
 _JOB = (
-    *("id", "owner", "model", "task", "dimensions", "normalized", "input_url"),
+    *("id", "owner", "model", "task", "dimensions", "normalized", "input_url", "input_name"),
     *("webhook_url", "webhook_tries", "webhook_ended", "state", "error", "base_url", "joined"),
     *("created_at", "completed_at", "expires_at"),
     *("chunks", "total", "completed", "failed", "total_tokens"),
@@ -52,6 +52,7 @@ class Job:
     state: State = State.PENDING
     error: str | None = None
     joined: bool = False
+    input_name: str | None = None
     completed_at: float | None = None
     webhook_tries: int = 0
     webhook_ended: bool = False
@@ -142,7 +143,7 @@ class JobTable:
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
 
-    async def plan(self, job_id: str, plans: Sequence[Plan]) -> bool:
+    async def plan(self, job_id: str, plans: Sequence[Plan], input_name: str | None) -> bool:
         """Store the chunks of a job that waits for them; false when it waits no more."""
         rows = [
             {
@@ -163,7 +164,9 @@ class JobTable:
         ]
         total = sum(plan.lines for plan in plans)
         change = update(_JOBS).where(_J.id == job_id, _J.state == State.PENDING.value, _J.chunks == UNPLANNED)
-        change = change.values(chunks=len(plans), total=total, state=State.PROCESSING.value)
+        change = change.values(
+            chunks=len(plans), total=total, state=State.PROCESSING.value, input_name=input_name
+        )
         async with self._database.write() as connection:
             if not (await connection.execute(change)).rowcount:
                 return False

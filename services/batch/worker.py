@@ -7,8 +7,8 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -28,6 +28,8 @@ from services.core.settings import Settings
 from services.core.storage.objects import ObjectStore, ObjectStoreError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _RETRY_SECONDS = (0.2, 10.0)
 _WEBHOOK_ATTEMPTS = 10
@@ -69,7 +71,7 @@ class Worker:
         self._webhooks = webhooks
         self._usage = KeyUsage()
         self._turns = asyncio.Semaphore(settings.batch_concurrency)
-        self._chunks: dict[str, set[asyncio.Task[None]]] = {}
+        self._at_work: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def do(self, task: Task) -> None:
         """Do a task to its end. It only raises when it is cancelled."""
@@ -94,21 +96,37 @@ class Worker:
             delay = min(2 * delay, _RETRY_SECONDS[1])
 
     def cancel(self, job_id: str) -> None:
-        """Interrupt the chunks of a job that this process is working on."""
-        for task in self._chunks.get(job_id, ()):
+        """Interrupt what this process is doing for a job: fetching its input, or chunks."""
+        for task in self._at_work.get(job_id, ()):
             task.cancel()
 
     async def interrupt(self) -> None:
-        """Interrupt the chunks of jobs that were cancelled or expired elsewhere."""
-        if at_work := set(self._chunks):
+        """Interrupt the work on jobs that were cancelled or expired elsewhere."""
+        if at_work := set(self._at_work):
             for job_id in at_work - await self._table.wanted(at_work):
                 self.cancel(job_id)
 
     async def _do(self, task: Task) -> None:
         if task.kind is Kind.CHUNK:
-            await self._interruptible(task.job_id, task.number)
+            await self._interruptible(task.job_id, self._chunk(task.job_id, task.number))
         elif (job := await self._table.find(task.job_id)) is not None:
             await (self._prepare(job) if task.kind is Kind.PREPARE else self._notify(job))
+
+    async def _interruptible(self, job_id: str, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do something for a job in a task of its own; None when cancelling the job interrupted it."""
+        doing = asyncio.create_task(work)
+        tasks = self._at_work.setdefault(job_id, set())
+        tasks.add(doing)
+        try:
+            await asyncio.wait([doing])
+        except asyncio.CancelledError:
+            doing.cancel()
+            raise
+        finally:
+            tasks.discard(doing)
+            if not tasks:
+                self._at_work.pop(job_id, None)
+        return None if doing.cancelled() else doing.result()
 
     async def _break(self, task: Task) -> None:
         """End a job that cannot go on."""
@@ -134,11 +152,14 @@ class Worker:
             return
         if job.chunks == UNPLANNED:
             try:
-                plans = await self._inputs.plan(job)
+                planned = await self._interruptible(job.id, self._inputs.plan(job))
             except UnusableInputError as error:
                 await self._refuse(job.id, str(error))
                 return
-            if not await self._table.plan(job.id, plans):
+            if planned is None:
+                return
+            if not await self._table.plan(job.id, planned.chunks, planned.name):
+                await self._inputs.discard(job, planned)
                 return
         for position, number in enumerate(await self._table.open_chunks(job.id)):
             if position % _LOOK_EVERY == 0 and not await self._goes_on(job.id):
@@ -160,23 +181,6 @@ class Worker:
             await self._files.delete(job_id)
 
     # Embedding
-
-    async def _interruptible(self, job_id: str, number: int) -> None:
-        """Do a chunk in a task of its own, which cancelling the job interrupts."""
-        work = asyncio.create_task(self._chunk(job_id, number))
-        tasks = self._chunks.setdefault(job_id, set())
-        tasks.add(work)
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            work.cancel()
-            raise
-        finally:
-            tasks.discard(work)
-            if not tasks:
-                self._chunks.pop(job_id, None)
-        if not work.cancelled():
-            work.result()
 
     async def _chunk(self, job_id: str, number: int) -> None:
         async with self._turns:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
+from services.batch.inputs import JobInputs
+from services.batch.keys import new_job_id
+from services.batch.schema import BATCH
+from services.batch.sources import Sources
+from services.batch.table import Job, JobTable
+from services.core.access.schema import ACCESS
+from services.core.storage import Database
+from services.core.storage.objects import open_store
 from tests.batch.rig import rig
-from tests.media.web import Request, head, web
-from tests.rig import settings
+from tests.media.web import Request, answer, head, web
+from tests.rig import MINILM, settings
 
 
 async def test_slow_servers_of_one_key_do_not_hold_the_jobs_of_others(tmp_path: Path) -> None:
@@ -23,3 +32,53 @@ async def test_slow_servers_of_one_key_do_not_hold_the_jobs_of_others(tmp_path: 
         slow = [await ann.create(input_url=site.url()) for _ in range(8)]
         await bob.wait(await bob.create([{"custom_id": "a", "body": {"input": "x"}}]))
         assert {(await ann.status(each))["status"] for each in slow} == {"pending"}
+
+
+async def test_cancelling_a_job_ends_the_fetch_of_its_input(tmp_path: Path) -> None:
+    asked, left = asyncio.Event(), asyncio.Event()
+
+    async def trickling(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(200, 1_000_000))
+        asked.set()
+        try:
+            while True:
+                writer.write(b"{")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        except ConnectionError:
+            left.set()
+
+    chosen = settings(data_dir=tmp_path, fetch_allow_networks=("127.0.0.1/32",))
+    async with web(trickling) as site, rig(chosen) as up:
+        job = await up.create(input_url=site.url())
+        await asyncio.wait_for(asked.wait(), 60)
+        await up.cancel(job)
+        await asyncio.wait_for(left.wait(), 60)
+        assert (await up.status(job))["status"] == "cancelled"
+
+
+async def test_who_fetches_an_input_late_leaves_the_planned_one_alone(tmp_path: Path) -> None:
+    """Two workers fetch the same input, as when one of them was taken for dead, and find it changed."""
+    answers = iter([b'{"custom_id": "a", "body": {"input": "x"}}', b'{"custom_id": "other"}'])
+
+    async def changing(request: Request, writer: asyncio.StreamWriter) -> None:
+        await answer(next(answers))(request, writer)
+
+    chosen = settings(data_dir=tmp_path, fetch_allow_networks=("127.0.0.1/32",))
+    database = await Database.open(chosen, ACCESS, BATCH)
+    table, sources = JobTable(database), Sources(chosen)
+    inputs = JobInputs(chosen, open_store(chosen), sources)
+    async with web(changing) as site:
+        made = time.time()
+        job = Job(new_job_id(), "anonymous", MINILM, None, None, True, site.url(), None, made, made + 600, "")
+        await table.create(job)
+        early, late = await inputs.plan(job), await inputs.plan(job)
+        assert await table.plan(job.id, early.chunks, early.name)
+        assert not await table.plan(job.id, late.chunks, late.name)
+        await inputs.discard(job, late)
+        planned = await table.find(job.id)
+        assert planned is not None
+        assert [line.custom_id for line in await inputs.lines(planned, early.chunks[0])] == ["a"]
+        assert len(list((tmp_path / "objects" / "batches" / job.id).iterdir())) == 1
+    await sources.close()
+    await database.close()
