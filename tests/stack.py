@@ -295,4 +295,6 @@ def _accepts(host: str, port: int) -> bool:
 
 
 def _inherited() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("SF_")}
+    """Our environment without what is meant for us alone (see ``tests/conftest.py``)."""
+    ours = ("SF_", "GRPC_ENABLE_FORK_SUPPORT")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
