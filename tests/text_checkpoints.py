@@ -12,6 +12,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from tests.checkpoints import Random, Tensors, bert_config, bert_tensors, word_pieces, write
 
+FAMILIES = (
+    "jina-embeddings-v2-base-en",
+    "jina-embeddings-v2-base-code",
+    "jina-embeddings-v3",
+    "jina-colbert-v1-en",
+    "jina-colbert-v2",
+    "elser-v2",
+    "jina-reranker-v1-tiny-en",
+    "jina-reranker-v2-base-multilingual",
+)
+"""A model of each family and form that ``write_model`` writes."""
+
 BYTE_PAIR_MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o"), ("r", "l"))
 
 WORDS = ("hello", "world", "the", "quick", "brown", "fox", "dog", "a", "b")

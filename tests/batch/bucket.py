@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 from moto.server import ThreadedMotoServer
+
+from tests.threaded_http import serving
 
 _HOP = frozenset({"connection", "content-length", "date", "server", "transfer-encoding"})
 
@@ -69,13 +70,5 @@ def _serving(front: Front, host: str, port: int) -> Iterator[None]:
         def log_message(self, format: str, *args: object) -> None:
             del format, args
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    front.url = f"http://127.0.0.1:{server.server_port}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Handler) as front.url:
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from standardwebhooks import Webhook
@@ -17,6 +16,7 @@ from search_foundation.cli import main
 from tests.batch import expected
 from tests.batch.process import Client, Worker
 from tests.servers import free_port
+from tests.threaded_http import serving
 
 Make = Callable[..., Worker]
 
@@ -46,15 +46,8 @@ def listening(port: int, receiver: Receiver) -> Iterator[None]:
         def log_message(self, format: str, *args: object) -> None:
             del format, args
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Handler, port):
         yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def until(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -13,18 +13,7 @@ from safetensors.torch import load_file, save_file
 from search_foundation.commands.models_check import check
 from services.core.catalog import Catalog
 from services.core.settings import Settings
-from tests.text_checkpoints import write_model
-
-MODELS = (
-    "jina-embeddings-v2-base-en",
-    "jina-embeddings-v2-base-code",
-    "jina-embeddings-v3",
-    "jina-colbert-v1-en",
-    "jina-colbert-v2",
-    "elser-v2",
-    "jina-reranker-v1-tiny-en",
-    "jina-reranker-v2-base-multilingual",
-)
+from tests.text_checkpoints import FAMILIES, write_model
 
 
 def checked(capsys: pytest.CaptureFixture[str], folder: Path, model: str | None = None) -> dict[str, Any]:
@@ -35,7 +24,7 @@ def checked(capsys: pytest.CaptureFixture[str], folder: Path, model: str | None 
     return facts
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_a_whole_folder_loads_and_one_that_lacks_a_tensor_does_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
@@ -53,12 +42,12 @@ def test_a_whole_folder_loads_and_one_that_lacks_a_tensor_does_not(
     assert lost.removeprefix("bert.").removeprefix("roberta.") in problem
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_no_folder_passes_for_another_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
     folder = write_model(tmp_path, model)
-    for other in (*MODELS, "all-MiniLM-L6-v2", "jina-clip-v2"):
+    for other in (*FAMILIES, "all-MiniLM-L6-v2", "jina-clip-v2"):
         if other != model and not _same_network(model, other):
             assert not checked(capsys, folder, other)["loads"], other
 

@@ -12,18 +12,8 @@ from services.core.catalog import Catalog
 from services.core.modeling.registry import load_network
 from services.core.modeling.types import EncodeItem, SparseVector
 from tests.modeling.support import config_of, cosine, random_ids
-from tests.text_checkpoints import write_model
+from tests.text_checkpoints import FAMILIES, write_model
 
-MODELS = (
-    "jina-embeddings-v2-base-en",
-    "jina-embeddings-v2-base-code",
-    "jina-embeddings-v3",
-    "jina-colbert-v1-en",
-    "jina-colbert-v2",
-    "elser-v2",
-    "jina-reranker-v1-tiny-en",
-    "jina-reranker-v2-base-multilingual",
-)
 LENGTHS = (65, 1, 500, 7, 64, 7, 2, 300, 63, 33)
 
 
@@ -51,7 +41,7 @@ def _flat(result: object, vocabulary: int) -> np.ndarray:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.99999), (torch.bfloat16, 0.999)])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_cuda_gives_what_the_cpu_gives(tmp_path: Path, model: str, dtype: torch.dtype, least: float) -> None:
     folder = write_model(tmp_path, model)
     wanted = results(folder, model, torch.device("cpu"), torch.float32)

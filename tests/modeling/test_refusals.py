@@ -15,18 +15,7 @@ from services.core.catalog import Catalog
 from services.core.modeling.checkpoint import CheckpointError
 from services.core.modeling.registry import load_network
 from tests.modeling.support import config_of
-from tests.text_checkpoints import write_model
-
-MODELS = (
-    "jina-embeddings-v2-base-en",
-    "jina-embeddings-v2-base-code",
-    "jina-embeddings-v3",
-    "jina-colbert-v1-en",
-    "jina-colbert-v2",
-    "elser-v2",
-    "jina-reranker-v1-tiny-en",
-    "jina-reranker-v2-base-multilingual",
-)
+from tests.text_checkpoints import FAMILIES, write_model
 
 Tensors = dict[str, torch.Tensor]
 
@@ -56,7 +45,7 @@ def plain(name: str) -> str:
     return re.escape(name.removeprefix("bert.").removeprefix("roberta."))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_a_checkpoint_that_is_not_whole(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     load(folder, model)
@@ -71,7 +60,7 @@ def _wqkv(folder: Path) -> str:
     return next(name for name in load_file(folder / "model.safetensors") if name.endswith("Wqkv.weight"))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_a_file_cut_short(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     with (folder / "model.safetensors").open("r+b") as file:
@@ -80,7 +69,7 @@ def test_a_file_cut_short(tmp_path: Path, model: str) -> None:
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize(
     "foreign",
     [
@@ -95,7 +84,7 @@ def test_the_configuration_of_another_network(tmp_path: Path, model: str, foreig
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 @pytest.mark.parametrize("field", ["hidden_size", "num_attention_heads", "vocab_size", "layer_norm_eps"])
 def test_a_configuration_that_lacks_a_number(tmp_path: Path, model: str, field: str) -> None:
     folder = write_model(tmp_path, model)
@@ -106,7 +95,7 @@ def test_a_configuration_that_lacks_a_number(tmp_path: Path, model: str, field: 
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_a_tokenizer_with_more_ids_than_the_network(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     path = folder / "tokenizer.json"
@@ -118,7 +107,7 @@ def test_a_tokenizer_with_more_ids_than_the_network(tmp_path: Path, model: str) 
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_weights_that_are_a_pickle_only(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     path = folder / "model.safetensors"
@@ -131,7 +120,7 @@ def test_weights_that_are_a_pickle_only(tmp_path: Path, model: str) -> None:
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_shards_and_one_that_is_not_there(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     in_shards(folder)
@@ -143,7 +132,7 @@ def test_shards_and_one_that_is_not_there(tmp_path: Path, model: str) -> None:
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_a_tensor_in_two_shards(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     name = in_shards(folder)
@@ -156,7 +145,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path, model: str) -> None:
         load(folder, model)
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if not name.startswith("jina-embeddings-v2")])
+@pytest.mark.parametrize("model", [name for name in FAMILIES if not name.startswith("jina-embeddings-v2")])
 def test_a_tensor_with_and_without_the_prefix(tmp_path: Path, model: str) -> None:
     folder = write_model(tmp_path, model)
     name = next(n for n in load_file(folder / "model.safetensors") if n.startswith(("bert.", "roberta.")))
@@ -169,7 +158,7 @@ def test_a_tensor_with_and_without_the_prefix(tmp_path: Path, model: str) -> Non
     )
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", FAMILIES)
 def test_code_beside_the_weights_is_never_run(tmp_path: Path, model: str) -> None:
     """Of a configuration that names code, as the published ones do, the code stays a file."""
     folder = write_model(tmp_path, model)
