@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from services.core.modeling.decoder import decoder_shapes, linear_sizes
-from services.core.modeling.decoder_config import EUROBERT, QWEN3, DecoderConfig, Form
-from services.core.modeling.listwise import projector_shapes
+from services.core.modeling.families.decoder import decoder_shapes, linear_sizes
+from services.core.modeling.families.decoder_config import EUROBERT, QWEN3, DecoderConfig, Form
+from services.core.modeling.families.listwise import projector_shapes
 from tests.decoder_checkpoints import MARKERS, V5_TASKS, qwen_tokenizer, write_adapter
 
 Clock = Callable[[], float]

@@ -32,7 +32,7 @@ from benchmarks.decoder_models import CONFIGS, NANO, SMALL, Clock, best, ceiling
 from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.inference import EmbedOptions, Engine, finish
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.settings import Settings
 
 CALLS = 4

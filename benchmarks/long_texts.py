@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.decoder_models import NANO, RERANKER, SMALL, write
 from services.core.catalog import Catalog
-from services.core.modeling.listwise import ListwiseRanker, prompt
+from services.core.modeling.families.listwise import ListwiseRanker, prompt
 from services.core.modeling.registry import Network, load_network
 from services.core.modeling.types import EncodeItem, TokenIds
 

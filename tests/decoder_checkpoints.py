@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from services.core.modeling.decoder import linear_sizes
-from services.core.modeling.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
+from services.core.modeling.families.decoder import linear_sizes
+from services.core.modeling.families.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
 from tests.checkpoints import Random, Tensors, write
 from tests.text_checkpoints import BYTE_PAIR_MERGES, stored_as
 

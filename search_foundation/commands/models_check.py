@@ -56,7 +56,7 @@ def _load_problems(spec: ModelSpec | None, folder: Path, catalog: Catalog) -> li
     """Why the weights do not load, found by loading them on the CPU; empty if they do."""
     import torch
 
-    from services.core.modeling.checkpoint import CheckpointError
+    from services.core.modeling.checkpoints.checkpoint import CheckpointError
     from services.core.modeling.registry import load_network, recognised
 
     try:

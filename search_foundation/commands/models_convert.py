@@ -27,8 +27,8 @@ def convert(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> i
     if spec.family is not Family.ELSER:
         raise CatalogError(f"{spec.id} is no sparse encoder; only those can be converted.")
     target = args.to or model_root(settings) / spec.id
-    from services.core.modeling.checkpoint import CheckpointError
-    from services.core.modeling.convert import convert_sparse
+    from services.core.modeling.checkpoints.checkpoint import CheckpointError
+    from services.core.modeling.checkpoints.convert import convert_sparse
 
     try:
         convert_sparse(args.source, args.vocabulary, target, heads=args.heads)

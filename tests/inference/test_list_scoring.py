@@ -17,7 +17,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, ScoreOptions, Scores, list_scoring
 from services.core.inference.list_scoring import blocks_of, fuse
 from services.core.inference.loading import load_model
-from services.core.modeling.listwise import CutText, ListwiseRanker, prompt
+from services.core.modeling.families.listwise import CutText, ListwiseRanker, prompt
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
 from tests.decoder_checkpoints import MARKERS, qwen_tokenizer, write_ranker

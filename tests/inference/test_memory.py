@@ -11,9 +11,9 @@ from prometheus_client import REGISTRY
 from services.core.catalog import Catalog
 from services.core.inference import Engine, EngineStartError, memory
 from services.core.inference.memory import Budget, free_bytes, held_bytes, total_bytes, weight_bytes
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.decoder import decoder_shapes, linear_sizes
-from services.core.modeling.decoder_config import EUROBERT, DecoderConfig
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.families.decoder import decoder_shapes, linear_sizes
+from services.core.modeling.families.decoder_config import EUROBERT, DecoderConfig
 from tests.checkpoints import minilm_directory
 from tests.decoder_checkpoints import write_served
 from tests.inference.support import running, settings

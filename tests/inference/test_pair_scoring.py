@@ -13,7 +13,7 @@ import torch
 from services.core.catalog import Catalog
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, ScoreOptions, Scores
-from services.core.modeling.cross_encoder import CrossEncoder
+from services.core.modeling.families.cross_encoder import CrossEncoder
 from services.core.modeling.registry import load_cross_encoder
 from services.core.modeling.types import EncodeItem
 from tests.inference.support import call, settings

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.core.modeling.attention import alibi_slopes
+from services.core.modeling.layers.attention import alibi_slopes
+from services.core.modeling.layers.packed import Limits, PackedBatch, pack
 from services.core.modeling.native import decoder, encoder, library, ops
-from services.core.modeling.packed import Limits, PackedBatch, pack
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import minilm_directory, minilm_spec, spec

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.core.modeling.attention import alibi_slopes, attention
-from services.core.modeling.packed import Limits, PackedBatch, pack
+from services.core.modeling.layers.attention import alibi_slopes, attention
+from services.core.modeling.layers.packed import Limits, PackedBatch, pack
 from services.core.modeling.types import EncodeItem
 
 LENGTHS = (1, 2, 5, 5, 16, 17, 33, 64, 65, 65, 130)
@@ -123,7 +123,7 @@ def test_scores_far_apart_neither_overflow_nor_fade(cpu: torch.device) -> None:
 def test_alibi_over_a_long_text_holds_no_table(
     cpu: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.core.modeling.attention._BIAS_ELEMENTS", 10_000)
+    monkeypatch.setattr("services.core.modeling.layers.attention._BIAS_ELEMENTS", 10_000)
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(700, 3, 16, generator=generator).to(dtype) for _ in range(3))
     slopes = alibi_slopes(3)

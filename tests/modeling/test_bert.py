@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertModel
 
-from services.core.modeling.encoder import Encoder
+from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem
 from tests.checkpoints import spec, write_bert

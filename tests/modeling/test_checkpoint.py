@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError
 from services.core.modeling.registry import load_text_encoder
 from tests.checkpoints import bert_config, spec, write_bert
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from services.core.catalog.types import OutputKind
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.colbert import ColbertEncoder
-from services.core.modeling.maxsim import maxsim
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.families.colbert import ColbertEncoder
+from services.core.modeling.layers.maxsim import maxsim
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem
 from tests.checkpoints import Random, spec

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 from services.core.catalog.types import Capability, ModelSpec, OutputKind, RerankMethod
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.cross_encoder import CrossEncoder
-from services.core.modeling.pairs import PairRules, PairTokenizer, longest_first
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families.cross_encoder import CrossEncoder
+from services.core.modeling.families.pairs import PairRules, PairTokenizer, longest_first
 from services.core.modeling.registry import load_cross_encoder
-from services.core.modeling.tokenizer import Tokenizer
 from services.core.modeling.types import EncodeItem
 from tests.checkpoints import Random, spec, word_pieces
 from tests.modeling.reference import jina_bert, score, tensors_of

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.core.catalog import Catalog
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.decoder import decoder_shapes, linear_sizes
-from services.core.modeling.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.families.decoder import decoder_shapes, linear_sizes
+from services.core.modeling.families.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import Random, spec

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.core.catalog import Catalog
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.decoder import decoder_shapes
-from services.core.modeling.decoder_config import QWEN3, DecoderConfig
-from services.core.modeling.listwise import ListwiseRanker, projector_shapes, prompt, without_markers
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.families.decoder import decoder_shapes
+from services.core.modeling.families.decoder_config import QWEN3, DecoderConfig
+from services.core.modeling.families.listwise import ListwiseRanker, projector_shapes, prompt, without_markers
 from services.core.modeling.registry import load_network
 from services.core.modeling.types import EncodeItem
 from tests.checkpoints import Random

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from services.core.modeling.attention import attention
-from services.core.modeling.lora import add_low_rank
+from services.core.modeling.layers.attention import attention
+from services.core.modeling.layers.lora import add_low_rank
+from services.core.modeling.layers.packed import Limits, pack
 from services.core.modeling.native import encoder as native
 from services.core.modeling.native import library as library_module
-from services.core.modeling.packed import Limits, pack
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import minilm_directory, minilm_spec

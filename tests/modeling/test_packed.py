@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.core.modeling.packed import AdapterRun, Group, Limits, pack, split
+from services.core.modeling.layers.packed import AdapterRun, Group, Limits, pack, split
 from services.core.modeling.types import EncodeItem
 
 

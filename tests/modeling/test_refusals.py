@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.core.catalog import Catalog
-from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.registry import load_network
 from tests.modeling.support import config_of
 from tests.text_checkpoints import FAMILIES, write_model

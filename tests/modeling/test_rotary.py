@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from services.core.modeling.rotary import Rotation
+from services.core.modeling.layers.rotary import Rotation
 
 
 @pytest.mark.usefixtures("backend")

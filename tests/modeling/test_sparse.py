@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertForMaskedLM
 
 from services.core.catalog.types import OutputKind
-from services.core.modeling import sparse
-from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.families import sparse
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, SparseVector, TextEncoder
 from tests.checkpoints import Random, spec, write_bert

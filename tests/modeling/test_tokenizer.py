@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models, pre_tokenizers
 
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from tests.checkpoints import WORDS, minilm_directory, word_pieces
 
 CLS, SEP, UNK = 2, 3, 1

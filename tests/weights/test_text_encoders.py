@@ -15,7 +15,7 @@ import torch
 from services.core.catalog import Catalog
 from services.core.catalog.weights import WeightsNotFound, locate
 from services.core.inference import finish
-from services.core.modeling.cross_encoder import CrossEncoder
+from services.core.modeling.families.cross_encoder import CrossEncoder
 from services.core.modeling.registry import load_network
 from services.core.modeling.types import EncodeItem, TextEncoder
 from services.core.settings import Settings

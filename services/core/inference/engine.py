@@ -25,10 +25,10 @@ from services.core.inference.scheduler import Scheduler
 from services.core.inference.scoring import Scorer, VectorScorer
 from services.core.inference.slots import AnySlot, Loaded, Passes, Slot
 from services.core.inference.tokenizing import TextThreads, TokenizeStage
-from services.core.modeling.cross_encoder import CrossEncoder
 from services.core.modeling.device import choose_device, choose_dtype
-from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, LISTWISE
-from services.core.modeling.listwise import ListwiseRanker
+from services.core.modeling.families.cross_encoder import CrossEncoder
+from services.core.modeling.families.listwise import ListwiseRanker
+from services.core.modeling.families.table import CROSS_ENCODERS, FAMILIES, LISTWISE
 from services.core.modeling.registry import Network
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings

@@ -12,7 +12,7 @@ from services.core.call import Call
 from services.core.catalog.types import InputType
 from services.core.inference.embedding import EmbeddingModel, Texts, Vectors, finish, require_finite
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
-from services.core.modeling.maxsim import maxsim
+from services.core.modeling.layers.maxsim import maxsim
 
 
 class LateInteractionScorer:

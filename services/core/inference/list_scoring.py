@@ -17,7 +17,7 @@ from services.core.inference.jobs import Job
 from services.core.inference.scoring import ScoreOptions, Scores
 from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
-from services.core.modeling.listwise import CutText, ListTokenizer, prompt
+from services.core.modeling.families.listwise import CutText, ListTokenizer, prompt
 from services.core.modeling.types import EncodeItem, TokenIds
 
 if TYPE_CHECKING:

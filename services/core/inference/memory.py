@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.headers import BrokenFileError, read_header
-from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
 
 _GIB = 1 << 30
 

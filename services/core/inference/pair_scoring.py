@@ -16,7 +16,7 @@ from services.core.inference.jobs import Job
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
 from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
-from services.core.modeling.pairs import Pair, PairTokenizer
+from services.core.modeling.families.pairs import Pair, PairTokenizer
 from services.core.modeling.types import EncodeItem, Tokens
 
 if TYPE_CHECKING:

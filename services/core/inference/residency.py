@@ -27,7 +27,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.memory import Budget, NotEnoughMemoryError
 from services.core.inference.metrics import ResidencyMetrics
 from services.core.inference.slots import AnySlot, Loaded
-from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
 
 _log = logging.getLogger(__name__)
 

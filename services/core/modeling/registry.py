@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
-from services.core.modeling.cross_encoder import CrossEncoder
-from services.core.modeling.families import CROSS_ENCODERS, FAMILIES, LISTWISE, Family, M
-from services.core.modeling.listwise import ListwiseRanker
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, read_json
+from services.core.modeling.families.cross_encoder import CrossEncoder
+from services.core.modeling.families.listwise import ListwiseRanker
+from services.core.modeling.families.table import CROSS_ENCODERS, FAMILIES, LISTWISE, Family, M
 from services.core.modeling.types import TextEncoder
 
 Network = TextEncoder | CrossEncoder | ListwiseRanker

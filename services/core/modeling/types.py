@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.core.modeling.packed import PackedBatch
+from services.core.modeling.layers.packed import PackedBatch
 
 TokenIds: TypeAlias = NDArray[np.int32]
 

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from services.core.modeling.decoder_config import DecoderConfig
-from services.core.modeling.layers import Layers
+from services.core.modeling.checkpoints.peft import LowRank, PeftAdapters
+from services.core.modeling.families.decoder_config import DecoderConfig
+from services.core.modeling.layers.packed import AdapterRun, PackedBatch
+from services.core.modeling.layers.reading import Layers
+from services.core.modeling.layers.rotary import Rotation
 from services.core.modeling.native.library import library, scratch
-from services.core.modeling.packed import AdapterRun, PackedBatch
-from services.core.modeling.peft import LowRank, PeftAdapters
-from services.core.modeling.rotary import Rotation
 
 _POINTER = ctypes.c_void_p
 _MOST_LAYERS = 127  # two phases each, see MOST_PHASES in team.h

@@ -6,9 +6,9 @@ import ctypes
 
 import torch
 
+from services.core.modeling.layers.packed import PackedBatch
+from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
 from services.core.modeling.native.library import library, scratch
-from services.core.modeling.packed import PackedBatch
-from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNormWeights
 
 _POINTER = ctypes.c_void_p
 _MOST_LAYERS = 127  # two phases each, see MOST_PHASES in team.h

@@ -6,8 +6,8 @@ import ctypes
 
 import torch
 
+from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.native.library import library, scratch
-from services.core.modeling.packed import PackedBatch
 
 _MOST_RANK = 64  # LORA_RANK in lora.h
 

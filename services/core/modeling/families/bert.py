@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from services.core.modeling.checkpoint import Checkpoint, Config, Shape
-from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
-from services.core.modeling.layers import linear_shapes, norm_shapes
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNorm, PostNormWeights
+from services.core.modeling.layers.reading import linear_shapes, norm_shapes
 from services.core.modeling.native import encoder as native
-from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNorm, PostNormWeights
 from services.core.modeling.types import Backbone
 
 UNUSED = ("pooler.*", "cls.*", "embeddings.position_ids")

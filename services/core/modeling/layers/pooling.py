@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 import torch
 
+from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.native import ops
-from services.core.modeling.packed import PackedBatch
 
 Pooling: TypeAlias = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
 """(tokens, width) hidden states to (items, width) fp32, in packed order."""

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.core.modeling.layers.packed import Group, PackedBatch
 from services.core.modeling.native import ops
-from services.core.modeling.packed import Group, PackedBatch
 
 _BIAS_ELEMENTS = 1 << 24
 """Upper bound of the bias held at a time; 12 heads at 8192 tokens would be 800 million."""

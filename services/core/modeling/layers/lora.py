@@ -14,11 +14,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch.nn import functional
 
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
-from services.core.modeling.layers import Layers
-from services.core.modeling.linear import Linear
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.packed import AdapterRun
+from services.core.modeling.layers.reading import Layers
 from services.core.modeling.native import ops
-from services.core.modeling.packed import AdapterRun
 
 Runs: TypeAlias = Sequence[AdapterRun]
 """The adapters of all rows, in order and without gaps."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from services.core.modeling.checkpoint import Checkpoint, Shape
-from services.core.modeling.linear import Linear, linear
-from services.core.modeling.post_norm import Norm
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
+from services.core.modeling.layers.linear import Linear, linear
+from services.core.modeling.layers.post_norm import Norm
 
 
 def linear_shapes(name: str, out: int, into: int, *, bias: bool = True) -> dict[str, Shape]:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from services.core.modeling.checkpoint import CheckpointError, read_json, require
+from services.core.modeling.checkpoints.checkpoint import CheckpointError, read_json, require
 
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?:model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<slot>[^.]+))?\.weight"

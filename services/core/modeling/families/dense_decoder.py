@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.checkpoint import Checkpoint, Config
-from services.core.modeling.decoder import linear_sizes, load_decoder
-from services.core.modeling.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
-from services.core.modeling.encoder import DenseHead, Encoder
-from services.core.modeling.packed import Limits, PackedBatch
-from services.core.modeling.peft import PeftAdapters
-from services.core.modeling.pooling import last
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config
+from services.core.modeling.checkpoints.peft import PeftAdapters
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families.decoder import linear_sizes, load_decoder
+from services.core.modeling.families.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
+from services.core.modeling.families.encoder import DenseHead, Encoder
+from services.core.modeling.layers.packed import Limits, PackedBatch
+from services.core.modeling.layers.pooling import last
 from services.core.modeling.types import Backbone, EncodeItem, TextEncoder
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, require
-from services.core.modeling.encoder_config import refuse_unless
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, require
+from services.core.modeling.families.encoder_config import refuse_unless
 
 
 @dataclass(frozen=True, slots=True)

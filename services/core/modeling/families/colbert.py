@@ -15,15 +15,22 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import jina_bert, xlm_rotary
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, read_json, require
-from services.core.modeling.encoder import Encoder, to_numpy
-from services.core.modeling.encoder_config import EncoderConfig, refuse_short
-from services.core.modeling.layers import Layers
-from services.core.modeling.linear import Linear
-from services.core.modeling.lora import Adapters
-from services.core.modeling.packed import Limits, PackedBatch
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Config,
+    Shape,
+    read_json,
+    require,
+)
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families import jina_bert, xlm_rotary
+from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_short
+from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.lora import Adapters
+from services.core.modeling.layers.packed import Limits, PackedBatch
+from services.core.modeling.layers.reading import Layers
 from services.core.modeling.types import Backbone, EncodeItem, Encoding, TokenIds, Tokens
 
 _QUERY_LENGTH = 32

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.types import TokenIds, Tokens
 
 

@@ -13,14 +13,14 @@ import torch
 from torch.nn import functional
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import bert
-from services.core.modeling.checkpoint import Checkpoint, Config, Shape
-from services.core.modeling.dense import is_bert
-from services.core.modeling.encoder import Encoder, to_numpy
-from services.core.modeling.encoder_config import EncoderConfig, refuse_short
-from services.core.modeling.layers import Layers, linear_shapes, norm_shapes
-from services.core.modeling.packed import Limits, PackedBatch
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families import bert
+from services.core.modeling.families.dense import is_bert
+from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_short
+from services.core.modeling.layers.packed import Limits, PackedBatch
+from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
 from services.core.modeling.types import EncodeItem, Encoding, SparseVector, TextEncoder
 
 _TRANSFORM = "cls.predictions.transform"

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import torch
 
-from services.core.modeling.bert import post_norm
-from services.core.modeling.checkpoint import Checkpoint, Config, Shape
-from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
-from services.core.modeling.layers import linear_shapes, norm_shapes
-from services.core.modeling.post_norm import Dense, Gain, LayerWeights, PostNormWeights
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
+from services.core.modeling.families.bert import post_norm
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
+from services.core.modeling.layers.reading import linear_shapes, norm_shapes
 from services.core.modeling.types import Backbone
 
 _OFFSET = 2

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import bert, jina_bert, xlm_rotary
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, read_json
-from services.core.modeling.encoder import DenseHead, Encoder
-from services.core.modeling.encoder_config import refuse_short
-from services.core.modeling.lora import Adapters
-from services.core.modeling.packed import Limits
-from services.core.modeling.pooling import POOLINGS, Pooling
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, read_json
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families import bert, jina_bert, xlm_rotary
+from services.core.modeling.families.encoder import DenseHead, Encoder
+from services.core.modeling.families.encoder_config import refuse_short
+from services.core.modeling.layers.lora import Adapters
+from services.core.modeling.layers.packed import Limits
+from services.core.modeling.layers.pooling import POOLINGS, Pooling
 from services.core.modeling.types import TextEncoder
 
 _POOLING_SWITCHES: Mapping[str, str] = {

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from services.core.modeling.attention import attention
-from services.core.modeling.linear import Linear, linear
-from services.core.modeling.packed import PackedBatch
+from services.core.modeling.layers.attention import attention
+from services.core.modeling.layers.linear import Linear, linear
+from services.core.modeling.layers.packed import PackedBatch
 
 
 class Dense(NamedTuple):

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
-from services.core.modeling.decoder import load_decoder
-from services.core.modeling.decoder_config import QWEN3, DecoderConfig
-from services.core.modeling.encoder import Encoder, to_numpy
-from services.core.modeling.packed import Limits, PackedBatch
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families.decoder import load_decoder
+from services.core.modeling.families.decoder_config import QWEN3, DecoderConfig
+from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.types import Backbone, EncodeItem, Encoding, TokenIds
 
 DOCUMENT_MARKER = "<|embed_token|>"

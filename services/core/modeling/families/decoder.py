@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from services.core.modeling.checkpoint import Checkpoint, Shape
-from services.core.modeling.decoder_config import DecoderConfig
-from services.core.modeling.layers import Layers
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
+from services.core.modeling.checkpoints.peft import PeftAdapters
+from services.core.modeling.families.decoder_config import DecoderConfig
+from services.core.modeling.layers.packed import AdapterRun, PackedBatch
+from services.core.modeling.layers.reading import Layers
+from services.core.modeling.layers.rotary import Rotation
+from services.core.modeling.layers.sliding import sliding_attention
+from services.core.modeling.layers.task_linear import Runs, TaskLinear, task_linear
 from services.core.modeling.native import decoder as native
 from services.core.modeling.native.decoder import FusedDecoder
-from services.core.modeling.packed import AdapterRun, PackedBatch
-from services.core.modeling.peft import PeftAdapters
-from services.core.modeling.rotary import Rotation
-from services.core.modeling.sliding import sliding_attention
-from services.core.modeling.task_linear import Runs, TaskLinear, task_linear
 from services.core.modeling.types import Backbone
 
 _CPU_ROWS = 512

@@ -13,13 +13,13 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from services.core.modeling.attention import alibi_slopes, attention
-from services.core.modeling.checkpoint import Checkpoint, Config, Shape
-from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
-from services.core.modeling.layers import Layers, linear_shapes, norm_shapes
-from services.core.modeling.linear import Linear
-from services.core.modeling.packed import PackedBatch
-from services.core.modeling.post_norm import Norm
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers.attention import alibi_slopes, attention
+from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.packed import PackedBatch
+from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
 
 POOLER = ("pooler.*", "cls.*")
 """Tensors that vectors do not need."""

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import jina_bert, xlm_absolute
-from services.core.modeling.checkpoint import Checkpoint, Shape
-from services.core.modeling.encoder import Encoder, to_numpy
-from services.core.modeling.encoder_config import refuse_short
-from services.core.modeling.layers import linear_shapes
-from services.core.modeling.packed import Limits, PackedBatch
-from services.core.modeling.pairs import PairRules, PairTokenizer
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families import jina_bert, xlm_absolute
+from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.families.encoder_config import refuse_short
+from services.core.modeling.families.pairs import PairRules, PairTokenizer
+from services.core.modeling.layers.packed import Limits, PackedBatch
+from services.core.modeling.layers.reading import linear_shapes
 from services.core.modeling.types import Backbone, EncodeItem, Encoding
 
 _OVERLAP = 80

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import BertWordPieceTokenizer
 
-from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
 
 _WORDS = "embeddings.word_embeddings.weight"
 _TRANSFORM = "predictions.transform.dense.weight"

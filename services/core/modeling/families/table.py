@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 import torch
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling import (
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config
+from services.core.modeling.families import (
     colbert,
     cross_encoder,
     dense,
@@ -18,10 +19,9 @@ from services.core.modeling import (
     sparse,
     xlm_absolute,
 )
-from services.core.modeling.checkpoint import Checkpoint, Config
-from services.core.modeling.cross_encoder import CrossEncoder
-from services.core.modeling.jina_bert import is_jina_bert
-from services.core.modeling.listwise import ListwiseRanker
+from services.core.modeling.families.cross_encoder import CrossEncoder
+from services.core.modeling.families.jina_bert import is_jina_bert
+from services.core.modeling.families.listwise import ListwiseRanker
 from services.core.modeling.types import TextEncoder
 
 M = TypeVar("M")

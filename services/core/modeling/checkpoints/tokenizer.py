@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Encoding as RustEncoding
 from tokenizers import Tokenizer as RustTokenizer
 
-from services.core.modeling.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.types import TokenIds, Tokens
 
 _HEAD_CHARACTERS_PER_TOKEN = 16

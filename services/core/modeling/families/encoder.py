@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.core.modeling.checkpoint import CheckpointError
-from services.core.modeling.packed import Limits, PackedBatch, pack, split
-from services.core.modeling.pooling import Pooling, span_means
-from services.core.modeling.tokenizer import Tokenizer
+from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.layers.packed import Limits, PackedBatch, pack, split
+from services.core.modeling.layers.pooling import Pooling, span_means
 from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head
 
 _CPU_PASS_TOKENS = 512

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.core.modeling.attention import attention, serves_varlen, varlen_attention
-from services.core.modeling.packed import PackedBatch
+from services.core.modeling.layers.attention import attention, serves_varlen, varlen_attention
+from services.core.modeling.layers.packed import PackedBatch
 
 _ROWS = 512
 """Queries that are attended together on a CPU, to at most this many keys more than the window."""

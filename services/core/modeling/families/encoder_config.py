@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.core.catalog.types import ModelSpec
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, require
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, require
 
 
 @dataclass(frozen=True, slots=True)

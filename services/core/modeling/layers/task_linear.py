@@ -13,10 +13,10 @@ from typing import TypeAlias
 
 import torch
 
-from services.core.modeling.layers import Layers
-from services.core.modeling.linear import Linear
-from services.core.modeling.packed import AdapterRun
-from services.core.modeling.peft import PeftAdapters
+from services.core.modeling.checkpoints.peft import PeftAdapters
+from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.packed import AdapterRun
+from services.core.modeling.layers.reading import Layers
 
 Runs: TypeAlias = Sequence[AdapterRun]
 """The adapters of all rows, in order and without gaps."""

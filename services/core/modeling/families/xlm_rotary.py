@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 import torch
 
-from services.core.modeling.attention import attention
-from services.core.modeling.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
-from services.core.modeling.encoder_config import EncoderConfig, refuse_unless
-from services.core.modeling.layers import Layers, norm_shapes
-from services.core.modeling.lora import (
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
+from services.core.modeling.layers.attention import attention
+from services.core.modeling.layers.lora import (
     AdaptedLayers,
     AdaptedLinear,
     Adapters,
     adapted_embedding_shapes,
     adapted_linear_shapes,
 )
-from services.core.modeling.packed import PackedBatch
-from services.core.modeling.post_norm import Norm
-from services.core.modeling.rotary import Rotation
+from services.core.modeling.layers.packed import PackedBatch
+from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.reading import Layers, norm_shapes
+from services.core.modeling.layers.rotary import Rotation
 
 _MODEL_TYPES = (None, "xlm-roberta")
 

@@ -1,0 +1,1 @@
+"""Published folders: weights, adapters, tokenizers, conversion."""
