@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.core.catalog.types import InputType, Modality
+from services.core.content import Input
 from services.core.modeling.layers.packed import PackedBatch
+
+R_co = TypeVar("R_co", covariant=True)
 
 TokenIds: TypeAlias = NDArray[np.int32]
 
@@ -27,19 +32,157 @@ class Tokens(NamedTuple):
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Feature:
+    """A picture (or sound, or film) as the tower of its ``kind`` reads it, and its place in the sequence.
+
+    The states that the tower makes of ``data`` (a tensor on the CPU, in a form of the family's own) stand for
+    the tokens ``[offset, offset + length)``. ``length`` is 0 where the tower's result is that of the item,
+    as in CLIP. ``grid`` are the tower's patches in frames, rows and columns, where their number varies.
+    """
+
+    kind: Modality
+    data: torch.Tensor
+    offset: int = 0
+    length: int = 0
+    grid: tuple[int, int, int] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class EncodeItem:
     """One input of a forward pass.
 
-    ``token_ids`` (tokens,) int32 with specials. ``adapter`` names a task adapter of the checkpoint, None is
-    the base network. ``spans`` asks for one vector per half-open token range instead of one per item. Only
-    the first ``attended`` tokens are attended to, by all of them; None is all.
+    ``token_ids`` (tokens,) int32 with specials; without any where features are all there is. ``adapter``
+    names a task adapter of the checkpoint, None is the base network. ``spans`` asks for one vector per
+    half-open token range instead of one per item. Only the first ``attended`` tokens are attended to, by all
+    of them; None is all. ``features`` stand in rising order of their offsets. ``positions`` (axes, tokens)
+    int32 are those of the tokens, None where they are 0, 1, 2 and so on.
     """
 
     token_ids: TokenIds
     adapter: str | None = None
     spans: tuple[tuple[int, int], ...] | None = None
     attended: int | None = None
+    features: tuple[Feature, ...] = ()
+    positions: NDArray[np.int32] | None = None
+
+
+class Cost(NamedTuple):
+    """The work in an item, known before it is queued: ``tokens`` of the sequence, ``patches`` of towers."""
+
+    tokens: int
+    patches: int = 0
+
+    @property
+    def total(self) -> int:
+        """What the queue, its bound and the fairness between callers count; above 0."""
+        return self.tokens + self.patches
+
+
+class Usage(NamedTuple):
+    """Tokens that are billed for an input, by modality; those of pictures by the catalogue's rules."""
+
+    text: int = 0
+    image: int = 0
+    audio: int = 0
+    video: int = 0
+
+    @property
+    def total(self) -> int:
+        """Tokens of all modalities."""
+        return sum(self)
+
+
+class Prepared(NamedTuple):
+    """One item for the queue, and what is to be known of it there: all that comes before the network.
+
+    ``results`` is how many rows it gives: the spans of ``item``, else 1. ``truncated`` says that something of
+    the input was cut off.
+    """
+
+    item: EncodeItem
+    cost: Cost
+    usage: Usage
+    truncated: bool = False
+    results: int = 1
+
+
+class UnfitInputError(ValueError):
+    """An input that a model cannot take, whatever its form; the text says why, in words for the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """How inputs become items.
+
+    ``task`` None is the model's default: its prompt stands before each text, its adapter runs. ``role`` is
+    the side of a search. ``limit`` is the longest sequence in tokens, 0 the model's own.
+    """
+
+    task: str | None = None
+    role: InputType = InputType.DOCUMENT
+    limit: int = 0
+
+
+class Processor(Protocol):
+    """From inputs to the items of a network that embeds; one per family, beside the network.
+
+    Pure: no network, no service, no state that changes. Called in several threads at once.
+    """
+
+    def limit(self, options: PrepareOptions) -> int:
+        """Return the longest sequence that ``prepare`` makes, in tokens; it holds one of a text at least."""
+        ...
+
+    def expected(self, kind: Modality) -> int:
+        """Return about how much an input of a kind other than text will cost, before it has been fetched."""
+        ...
+
+    def prepare(self, inputs: Sequence[Input], options: PrepareOptions) -> list[Prepared]:
+        """Make one item of each input, in order. A text that is too long is cut and marked as truncated.
+
+        Raises UnfitInputError for an input that can be neither taken nor cut.
+        """
+        ...
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Return the tokens of ``ids`` as the vocabulary writes them."""
+        ...
+
+
+class Door(StrEnum):
+    """What a family does for the engine; declared in ``families/table.py``, asked of nobody else."""
+
+    EMBEDS = "embeds"
+    """Each item becomes a vector or several (``Encoding``). The processor is a ``Processor``."""
+    SCORES_PAIRS = "scores pairs"
+    """Each item, a query with a document, becomes a number from 0 to 1."""
+    SCORES_LISTS = "scores lists"
+    """Each item, a query with many documents, becomes the vectors of all of them."""
+
+
+class Backend(Protocol[R_co]):
+    """A loaded model, as the engine sees it, whatever its door.
+
+    Calls may come from several threads; weights are shared and never written.
+    """
+
+    @property
+    def processor(self) -> Any:
+        """What makes items of inputs; its type is that of the family's door."""
+        ...
+
+    def forward(self, batch: Sequence[EncodeItem]) -> Sequence[R_co]:
+        """Run the network; one result per item, in the order of ``batch``.
+
+        Raises ``torch.OutOfMemoryError`` when the device has no room for the batch, ValueError for an item
+        that the network cannot take.
+        """
+        ...
+
+    def warm_up(self) -> None:
+        """Run what the first real call would otherwise pay for."""
+        ...
 
 
 class SparseVector(NamedTuple):

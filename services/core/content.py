@@ -1,0 +1,68 @@
+"""What a model is given: contents as callers send them, and what networks read once those are opened.
+
+A text is a ``str`` in either form, so a request of texts needs no wrapping. Every layer may import this; it
+imports nothing but the catalogue's types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from services.core.call import Call
+from services.core.catalog.types import Modality
+
+if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture, sound, film or PDF as a caller sent it, neither fetched nor decoded.
+
+    ``kind`` is the field it came in. ``source`` is the file itself (bytes), or a text that is an http or
+    https URL, a ``data:`` URI, or the file in base64. ``mime_type`` is what the caller said of it, for
+    errors only: the bytes decide.
+    """
+
+    kind: Modality
+    source: str | bytes
+    mime_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Contents that become one result together; their order matters."""
+
+    parts: tuple[str | Media, ...]
+
+
+Content: TypeAlias = str | Media | Group
+"""One input of a request. A text, a picture, a group give one result each, a PDF one for each page."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A decoded picture, or a page of a PDF: ``pixels`` (height, width, 3) uint8, RGB."""
+
+    pixels: NDArray[np.uint8]
+
+
+Part: TypeAlias = str | Image
+Input: TypeAlias = str | Image | tuple[Part, ...]
+"""What one result is made of: a text, a picture, or several of them in order."""
+
+
+class Opener(Protocol):
+    """The media room, as the engine uses it: from what was sent to what networks read."""
+
+    async def open(self, named: Sequence[tuple[str, Media]], call: Call) -> list[tuple[Image, ...]]:
+        """Fetch and decode media on behalf of ``call``, side by side; as many as there were, in order.
+
+        A picture gives one image, a PDF one for each of its pages. With each comes what errors call it, for
+        example ``input 3``. All or nothing: raises ServiceError for the first that cannot be had, and then,
+        as when it is cancelled, stops what it was doing for the others.
+        """
+        ...
