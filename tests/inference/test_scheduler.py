@@ -18,6 +18,17 @@ def lane(name: str = "model", **rules: object) -> AnyLane:
     return Lane(name, run=lambda payloads: payloads, **rules)  # type: ignore[arg-type]
 
 
+class _CountingLane(Lane[int, int]):
+    """Counts how often a cut asks for its rules."""
+
+    asked = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "stretch":
+            self.asked += 1
+        return object.__getattribute__(self, name)
+
+
 def job(on: AnyLane, lengths: Sequence[int], **who: object) -> AnyJob:
     return Job(on, list(range(len(lengths))), lengths, **who)  # type: ignore[arg-type]
 
@@ -45,6 +56,30 @@ class TestCutting:
         scheduler = Scheduler(10_000)
         scheduler.submit(job(lane(max_tokens=100), [60, 30, 250, 50, 40]))
         assert [[place for _, place in b.items] for b in cut_all(scheduler)] == [[2], [0], [3, 4], [1]]
+
+    @pytest.mark.parametrize("tenants", [1, 3, 1_000])
+    def test_fills_a_batch_from_however_many_calls_of_one_text(self, tenants: int) -> None:
+        scheduler, one, other = Scheduler(1_000_000), lane("one", max_tokens=8_000), lane("other")
+        for i in range(1_000):
+            scheduler.submit(job(one, [16], tenant=str(i % tenants)))
+            scheduler.submit(job(other, [16], tenant=str(i % tenants)))
+        batch = scheduler.next_batch()
+        assert batch is not None
+        # With a tenant for each call, those who come next are not passed over for the sake of a full batch.
+        assert len(batch.items) == 400
+        assert {job.lane for job, _ in batch.items} == {one}
+
+    def test_what_a_cut_looks_at_does_not_grow_with_the_queue(self) -> None:
+        looked_at: list[int] = []
+        for waiting in (1_000, 10_000):
+            scheduler, model = Scheduler(10_000_000), _CountingLane("model", lambda payloads: payloads)
+            model.max_tokens, model.stretch = 256, 2.0
+            for i in range(waiting):
+                scheduler.submit(job(model, [16 if i % 2 else 100], tenant=str(i % 500)))
+            model.asked = 0
+            assert scheduler.next_batch() is not None
+            looked_at.append(model.asked)
+        assert max(looked_at) < 100
 
     def test_keeps_unlike_lengths_apart(self) -> None:
         scheduler = Scheduler(10_000)
@@ -227,7 +262,16 @@ class TestBounds:
             scheduler.submit(passing)
             scheduler.discard(passing)
         (tenant,) = scheduler._tenants()
-        assert len(tenant.heap) < 300
+        assert len(tenant.heaps[model]) < 300
+
+    def test_tenants_whose_calls_were_discarded_do_not_pile_up(self) -> None:
+        scheduler, model = Scheduler(10_000), lane()
+        scheduler.submit(job(model, [10], tenant="waits"))
+        for i in range(2_000):
+            passing = job(model, [10], tenant=f"passes {i}")
+            scheduler.submit(passing)
+            scheduler.discard(passing)
+        assert len(scheduler._classes[Priority.INTERACTIVE].turns) < 300
 
     def test_drains(self) -> None:
         scheduler, model = Scheduler(10_000), lane()

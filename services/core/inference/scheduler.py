@@ -17,15 +17,15 @@ Three rules decide the order:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
 from services.core.call import Priority
 from services.core.inference.jobs import AnyJob, AnyLane, Batch
 
-_SCAN = 64
-"""Jobs looked at to fill one batch; bounds the time of a cut however long the queue is."""
+_MISSES = 64
+"""Jobs and tenants looked at in vain to fill one batch: beside what it takes, a cut has no more work than
+this, however long the queue is."""
 
 _FULL = 0.8
 """A batch filled to this part of its budget is not worth looking for more."""
@@ -44,29 +44,45 @@ _Entry = tuple[float, int, AnyJob]
 
 @dataclass(slots=True, eq=False)
 class _Tenant:
-    """A tenant with waiting items: its jobs as a heap by virtual deadline, and what it was served."""
+    """A tenant with waiting items: its jobs as a heap by virtual deadline for each model, what it was served.
+
+    ``sequence`` is the order in which tenants came.
+    """
 
     name: str
     virtual: float
+    sequence: int
     served: float = 0.0
     items: int = 0
-    heap: list[_Entry] = field(default_factory=list[_Entry])
+    heaps: dict[AnyLane, list[_Entry]] = field(default_factory=dict[AnyLane, list[_Entry]])
 
 
 @dataclass(slots=True, eq=False)
 class _Class:
-    """The tenants of one priority. ``virtual`` is the present; ``idle`` has absent tenants ahead of it."""
+    """The tenants of one priority. ``virtual`` is the present; ``idle`` has absent tenants ahead of it.
+
+    ``turns`` is a heap of the active tenants, the one furthest behind first; those that have left are dropped
+    when they come up.
+    """
 
     virtual: float = 0.0
     active: dict[str, _Tenant] = field(default_factory=dict[str, _Tenant])
     idle: dict[str, float] = field(default_factory=dict[str, float])
+    turns: list[tuple[float, int, _Tenant]] = field(default_factory=list[tuple[float, int, _Tenant]])
+    sequence: int = 0
+    idle_limit: int = 64
 
     def enter(self, name: str) -> _Tenant:
         """Return the tenant, making it active."""
         tenant = self.active.get(name)
         if tenant is None:
-            tenant = _Tenant(name, max(self.virtual, self.idle.pop(name, 0.0)))
+            self.sequence += 1
+            tenant = _Tenant(name, max(self.virtual, self.idle.pop(name, 0.0)), self.sequence)
             self.active[name] = tenant
+            if len(self.turns) > 2 * len(self.active) + 64:
+                self.turns = [turn for turn in self.turns if self._here(turn[2])]
+                heapq.heapify(self.turns)
+            self.wait(tenant)
         return tenant
 
     def leave(self, tenant: _Tenant) -> None:
@@ -75,10 +91,32 @@ class _Class:
         if not self.active:
             self.virtual = 0.0
             self.idle.clear()
+            self.turns.clear()
             return
         self.idle[tenant.name] = tenant.virtual
-        if len(self.idle) > 2 * len(self.active) + 64:
+        if len(self.idle) > self.idle_limit:
             self.idle = {name: virtual for name, virtual in self.idle.items() if virtual > self.virtual}
+            self.idle_limit = 2 * max(len(self.idle), len(self.active)) + 64
+
+    def first(self) -> _Tenant | None:
+        """Return the active tenant furthest behind."""
+        while self.turns and not self._here(self.turns[0][2]):
+            heapq.heappop(self.turns)
+        return self.turns[0][2] if self.turns else None
+
+    def take(self) -> _Tenant | None:
+        """Return the active tenant furthest behind, which has no turn until ``wait`` gives it one."""
+        tenant = self.first()
+        if tenant is not None:
+            heapq.heappop(self.turns)
+        return tenant
+
+    def wait(self, tenant: _Tenant) -> None:
+        """Give a tenant its turn."""
+        heapq.heappush(self.turns, (tenant.virtual, tenant.sequence, tenant))
+
+    def _here(self, tenant: _Tenant) -> bool:
+        return self.active.get(tenant.name) is tenant
 
 
 class Scheduler:
@@ -96,6 +134,7 @@ class Scheduler:
         self._classes = {priority: _Class() for priority in Priority}
         self._earned = 0.0
         self._sequence = count()
+        self._entries = 0
         self._dead = 0
         self._expired: list[AnyJob] = []
         self.queued_tokens = 0
@@ -106,7 +145,7 @@ class Scheduler:
         tenant = self._classes[job.priority].enter(job.tenant)
         job.base = tenant.served
         job.sequence = next(self._sequence)
-        heapq.heappush(tenant.heap, self._entry(job))
+        self._push(tenant, job)
         self._count(job.lane, tenant, len(job.order), job.waiting_tokens)
 
     def check_room(self, promised_tokens: int = 0) -> None:
@@ -144,13 +183,14 @@ class Scheduler:
         tenant = self._classes[job.priority].active[job.tenant]
         self._withdraw(job, tenant)
         self._dead += 1
-        if self._dead > 64 and self._dead * 2 > sum(len(t.heap) for t in self._tenants()):
+        if self._dead > 64 and self._dead * 2 > self._entries:
             self._compact()
         return dropped
 
     def drain(self) -> list[AnyJob]:
         """Empty the queue and return the jobs that had items waiting."""
-        jobs = [entry[2] for tenant in self._tenants() for entry in tenant.heap if entry[2].order]
+        heaps = [heap for tenant in self._tenants() for heap in tenant.heaps.values()]
+        jobs = [entry[2] for heap in heaps for entry in heap if entry[2].order]
         for job in jobs:
             self.discard(job)
         return jobs
@@ -168,47 +208,83 @@ class Scheduler:
 
     def _next_cost(self, cls: _Class) -> float:
         """Return the cost of the item that the class would run next."""
-        tenant = min(cls.active.values(), key=_virtual_time)
-        while not (job := tenant.heap[0][2]).order:
-            heapq.heappop(tenant.heap)
-            self._dead -= 1
+        tenant = cls.first()
+        assert tenant is not None
+        job = self._peek(tenant)
+        assert job is not None
         return job.lengths[job.order[-1]] * job.lane.weight
 
     def _cut(self, priority: Priority, now: float, workers: int, *, background: bool) -> Batch | None:
         cls = self._classes[priority]
         batch: Batch | None = None
-        budget = 0
-        looked_at: list[tuple[_Tenant, AnyJob]] = []
-        for tenant, job in self._in_turn(cls):
-            if job.deadline is not None and job.deadline <= now:
-                self._withdraw(job, tenant)
-                self._expired.append(job)
-                continue
-            looked_at.append((tenant, job))
-            if batch is None:
-                batch = Batch(job.lane)
-                budget = _budget(job.lane, workers, background)
-                cls.virtual = tenant.virtual
-            if job.lane is batch.lane:
+        budget = misses = 0
+        had_turn: list[_Tenant] = []
+        passed_over: list[tuple[_Tenant, AnyJob]] = []
+
+        def enough() -> bool:
+            return misses >= _MISSES or (batch is not None and batch.tokens >= _FULL * budget)
+
+        while not enough() and (tenant := cls.take()) is not None:
+            had_turn.append(tenant)
+            misses += batch is not None and batch.lane not in tenant.heaps
+            while not enough() and (job := self._pop(tenant, batch)) is not None:
+                if job.deadline is not None and job.deadline <= now:
+                    self._withdraw(job, tenant)
+                    self._expired.append(job)
+                    continue
+                if batch is None:
+                    batch = Batch(job.lane)
+                    budget = _budget(job.lane, workers, background)
+                    cls.virtual = tenant.virtual
                 self._serve(priority, batch, budget, tenant, job)
-            if batch.tokens >= _FULL * budget or len(looked_at) >= _SCAN:
-                break
-        self._put_back(cls, looked_at)
+                if job.order:
+                    passed_over.append((tenant, job))
+                    misses += 1
+        for tenant, job in passed_over:
+            self._push(tenant, job)
+        for tenant in had_turn:
+            if tenant.items:
+                cls.wait(tenant)
+            elif cls.active.get(tenant.name) is tenant:
+                cls.leave(tenant)
         return batch
 
-    def _in_turn(self, cls: _Class) -> Iterator[tuple[_Tenant, AnyJob]]:
-        """Pop the waiting jobs of a class, tenants furthest behind first, each one's jobs as they are due."""
-        if len(cls.active) == 1:
-            tenants: Iterable[_Tenant] = list(cls.active.values())
+    def _peek(self, tenant: _Tenant) -> AnyJob | None:
+        """Return the job of a tenant that is due first, None if none has items."""
+        best: _Entry | None = None
+        for lane, heap in list(tenant.heaps.items()):
+            while heap and not heap[0][2].order:
+                heapq.heappop(heap)
+                self._entries -= 1
+                self._dead -= 1
+            if not heap:
+                del tenant.heaps[lane]
+            elif best is None or heap[0] < best:
+                best = heap[0]
+        return None if best is None else best[2]
+
+    def _pop(self, tenant: _Tenant, batch: Batch | None) -> AnyJob | None:
+        """Take the job of a tenant that is due first out of its heap, of the model of ``batch`` if any."""
+        if batch is None:
+            first = self._peek(tenant)
+            if first is None:
+                return None
+            lane = first.lane
         else:
-            tenants = sorted(cls.active.values(), key=_virtual_time)
-        for tenant in tenants:
-            while tenant.heap:
-                job = heapq.heappop(tenant.heap)[2]
-                if job.order:
-                    yield tenant, job
-                else:
-                    self._dead -= 1
+            lane = batch.lane
+        heap = tenant.heaps.get(lane)
+        while heap:
+            job = heapq.heappop(heap)[2]
+            self._entries -= 1
+            if job.order:
+                return job
+            self._dead -= 1
+        tenant.heaps.pop(lane, None)
+        return None
+
+    def _push(self, tenant: _Tenant, job: AnyJob) -> None:
+        heapq.heappush(tenant.heaps.setdefault(job.lane, []), self._entry(job))
+        self._entries += 1
 
     def _serve(self, priority: Priority, batch: Batch, budget: int, tenant: _Tenant, job: AnyJob) -> None:
         items = len(job.order)
@@ -224,13 +300,6 @@ class Scheduler:
         elif self._classes[Priority.INTERACTIVE].active:
             self._earned -= cost
         self._count(job.lane, tenant, len(job.order) - items, -tokens)
-
-    def _put_back(self, cls: _Class, looked_at: list[tuple[_Tenant, AnyJob]]) -> None:
-        for tenant, job in looked_at:
-            if job.order:
-                heapq.heappush(tenant.heap, self._entry(job))
-            elif tenant.items == 0 and tenant.name in cls.active:
-                cls.leave(tenant)
 
     def _entry(self, job: AnyJob) -> _Entry:
         """Return the job's place in its tenant's heap: when its next item is due."""
@@ -255,9 +324,12 @@ class Scheduler:
         return [tenant for cls in self._classes.values() for tenant in cls.active.values()]
 
     def _compact(self) -> None:
+        self._entries = 0
         for tenant in self._tenants():
-            tenant.heap = [entry for entry in tenant.heap if entry[2].order]
-            heapq.heapify(tenant.heap)
+            for lane, heap in list(tenant.heaps.items()):
+                tenant.heaps[lane] = [entry for entry in heap if entry[2].order]
+                heapq.heapify(tenant.heaps[lane])
+                self._entries += len(tenant.heaps[lane])
         self._dead = 0
 
 
@@ -265,7 +337,3 @@ def _budget(lane: AnyLane, workers: int, background: bool) -> int:
     most = max(lane.max_tokens, lane.background_tokens) if background else lane.max_tokens
     share = -(-lane.queued_tokens // workers)
     return min(most, max(lane.min_tokens, share))
-
-
-def _virtual_time(tenant: _Tenant) -> float:
-    return tenant.virtual
