@@ -13,6 +13,8 @@ from typing import Any
 
 import grpc
 
+from services.core.preview import clip, preview
+
 
 class ErrorCode(StrEnum):
     """Machine-readable error codes, as they stand in the ``code`` field of a body."""
@@ -175,14 +177,30 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
 }
 
 
+_FIELD_BYTES = 256
+_MESSAGE_BYTES = 512
+_TYPE_BYTES = 64
+_DETAIL_BYTES = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One entry of a 422 body's ``errors``: ``field`` joins the location with `` -> ``."""
+    """One entry of a 422 body's ``errors``: ``field`` joins the location with `` -> ``.
+
+    Of ``input`` only a preview is kept, and the texts are cut: an error outlives its request.
+    """
 
     field: str
     message: str
     type: str
     input: Any = None
+
+    def __post_init__(self) -> None:
+        """Cut what a caller may have made long."""
+        object.__setattr__(self, "field", clip(self.field, _FIELD_BYTES))
+        object.__setattr__(self, "message", clip(self.message, _MESSAGE_BYTES))
+        object.__setattr__(self, "type", clip(self.type, _TYPE_BYTES))
+        object.__setattr__(self, "input", preview(self.input))
 
 
 class ServiceError(Exception):
@@ -204,7 +222,7 @@ class ServiceError(Exception):
     ) -> None:
         self.code = code
         self.spec = ERRORS[code]
-        self.detail = self.spec.template.format(**fields)
+        self.detail = clip(self.spec.template.format(**fields), _DETAIL_BYTES)
         self.retry_after = retry_after
         self.field_errors = tuple(field_errors)
         self.headers: Mapping[str, str] = headers or {}
@@ -216,7 +234,6 @@ def validation_error(field_errors: Sequence[FieldError]) -> ServiceError:
     if len(field_errors) == 1:
         reason = f"Validation error: '{field_errors[0].field}' {field_errors[0].message}"
     else:
-        # The detail is cut anyway where it is rendered; thousands of fields are not worth joining first.
-        fields = "; ".join(f"{e.field[:200]}: {e.message[:200]}" for e in field_errors[:20])
+        fields = "; ".join(f"{e.field}: {e.message}" for e in field_errors[:20])
         reason = f"Validation errors in {len(field_errors)} fields: {fields}"
     return ServiceError(ErrorCode.VALIDATION_ERROR, field_errors=field_errors, reason=reason)

@@ -26,6 +26,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.deadlines import Deadlines
 from services.core.serving.doors import Access
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
+from services.core.serving.failure import let_go
 from services.core.serving.logs import AccessLog
 from services.core.serving.metrics import CALLS, CANCELLED
 from services.core.settings import Settings
@@ -120,6 +121,7 @@ class Pipeline:
             return await self._admitted(exchange, work)
         except BaseException as error:
             failure = self._failure(exchange, task, error)
+            let_go(error)
             if failure is None:
                 raise
             exchange.code = failure.code.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast
@@ -28,6 +29,8 @@ def clip(text: str, limit: int, width: Callable[[str], int] = json_width) -> str
 
     Lone surrogates, which strict parsers of JSON and UTF-8 refuse, become question marks.
     """
+    if len(text) <= limit and _is_plain(text):
+        return text
     text = text[: limit + 1].encode("utf-8", "replace").decode()
     used = 0
     cut = 0
@@ -38,6 +41,10 @@ def clip(text: str, limit: int, width: Callable[[str], int] = json_width) -> str
         if used > limit:
             return text[:cut] + "..."
     return text
+
+
+_is_plain = re.compile(r"[ !#$&-\[\]-~]*").fullmatch
+"""Of characters that take one byte wherever an error is told."""
 
 
 def preview(value: Any, depth: int = _DEPTH) -> Any:
