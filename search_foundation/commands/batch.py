@@ -158,6 +158,8 @@ def _ended(args: argparse.Namespace, client: BatchClient, status: Status) -> int
     if status["status"] != "completed":
         why = f": {str(status['error']).rstrip('.')}" if status.get("error") else ""
         print(f"{_ENDS.get(status['status'], 'The job has ended')}{why}.", file=sys.stderr)
+        if status.get("error_file_url"):
+            print(f"Why lines failed:\n  {_again(args, 'download', batch_id, '--errors')}", file=sys.stderr)
         return 1
     print(f"{done - failed:,} of {total:,} lines embedded, {failed:,} failed.", file=sys.stderr)
     if failed:

@@ -11,6 +11,7 @@ from services.batch.dbos_engine import DbosEngine
 from services.batch.files import Files
 from services.batch.grpc import BatchServicer
 from services.batch.inputs import JobInputs
+from services.batch.lines import LineReader
 from services.batch.metrics import BacklogGauges
 from services.batch.parsing import RequestParser
 from services.batch.periodic import repeat
@@ -52,7 +53,8 @@ class BatchCapability:
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
-        parser = RequestParser(catalog, _models(engine, catalog, settings))
+        served = _models(engine, catalog, settings)
+        parser = RequestParser(catalog, served)
         self._jobs = DbosEngine(settings, database, parser.models)
         table, store = JobTable(database), open_store(settings)
         files = Files(table, store)
@@ -65,7 +67,9 @@ class BatchCapability:
             table,
             store,
             files,
-            JobInputs(settings, store, self._sources),
+            JobInputs(
+                settings, store, self._sources, LineReader(catalog, served, max_items=settings.max_items)
+            ),
             self._webhooks,
         )
         service = BatchService(

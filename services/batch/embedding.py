@@ -19,6 +19,7 @@ from services.core.inference import (
     finish,
     require_finite,
 )
+from services.embed.types import EmbedResult
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +113,10 @@ class ChunkEmbedder:
 
     async def _run(self, job: Job, lines: Sequence[Line], results: Results) -> None:
         model = self._engine.embedder(job.model)
-        # Models that leave the choice to the caller refuse a text that is too long, the others cut it.
-        options = EmbedOptions(job.task, truncate=not model.spec.truncate_choice)
-        texts = [text for line in lines for text in line.texts]
+        requests = [line.request for line in lines if line.request is not None]
+        first = requests[0]
+        options = EmbedOptions(first.task, first.truncate)
+        texts = [text for request in requests for text in request.texts]
         delay = _RETRY_SECONDS[0]
         while True:
             call = Call(f"{job.id}:{lines[0].number}", tenant=job.owner, priority=Priority.BATCH)
@@ -126,15 +128,15 @@ class ChunkEmbedder:
                     raise
             await asyncio.sleep(delay)
             delay = min(2 * delay, _RETRY_SECONDS[1])
-        vectors = finish(raw.vectors, dimensions=job.dimensions, normalized=job.normalized)
+        vectors = finish(raw.vectors, dimensions=first.dimensions, normalized=first.normalized)
         require_finite(vectors, job.model)
-        first = 0
-        for line in lines:
-            last = first + len(line.texts)
-            tokens = sum(raw.token_counts[first:last])
-            rows = vectors[first:last].copy(order="C")
-            results.output[line.number] = output_line(job.id, line, job.model, rows, tokens)
+        begin = 0
+        for line, request in zip(lines, requests, strict=True):
+            end = begin + len(request.texts)
+            tokens = sum(raw.token_counts[begin:end])
+            result = EmbedResult(job.model, vectors[begin:end], request.encodings, tokens)
+            results.output[line.number] = output_line(job.id, line, result)
             results.tokens += tokens
-            first = last
+            begin = end
             if line.number % GROUP == 0:
                 await asyncio.sleep(0)

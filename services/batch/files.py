@@ -6,12 +6,14 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+import orjson
+
 from services.batch.keys import folder, joined_key, part_key
 from services.batch.table import Job, JobTable, Part
 from services.batch.types import BatchStatus, File, State
 from services.core.storage.objects import ObjectMissingError, ObjectStore
 
-_WITH_OUTPUT = (State.COMPLETED, State.CANCELLED)
+_LONGEST_REASON = 500
 
 
 class StoredFile:
@@ -67,8 +69,26 @@ class Files:
             total_tokens=job.total_tokens,
             error=job.error,
             output_url=await self._url(job, state, File.OUTPUT, now),
-            error_file_url=await self._url(job, state, File.ERRORS, now) if job.failed else None,
+            error_file_url=await self._url(job, state, File.ERRORS, now),
         )
+
+    @staticmethod
+    def has(job: Job, state: State, file: File) -> bool:
+        """Whether a job in a state has a file; a failed job has what was done before, if anything."""
+        if file is File.ERRORS:
+            return state.ended and state is not State.EXPIRED and job.failed > 0
+        return state in (State.COMPLETED, State.CANCELLED) or (state is State.FAILED and job.completed > 0)
+
+    async def first_fault(self, job: Job) -> str:
+        """Say why a job has no good line: what is wrong with the first one."""
+        begin = bytearray()
+        async with aclosing((await self.open(job, File.ERRORS)).pieces()) as pieces:
+            async for piece in pieces:
+                begin += piece
+                if b"\n" in piece:
+                    break
+        fault = orjson.loads(begin.partition(b"\n")[0])["error"]
+        return f"No line could be embedded. Line {fault['line']}: {fault['message'][:_LONGEST_REASON]}"
 
     async def open(self, job: Job, file: File) -> StoredFile:
         """Find a file of a job."""
@@ -90,7 +110,7 @@ class Files:
         await self._store.delete_all(folder(job_id))
 
     async def _url(self, job: Job, state: State, file: File, now: float) -> str | None:
-        if state not in _WITH_OUTPUT:
+        if not self.has(job, state, file):
             return None
         if job.joined:
             return await self._store.signed_url(joined_key(job.id, file), max(1.0, job.expires_at - now))

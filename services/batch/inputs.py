@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from services.batch.keys import input_key
-from services.batch.lines import Line, parse_line, split_lines
+from services.batch.lines import Line, LineReader, split_lines
 from services.batch.planning import TooManyLines, cut
 from services.batch.sources import SourceError
 from services.batch.table import Job, Plan
@@ -51,9 +51,9 @@ class Inputs(Protocol):
 class JobInputs:
     """Inputs of jobs, which are kept in the object store. Every method may raise ``ObjectStoreError``."""
 
-    def __init__(self, settings: Settings, store: ObjectStore, elsewhere: Inputs) -> None:
+    def __init__(self, settings: Settings, store: ObjectStore, elsewhere: Inputs, reader: LineReader) -> None:
         self._chunk_tokens = settings.batch_chunk_tokens
-        self._max_items = settings.max_items
+        self._reader = reader
         self._store = store
         self._elsewhere = elsewhere
 
@@ -87,16 +87,10 @@ class JobInputs:
         """Read the lines of a chunk."""
         key = input_key(job.id, job.input_name)
         data = await self._store.get(key, plan.start, plan.length) if plan.length else b""
-        given = split_lines(data) if plan.length else [b""]
+        given = split_lines(data, plan.place) if plan.length else [(plan.place, b"")]
         return [
-            parse_line(
-                plan.first + place,
-                line,
-                plan.faults.get(place),
-                model=job.model,
-                max_items=self._max_items,
-            )
-            for place, line in enumerate(given)
+            self._reader.read(job, plan.first + number, place, line, plan.faults.get(number))
+            for number, (place, line) in enumerate(given)
         ]
 
     async def _fetch(self, key: str, url: str) -> None:

@@ -27,6 +27,9 @@ _AGE = Gauge(
     "searchfoundation_batch_backlog_age_seconds",
     "Age of the oldest unfinished job of the store; 0 without one.",
 )
+ENDS = Counter(
+    "searchfoundation_batch_ended_jobs_total", "Jobs that this process ended, expiry left out.", ("status",)
+)
 LINES = Counter("searchfoundation_batch_lines_total", "Lines done by this process.", ("model", "outcome"))
 CHUNK_SECONDS = Histogram(
     "searchfoundation_batch_chunk_seconds",

@@ -45,9 +45,9 @@ class _Planner:
 
     def __init__(self, chunk_tokens: int) -> None:
         self._chunk_bytes = chunk_tokens * CHARACTERS_PER_TOKEN
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, int] = {}
         self._plans: list[Plan] = []
-        self._first = 0
+        self._first = self._place = 0
         self._lines = self._start = self._end = 0
         self._faults: dict[int, str] = {}
 
@@ -55,15 +55,15 @@ class _Planner:
         if line.too_long:
             self._close()
             # Nobody has to read it again: its chunk has no bytes.
-            self._append(1, line.start, 0, {0: TOO_LONG})
+            self._append(1, line.start, 0, {0: TOO_LONG}, line.number)
             return
         end = line.start + line.length
         if end - self._start > self._chunk_bytes or self._lines >= MAX_CHUNK_LINES:
             self._close()
         if not self._lines:
-            self._start = line.start
-        if self._is_duplicate(line.data):
-            self._faults[self._lines] = DUPLICATE
+            self._start, self._place = line.start, line.number
+        if (earlier := self._earlier(line)) is not None:
+            self._faults[self._lines] = f"{DUPLICATE}:{earlier}"
         self._lines += 1
         self._end = end
 
@@ -73,19 +73,18 @@ class _Planner:
 
     def _close(self) -> None:
         if self._lines:
-            self._append(self._lines, self._start, self._end - self._start, self._faults)
+            self._append(self._lines, self._start, self._end - self._start, self._faults, self._place)
             self._lines, self._faults = 0, {}
 
-    def _append(self, lines: int, start: int, length: int, faults: Mapping[int, str]) -> None:
-        self._plans.append(Plan(self._first, lines, start, length, faults))
+    def _append(self, lines: int, start: int, length: int, faults: Mapping[int, str], place: int) -> None:
+        self._plans.append(Plan(self._first, lines, start, length, faults, place))
         self._first += lines
 
-    def _is_duplicate(self, line: bytes) -> bool:
-        custom_id = custom_id_of(line)
+    def _earlier(self, line: Line) -> int | None:
+        """Give the place of the line that had this one's name before it."""
+        custom_id = custom_id_of(line.data)
         if custom_id is None:
-            return False
+            return None
         name = hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        if name in self._seen:
-            return True
-        self._seen.add(name)
-        return False
+        earlier = self._seen.setdefault(name, line.number)
+        return None if earlier == line.number else earlier

@@ -98,5 +98,14 @@ BATCH = Schema(
         ),
         # Which of the files that were fetched for a job is the one its chunks were cut from.
         Migration(3, "names of inputs", (text("ALTER TABLE batch_jobs ADD COLUMN input_name VARCHAR(40)"),)),
+        # Of the first line of a chunk in the file, for errors. Chunks planned before count their lines alone.
+        Migration(
+            4,
+            "places of lines",
+            (
+                text("ALTER TABLE batch_chunks ADD COLUMN place INTEGER NOT NULL DEFAULT 0"),
+                text("UPDATE batch_chunks SET place = first + 1"),
+            ),
+        ),
     ),
 )

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from services.core.catalog.types import ModelSpec
-from services.core.requests.fields import Whole, class_name, without_default
+from services.core.requests.fields import Whole, class_name, clean_url, without_default
 
 MAX_INLINE_LINES = 10_000
-SCHEMES = ("https://", "http://", "s3://", "gs://")
+SCHEMES = ("https", "http", "s3", "gs")
 
 _LONGEST_URL = 8192
 _DEFAULT_TASK = "text-matching"
 _RETRIEVAL = "retrieval"
 _PASSAGE = "retrieval.passage"
 
-Url = Annotated[str, Field(max_length=_LONGEST_URL)]
+Url = Annotated[str, Field(max_length=_LONGEST_URL), AfterValidator(clean_url)]
 Lines = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_INLINE_LINES)]
 
 
@@ -52,7 +60,7 @@ class BatchEmbeddingRequest(BaseModel):
     def _one_source(self) -> Self:
         if (self.input is None) == (self.input_url is None):
             raise PydanticCustomError("input_source", "Provide either 'input' or 'input_url'")
-        if self.input_url is not None and not self.input_url.startswith(SCHEMES):
+        if self.input_url is not None and self.input_url.partition("://")[0] not in SCHEMES:
             raise PydanticCustomError("url_scheme", "'input_url' should begin with https://, s3:// or gs://")
         return self
 

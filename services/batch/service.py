@@ -146,7 +146,7 @@ class BatchService:
         state = (await self._files.status(job)).state
         if not state.ended:
             raise not_ended(batch_id, POLL_SECONDS)
-        if state in (State.EXPIRED, State.FAILED) or (file is File.ERRORS and not job.failed):
+        if not self._files.has(job, state, file):
             raise file_not_found(batch_id, file)
         return Download(batch_id, file, await self._files.open(job, file))
 

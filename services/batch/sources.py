@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from services.core.media.decoding import gunzipped
 from services.core.media.fetching import Fetcher, FetchError, shown
+from services.core.requests.fields import clean_url
 from services.core.settings import ConfigurationError, Settings
 from services.core.storage.objects import (
     ObjectMissingError,
@@ -33,7 +34,7 @@ class Sources:
 
     def __init__(self, settings: Settings) -> None:
         self._fetcher = Fetcher(settings)
-        self._buckets = tuple(f"{opened.rstrip('/')}/" for opened in settings.batch_input_buckets)
+        self._buckets = tuple(f"{clean_url(opened).rstrip('/')}/" for opened in settings.batch_input_buckets)
         self._max_bytes = settings.batch_max_input_bytes
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ _JOB = (
     *("chunks", "total", "completed", "failed", "total_tokens"),
 )
 _CHUNK = (
-    *("job_id", "number", "first", "lines", "start", "length", "faults"),
+    *("job_id", "number", "first", "lines", "start", "length", "faults", "place"),
     *("attempts", "tries", "done", "name", "output_bytes", "error_bytes"),
 )
 _JOBS = table("batch_jobs", *map(column, _JOB))
@@ -67,7 +67,8 @@ class Job:
 class Plan:
     """Where a chunk lies in the input: ``lines`` lines from number ``first``, ``length`` bytes at ``start``.
 
-    ``faults`` are the places, from 0, of lines that only a look at the whole input finds wrong.
+    ``faults`` are lines, from 0, that only a look at the whole input finds wrong. ``place`` is that of the
+    first line in the file, where blank lines count, from 1.
     """
 
     first: int
@@ -75,6 +76,7 @@ class Plan:
     start: int
     length: int
     faults: Mapping[int, str]
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class JobTable:
                 "start": plan.start,
                 "length": plan.length,
                 "faults": orjson.dumps(plan.faults, option=orjson.OPT_NON_STR_KEYS).decode(),
+                "place": plan.place,
                 "attempts": 0,
                 "tries": "{}",
                 "done": False,
@@ -194,7 +197,7 @@ class JobTable:
         if row is None:
             return None
         faults = {int(place): fault for place, fault in orjson.loads(row["faults"]).items()}
-        plan = Plan(row["first"], row["lines"], row["start"], row["length"], faults)
+        plan = Plan(row["first"], row["lines"], row["start"], row["length"], faults, row["place"])
         return Chunk(plan, row["attempts"], orjson.loads(row["tries"]))
 
     async def give_back_chunk(self, job_id: str, number: int, tries: Mapping[str, int]) -> None:
@@ -270,9 +273,10 @@ class JobTable:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
 
     async def wanted(self, job_ids: Iterable[str]) -> set[str]:
-        """Give those of some jobs that go on or came to a good end."""
+        """Give those of some jobs that go on or came to their end line by line."""
         states = [*_RUNNING, State.COMPLETED.value]
-        query = select(_J.id).where(_J.id.in_(list(job_ids)), _J.state.in_(states))
+        whole = and_(_J.state == State.FAILED.value, _J.completed + _J.failed == _J.total, _J.chunks > 0)
+        query = select(_J.id).where(_J.id.in_(list(job_ids)), or_(_J.state.in_(states), whole))
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 

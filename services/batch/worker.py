@@ -17,7 +17,7 @@ from services.batch.files import Files
 from services.batch.inputs import JobInputs, UnusableInputError
 from services.batch.jobs import JobEngine, Kind, Task
 from services.batch.keys import part_key
-from services.batch.metrics import CHUNK_SECONDS, LINES, WEBHOOKS
+from services.batch.metrics import CHUNK_SECONDS, ENDS, LINES, WEBHOOKS
 from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part
 from services.batch.types import File, State, status_json
 from services.batch.webhook import Outcome as Delivery
@@ -139,6 +139,8 @@ class Worker:
     async def end(self, job_id: str, state: State, error: str | None = None) -> bool:
         """End a job that has not ended, and see that its end is told; false when it had ended."""
         ended = await self._table.end(job_id, state, time.time(), error=error)
+        if ended:
+            ENDS.labels(state.value).inc()
         job = await self._table.find(job_id)
         if job is not None and job.webhook_url is not None and not job.webhook_ended and job.state.ended:
             await self._jobs.submit(Task(Kind.NOTIFY, job.id, job.model, job.owner))
@@ -243,7 +245,10 @@ class Worker:
             return
         if job.state is State.PROCESSING and not job.joined and await self._files.join(job):
             await self._table.join(job_id)
-        await self.end(job_id, State.COMPLETED)
+        if job.completed:
+            await self.end(job_id, State.COMPLETED)
+        elif job.state is State.PROCESSING:
+            await self.end(job_id, State.FAILED, await self._files.first_fault(job))
 
     async def _notify(self, job: Job) -> None:
         """Send the status until it was taken or refused, or often enough; the waits outlive no crash."""

@@ -24,10 +24,11 @@ class RequestParser:
 
     def parse(self, fields: dict[str, Any], locate: Locate = rest_location) -> EmbedRequest:
         """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does."""
-        return _to_request(*self._schemas.check(fields, locate))
+        return to_request(*self._schemas.check(fields, locate))
 
 
-def _to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:
+def to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:
+    """Make the request of checked fields of ``model``."""
     values = vars(checked)
     return EmbedRequest(
         model=model,

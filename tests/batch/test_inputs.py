@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import orjson
 import pytest
 import pytest_asyncio
@@ -78,6 +79,19 @@ PAGES: dict[str, Handler] = {
     "/blank": answer(BOM + b"\r\n  \n\n"),
     "/packed": answer(gzip.compress(line("a") + b"\n")),
     "/moved": redirect("/packed"),
+    "/page": answer(b"<html>\n<body>Please log in</body></html>\n"),
+    "/zip": answer(b"PK\x03\x04" + bytes(range(14, 200))),
+    "/utf-16": answer((line("a").decode() + "\n" + line("b").decode() + "\n").encode("utf-16")),
+    "/array": answer(b"\n[" + line("a") + b",\n" + line("b") + b",\n" + line("c") + b"]\n"),
+    "/names": answer(
+        b"\n".join(
+            (
+                *map(line, ("a\u2028b", "a\u2029b", "a\u0085b", "a\u001cb", "ä")),
+                *map(line, (7, 12345678901234567890123, 1.5, [1], True)),
+                '{"custom_id": "\u2028", "body": 5}'.encode(),
+            )
+        )
+    ),
     "/lines": answer(
         BOM
         + b"\r\n".join(
@@ -203,21 +217,66 @@ async def test_every_kind_of_bad_line_is_told_and_the_others_are_embedded(system
     assert [found["custom_id"] for found in output] == ["a", "b", "e"]
     assert [len(found["response"]["body"]["data"]) for found in output] == [1, 1, 2]
     errors = await system.lines(job, batch_pb2.BATCH_FILE_ERRORS)
-    assert [(found["custom_id"], found["error"]["message"]) for found in errors] == [
-        ("a", "An earlier line of this job has the same 'custom_id'."),
-        (None, "'custom_id' should be a text that is not empty."),
-        (None, "The line is not valid JSON: invalid literal, expected 'null' (column 1)."),
-        (None, "The line should be a JSON object."),
-        (None, "The line is longer than 1,048,576 bytes."),
-        ("c", "'body' should be an object with 'input'."),
-        (None, "The line is not valid JSON: UTF-8 byte order mark (BOM) is not supported (column 1)."),
-        (None, "'custom_id' should be a text that is not empty."),
-        ("f", "'body.input' should have 1 to 2048 items."),
+    told = [(found["error"]["line"], found["custom_id"], found["error"]["message"]) for found in errors]
+    assert told == [
+        (3, "a", "Line 1 of this job has the same 'custom_id'."),
+        (4, None, "'custom_id' should be a text that is not empty."),
+        (5, None, "The line is not valid JSON: invalid literal, expected 'null' (column 1)."),
+        (6, None, "The line should be a JSON object."),
+        (7, None, "The line is longer than 1,048,576 bytes."),
+        (10, "c", "'body' should be an object with 'input'."),
+        (11, None, "The line is not valid JSON: UTF-8 byte order mark (BOM) is not supported (column 1)."),
+        (12, "", "'custom_id' should be a text that is not empty."),
+        (14, "f", "'body.input' Input list cannot be empty. Provide at least one item."),
     ]
     for found in errors:
         assert found["error"]["code"] == "VALIDATION_ERROR"
         assert found["response"] is None
         assert found["id"].startswith("batch_req_")
+
+
+async def test_names_come_back_as_they_were_written(system: System) -> None:
+    job = await system.rig.create(input_url=system.url("/names"))
+    assert (await system.ended(job))["status"] == "completed"
+    output = await system.rig.download(job)
+    names = ["a\u2028b", "a\u2029b", "a\u0085b", "a\u001cb", "ä"]
+    assert [orjson.loads(each)["custom_id"] for each in output.decode().splitlines()] == names
+    errors = (await system.rig.download(job, batch_pb2.BATCH_FILE_ERRORS)).decode()
+    assert [json.loads(each)["custom_id"] for each in errors.splitlines()] == [
+        *(7, 12345678901234567890123, 1.5, None, True, "\u2028")
+    ]
+    assert "12345678901234567890123" in errors
+
+
+@pytest.mark.parametrize(
+    ("path", "total", "said"),
+    [
+        ("/page", 2, "Line 1: The line is not valid JSON: "),
+        ("/zip", 1, "Line 1: The line is not valid JSON: "),
+        ("/utf-16", 3, "Line 1: The line is not UTF-8 but, by its bytes, UTF-16. "),
+        ("/array", 3, "Line 2: The line is not valid JSON: "),
+    ],
+)
+async def test_a_file_without_one_good_line_fails_the_job(
+    system: System, path: str, total: int, said: str
+) -> None:
+    job = await system.rig.create(input_url=system.url(path))
+    status = await system.ended(job)
+    assert status["status"] == "failed"
+    assert status["error"].startswith(f"No line could be embedded. {said}")
+    assert status["stats"] == {"total": total, "completed": 0, "failed": total, "total_tokens": 0}
+    assert status["output_url"] is None
+    assert status["error_file_url"].endswith("/errors")
+    assert len(await system.lines(job, batch_pb2.BATCH_FILE_ERRORS)) == total
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await system.rig.download(job)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("form", ["HTTP{}", "Http{}", " http{}\n", "\thttp{} "])
+async def test_pasted_urls_are_read(system: System, form: str) -> None:
+    job = await system.rig.create(input_url=form.format(system.url("/packed").removeprefix("http")))
+    assert (await system.ended(job))["status"] == "completed"
 
 
 async def test_fifty_thousand_lines_are_taken(system: System) -> None:

@@ -35,6 +35,22 @@ async def test_a_chosen_model_has_its_aliases_with_it(tmp_path: Path) -> None:
     async with rig(settings(data_dir=tmp_path, batch_models=(MINILM,))) as up:
         for name in (MINILM, ALIAS):
             assert (await up.wait(await up.create([_LINE], model=name)))["model"] == name
+        line = {"custom_id": "a", "body": {"model": MINILM, "input": "x"}}
+        await up.wait(await up.create([line], model=ALIAS))
+
+
+async def test_a_line_gets_what_it_asks_for_or_an_error(tmp_path: Path) -> None:
+    """The model has one width and always cuts; a call of its own may say so, and so may a line."""
+    width = {"dimensions": 384, "truncate": True, "normalized": True}
+    async with rig(settings(data_dir=tmp_path)) as up:
+        lines = [
+            {"custom_id": str(n), "body": {"input": "x", **each}}
+            for n, each in enumerate(
+                (width, {"dimensions": 64}, {"task": "retrieval.query"}, {"truncate": False})
+            )
+        ]
+        status = await up.wait(await up.create(lines))
+        assert (status["stats"]["completed"], status["stats"]["failed"]) == (1, 3)
 
 
 @pytest.mark.parametrize(

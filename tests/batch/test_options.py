@@ -13,6 +13,7 @@ import orjson
 import pytest
 import pytest_asyncio
 import torch
+from searchfoundation.v1 import batch_pb2
 
 from services.core.catalog import Catalog
 from services.core.modeling.registry import load_text_encoder
@@ -88,6 +89,54 @@ async def _vectors(system: System, fields: dict[str, Any]) -> Any:
     await system.rig.wait(job)
     lines = [orjson.loads(line) for line in (await system.rig.download(job)).splitlines()]
     return np.array([line["response"]["body"]["data"][0]["embedding"] for line in lines], np.float32)
+
+
+SAME: list[dict[str, Any]] = [
+    {"model": NANO},
+    {"model": f"jina-ai/{NANO}"},
+    {"task": "retrieval"},
+    {"task_type": "retrieval.passage"},
+    {"dimensions": 64.0},
+    {"output_dimension": 64},
+    {"encoding_format": "float", "normalized": True, "truncate": False},
+    {"embedding_type": ["float"], "task": None, "dimensions": None, "late_chunking": False},
+    {"user": "somebody", "method": "POST"},
+]
+OTHER: list[tuple[dict[str, Any], str]] = [
+    (
+        {"model": "all-MiniLM-L6-v2"},
+        '\'body.model\' is "all-MiniLM-L6-v2", and "jina-embeddings-v5-text-nano"',
+    ),
+    ({"model": "text-embedding-3-small"}, "'body.model' is \"text-embedding-3-small\""),
+    ({"task": "retrieval.query"}, '\'body.task\' is "retrieval.query", and "retrieval.passage" in this job.'),
+    ({"task_type": "clustering"}, "'body.task_type' is \"clustering\""),
+    ({"dimensions": 32}, "'body.dimensions' is 32, and 64 in this job."),
+    ({"output_dimensionality": 768}, "'body.output_dimensionality' is 768, and 64"),
+    ({"encoding_format": "base64"}, '\'body.encoding_format\' is "base64", and "float" in this job.'),
+    ({"embedding_type": ["float", "binary"]}, '\'body.embedding_type\' is ["float","binary"], and'),
+    ({"normalized": False}, "'body.normalized' is false, and true in this job."),
+    ({"truncation": True}, "'body.truncation' is true, and false in this job."),
+    ({"late_chunking": True}, "'body.late_chunking' is true, and false in this job."),
+    ({"dimensions": "many"}, "'body.dimensions' Input should be a valid integer"),
+    ({"task": "separation"}, "'body.task' Input should be "),
+]
+
+
+async def test_options_of_a_line_are_those_of_the_job_or_its_error(system: System) -> None:
+    bodies = [*SAME, *(fields for fields, _ in OTHER)]
+    lines = [{"custom_id": str(n), "body": {"input": "x", **each}} for n, each in enumerate(bodies)]
+    job = await system.rig.create(lines, model=NANO, task="retrieval", dimensions=64)
+    await system.rig.wait(job)
+    output = [orjson.loads(line) for line in (await system.rig.download(job)).splitlines()]
+    assert [line["custom_id"] for line in output] == [str(n) for n in range(len(SAME))]
+    assert {len(line["response"]["body"]["data"][0]["embedding"]) for line in output} == {64}
+    errors = [
+        orjson.loads(line)["error"]
+        for line in (await system.rig.download(job, batch_pb2.BATCH_FILE_ERRORS)).splitlines()
+    ]
+    assert [error["line"] for error in errors] == [len(SAME) + n + 1 for n in range(len(OTHER))]
+    for error, (_, said) in zip(errors, OTHER, strict=True):
+        assert error["message"].startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ async def test_every_line_is_in_one_chunk_in_order(
     data = mark + end.join(lines) + (end if last else b"")
     plans = await _cut(data, piece)
     assert plans == await _cut(data)
-    found = [split_lines(data[plan.start : plan.start + plan.length]) for plan in plans]
-    assert [line.removesuffix(b"\r") for chunk in found for line in chunk] == [
-        line for line in lines if line.strip()
+    found = [split_lines(data[plan.start : plan.start + plan.length], plan.place) for plan in plans]
+    assert [(place, line.removesuffix(b"\r")) for chunk in found for place, line in chunk] == [
+        (place, line) for place, line in enumerate(lines, 1) if line.strip()
     ]
     assert [len(chunk) for chunk in found] == [plan.lines for plan in plans]
     first = 0
@@ -56,7 +56,7 @@ async def test_repeated_ids_are_found_across_chunks() -> None:
     plans = await _cut(b"\n".join(map(_line, names)))
     found = {plan.first + place: fault for plan in plans for place, fault in plan.faults.items()}
     assert len(plans) > 1
-    assert found == {2: DUPLICATE, 7: DUPLICATE}
+    assert found == {2: f"{DUPLICATE}:1", 7: f"{DUPLICATE}:2"}
 
 
 async def test_a_line_that_is_too_long_is_not_kept() -> None:

@@ -215,8 +215,10 @@ def test_bad_lines_go_to_the_error_file(ann: Caller) -> None:
     assert output == ["1", "last"]
     errors = [json.loads(line) for line in ann.file(job["error_file_url"]).splitlines()]
     assert [error["custom_id"] for error in errors] == [
-        *(None, "1", None, None, "no body", "list", "no input", "number", "image", "empty", None)
+        *(None, "1", 7, "", "no body", "list", "no input", "number", "image", "empty", None)
     ]
+    assert [error["error"]["line"] for error in errors] == list(range(2, 13))
+    assert errors[1]["error"]["message"] == "Line 1 of this job has the same 'custom_id'."
     assert {error["error"]["code"] for error in errors} == {"VALIDATION_ERROR"}
     assert all(error["response"] is None and error["error"]["message"] for error in errors)
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from services.batch.inputs import JobInputs
 from services.batch.keys import new_job_id
+from services.batch.lines import LineReader
 from services.batch.schema import BATCH
 from services.batch.sources import Sources
 from services.batch.table import Job, JobTable
 from services.core.access.schema import ACCESS
+from services.core.catalog import Catalog
 from services.core.storage import Database
 from services.core.storage.objects import open_store
 from tests.batch.rig import rig
@@ -67,7 +69,9 @@ async def test_who_fetches_an_input_late_leaves_the_planned_one_alone(tmp_path: 
     chosen = settings(data_dir=tmp_path, fetch_allow_networks=("127.0.0.1/32",))
     database = await Database.open(chosen, ACCESS, BATCH)
     table, sources = JobTable(database), Sources(chosen)
-    inputs = JobInputs(chosen, open_store(chosen), sources)
+    catalog = Catalog.load()
+    reader = LineReader(catalog, [catalog.require(MINILM)], max_items=10)
+    inputs = JobInputs(chosen, open_store(chosen), sources, reader)
     async with web(changing) as site:
         made = time.time()
         job = Job(new_job_id(), "anonymous", MINILM, None, None, True, site.url(), None, made, made + 600, "")

@@ -170,6 +170,16 @@ def test_watch_of_a_job_that_went_wrong(
     assert not Path("out.jsonl").exists()
 
 
+def test_watch_of_a_job_without_one_good_line(
+    server: ScriptedBatches, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.statuses = [status("failed", 0, 10, error="No line could be embedded.", error_file_url="http://x")]
+    assert batch(server, "watch", ID) == 1
+    said = capsys.readouterr().err
+    assert "The job has failed: No line could be embedded.\n" in said
+    assert f"search-foundation batch download {ID} --errors --url {server.url}" in said
+
+
 def test_submit_to_the_output_in_one_command(server: ScriptedBatches, place: Path) -> None:
     (place / "in.jsonl").write_text(lines("a"))
     server.statuses = [status("processing", 1), status("completed", 10)]

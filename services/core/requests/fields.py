@@ -20,6 +20,12 @@ def without_default(schema: dict[str, Any]) -> None:
     del schema["default"]
 
 
+def clean_url(text: str) -> str:
+    """Take the blanks around a pasted URL away, and write its scheme, which has no case, in small letters."""
+    scheme, separator, rest = text.strip().partition("://")
+    return f"{scheme.lower()}{separator}{rest}"
+
+
 def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 

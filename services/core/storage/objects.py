@@ -215,7 +215,8 @@ def bucket(url: str, name: str) -> S3Store | GCSStore:
     from obstore.store import GCSStore, S3Store
 
     kinds: dict[str, type[S3Store | GCSStore]] = {"s3": S3Store, "gs": GCSStore}
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = url.strip().partition("://")
+    scheme = scheme.lower()
     place, _, prefix = rest.partition("/")
     if scheme not in kinds or not place:
         raise ConfigurationError(f"{name} must be s3://bucket/prefix or gs://bucket/prefix.")
