@@ -16,8 +16,8 @@ from services.batch.schemas import task_of
 from services.batch.table import Job
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
+from services.core.preview import preview
 from services.core.requests.texts import Location
-from services.core.serving.preview import preview
 from services.embed.parsing import to_request
 from services.embed.rest import response_body, response_items
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
