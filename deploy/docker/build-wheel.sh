@@ -28,7 +28,7 @@ mkdir -p "$out"
 "$python" -m pip wheel --quiet --no-deps --no-build-isolation --no-index --wheel-dir "$out" .
 
 # The kernels are optional for whoever installs from source; an image for x86-64 must not lose them unnoticed.
-if [ "$(uname --machine)" = x86_64 ] && [[ $(wheel_files "$out") != */_kernels.* ]]; then
+if [ "$(uname --machine)" = x86_64 ] && [[ $(wheel_files "$out") != */_kernels_* ]]; then
   echo "the wheel has no compiled kernels: is gcc installed?" >&2
   exit 1
 fi

@@ -22,11 +22,19 @@ def check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
     except WeightsNotFound as error:
         print(error, file=sys.stderr)
         return 1
+    # imported late: they bring torch, which is slow to start
+    from services.core.modeling.native.instructions import choose, describe
+
+    try:
+        choose(settings.cpu_instructions)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     report = inspect(folder)
     if spec is None:
         spec = _by_repository(report.repository, catalog)
     problems = list(report.problems) or _load_problems(spec, folder, catalog)
-    facts = _facts_of(report, spec, problems)
+    facts = _facts_of(report, spec, problems) | {"computes with": describe()}
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
@@ -57,12 +65,14 @@ def _load_problems(spec: ModelSpec | None, folder: Path, catalog: Catalog) -> li
     import torch
 
     from services.core.modeling.checkpoints.checkpoint import CheckpointError
+    from services.core.modeling.device import choose_dtype
     from services.core.modeling.registry import load_network, recognised
 
     try:
         if spec is None:
             return [_which(recognised(folder), catalog)]
-        load_network(spec, folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+        cpu = torch.device("cpu")
+        load_network(spec, folder, device=cpu, dtype=choose_dtype(cpu))
     except CheckpointError as error:
         return [str(error)]
     return []

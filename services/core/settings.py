@@ -102,6 +102,11 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bf16 on CUDA and on CPUs with avx512_bf16 or AMX, else fp32."
     )
+    cpu_instructions: str = Field(
+        "auto",
+        description="What networks are computed with on a CPU: auto is the best set that it has of amx, "
+        "avx512_bf16, avx512, avx2, neon, portable; torch leaves the compiled kernels out.",
+    )
     model_residency: Literal["eager", "lazy"] = Field(
         "eager",
         description="eager loads all models at the start; lazy loads each when it is called, and unloads "

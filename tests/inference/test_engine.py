@@ -38,6 +38,7 @@ async def test_knows_models_by_their_names_and_aliases() -> None:
         ({"models": ("jina-embeddings-v2-base-en",)}, "no weights of jina-embeddings-v2-base-en"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"device": "toaster"}, "'toaster' is no device"),
+        ({"cpu_instructions": "sse9"}, "'sse9' is no instruction set; use auto or one of "),
     ],
 )
 async def test_says_why_it_cannot_start(

@@ -14,17 +14,6 @@ def test_named_devices_and_dtypes_are_taken_as_they_are(cpu: torch.device) -> No
     assert choose_dtype(cpu, "bfloat16") == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype"),
-    [("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)],
-)
-def test_auto_is_bf16_where_the_cpu_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, cpu: torch.device, capability: str, dtype: torch.dtype
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
-    assert choose_dtype(cpu) == dtype
-
-
 def test_auto_takes_the_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto").type == "cpu"

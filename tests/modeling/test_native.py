@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from services.core.modeling.layers.attention import attention
 from services.core.modeling.layers.lora import add_low_rank
 from services.core.modeling.layers.packed import Limits, pack
 from services.core.modeling.native import encoder as native
-from services.core.modeling.native import library as library_module
+from services.core.modeling.native.instructions import InstructionSet
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import minilm_directory, minilm_spec
@@ -106,25 +104,6 @@ def test_no_kernel_touches_memory_outside_of_its_buffers() -> None:
     assert overrun.returncode == -signal.SIGSEGV
 
 
-def test_without_the_compiled_file_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(library_module._NEEDED, True))
-    monkeypatch.setattr(library_module, "__file__", str(tmp_path / "library.py"))
-    with caplog.at_level(logging.WARNING):
-        assert library_module.library.__wrapped__() is None
-    assert "holds no compiled _kernels" in caplog.text
-
-
-def test_on_another_cpu_the_log_says_what_it_lacks(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with caplog.at_level(logging.INFO):
-        assert library_module.library.__wrapped__() is None
-    assert "this CPU lacks avx512_f" in caplog.text
-
-
 @needs_kernels
 def test_what_the_kernels_do_not_take_is_left_to_torch(
     cpu: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -135,5 +114,5 @@ def test_what_the_kernels_do_not_take_is_left_to_torch(
     assert not native.serves(392, 1536, 8, 6, cpu, torch.bfloat16)
     assert not native.serves(384, 1537, 12, 6, cpu, torch.bfloat16)
     assert not native.serves(48, 64, 16, 6, cpu, torch.bfloat16)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "avx512_bf16": True})
+    monkeypatch.setattr(native, "current", lambda: InstructionSet.AMX)
     assert not native.serves(384, 1536, 12, 6, cpu, torch.bfloat16)

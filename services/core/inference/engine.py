@@ -29,6 +29,7 @@ from services.core.modeling.device import choose_device, choose_dtype
 from services.core.modeling.families.cross_encoder import CrossEncoder
 from services.core.modeling.families.listwise import ListwiseRanker
 from services.core.modeling.families.table import CROSS_ENCODERS, FAMILIES, LISTWISE
+from services.core.modeling.native.instructions import choose as choose_instructions
 from services.core.modeling.registry import Network
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
@@ -104,6 +105,7 @@ class Engine:
             cores = available_cores(settings.workers, settings.cores)
             device = TorchDevice(choose_device(settings.device), cores)
             specs = catalog.select(settings.models)
+            choose_instructions(settings.cpu_instructions)
             dtype = choose_dtype(device.torch, settings.dtype)
         except (CatalogError, ValueError) as error:
             raise EngineStartError(str(error)) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from services.core.modeling.native.instructions import current
+
 
 def choose_device(name: str) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device. ValueError if it is not there."""
@@ -25,12 +27,11 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     """Turn ``auto``, ``float32`` or ``bfloat16`` into a dtype.
 
-    ``auto`` is bf16 where the device multiplies it natively (CUDA, avx512_bf16, AMX), else fp32.
+    ``auto`` is bf16 where the device multiplies it natively: CUDA, and instruction sets with such products.
+    Others would widen each number first: slower than fp32, and less accurate.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    can = torch.cpu.get_capabilities()
-    native = torch.backends.mkldnn.is_available() and (can.get("avx512_bf16") or can.get("amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if current().multiplies_bf16 else torch.float32

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from services.core.modeling.native.instructions import InstructionSet, current
+
 
 class Linear(Protocol):
     """``x W^T + b`` over (rows, in) in the layer's dtype."""
@@ -39,15 +41,16 @@ class Linear(Protocol):
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device) -> Linear:
     """Make a layer on ``device`` of ``weight`` (out, in) and ``bias`` (out,), in their dtype."""
-    if (
-        device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
+    if device.type == "cpu" and weight.dtype == torch.bfloat16 and not _onednn_takes_bf16():
         return _WidenedLinear(weight, bias)
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         return _OneDnnLinear(weight, bias)
     return _TorchLinear(weight.to(device), None if bias is None else bias.to(device))
+
+
+def _onednn_takes_bf16() -> bool:
+    lowered = current() in (InstructionSet.AVX2, InstructionSet.PORTABLE)
+    return not lowered and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _TorchLinear:

@@ -16,6 +16,7 @@ from services.core.modeling.families.decoder_config import DecoderConfig
 from services.core.modeling.layers.packed import AdapterRun, PackedBatch
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.layers.rotary import Rotation
+from services.core.modeling.native.instructions import current
 from services.core.modeling.native.library import library, scratch
 
 _POINTER = ctypes.c_void_p
@@ -78,15 +79,12 @@ class _Pass(ctypes.Structure):
 
 
 def serves(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run a network of this form faster than torch.
-
-    Where the CPU has AMX, oneDNN's products are several times as fast as these.
-    """
+    """Whether the kernels run a network of this form faster than torch."""
     return (
         device.type == "cpu"
         and dtype == torch.bfloat16
         and all(size % 2 == 0 for size in (config.width, config.inner, config.head_dim))
-        and not torch.cpu.get_capabilities().get("amx_bf16")
+        and not current().passes_on_torch
         and config.layers <= _MOST_LAYERS
         and library() is not None
     )

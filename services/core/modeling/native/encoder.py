@@ -8,6 +8,7 @@ import torch
 
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
+from services.core.modeling.native.instructions import current
 from services.core.modeling.native.library import library, scratch
 
 _POINTER = ctypes.c_void_p
@@ -55,17 +56,14 @@ class _Encoder(ctypes.Structure):
 
 
 def serves(width: int, inner: int, heads: int, layers: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run a network of this form faster than torch.
-
-    Where the CPU has AMX, oneDNN's products are several times as fast as these.
-    """
+    """Whether the kernels run a network of this form faster than torch."""
     return (
         device.type == "cpu"
         and dtype == torch.bfloat16
         and width % 16 == 0
         and inner % 16 == 0
         and (width // heads) % 2 == 0
-        and not torch.cpu.get_capabilities().get("amx_bf16")
+        and not current().passes_on_torch
         and layers < _MOST_LAYERS
         and library() is not None
     )

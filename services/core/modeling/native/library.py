@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import threading
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import torch
 
-log = logging.getLogger(__name__)
+from services.core.modeling.native.instructions import InstructionSet, current
 
-_NEEDED = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "fma3")
+
+def library() -> ctypes.CDLL | None:
+    """The kernels of the chosen instruction set, loaded once; None where there are none."""
+    return _load(current())
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """Load the kernels once; None where there are none, and the log says why."""
-    can = torch.cpu.get_capabilities()
-    lacking = [name for name in _NEEDED if not can.get(name)]
-    if lacking:
-        log.info("native kernels are off: this CPU lacks %s", ", ".join(lacking))
-        return None
-    folder = Path(__file__).parent
-    for suffix in EXTENSION_SUFFIXES:
-        path = folder / f"_kernels{suffix}"
-        if path.is_file():
-            return _declare(ctypes.CDLL(str(path)))
-    log.warning("native kernels are off: %s holds no compiled _kernels; bf16 runs on torch, slower", folder)
-    return None
+def _load(instructions: InstructionSet) -> ctypes.CDLL | None:
+    path = instructions.kernels
+    return None if path is None else _declare(ctypes.CDLL(str(path)))
 
 
 def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
