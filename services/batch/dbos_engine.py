@@ -31,6 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from services.batch.jobs import Handler, Kind, Task
 from services.batch.metrics import TAKEOVERS
+from services.batch.sources import MAX_FETCHES
 from services.batch.workers import Heartbeats, WorkerName
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
@@ -49,8 +50,16 @@ _FILE = "batch-tasks.sqlite3"
 _SQLITE_SECONDS = 30.0
 """For a lock that another process holds."""
 
-_POLL_SECONDS: Mapping[Kind, float] = {Kind.PREPARE: 0.25, Kind.CHUNK: 0.15, Kind.NOTIFY: 1.0}
+_POLL_SECONDS: Mapping[Kind, float] = {
+    Kind.PREPARE: 0.25,
+    Kind.FETCH: 0.5,
+    Kind.CHUNK: 0.15,
+    Kind.NOTIFY: 1.0,
+}
 """Between looks into a queue, each of which costs an idle process about 2 ms."""
+
+_OF_ONE = 4
+"""Tasks of one owner at a time that wait for somebody's server, of all that there are places for."""
 
 _MISSED_BEATS = 6
 _RETRY_SECONDS = 1.0
@@ -82,7 +91,7 @@ class DbosEngine:
         self._beat = settings.batch_heartbeat_seconds
         self._running: list[asyncio.Task[None]] = []
         self._handler: Handler | None = None
-        self._tasks: dict[asyncio.Task[Any], Kind] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = asyncio.Event()
         self._launched = False
 
@@ -98,11 +107,11 @@ class DbosEngine:
             self._running.append(asyncio.create_task(self._launch_later(self._name.id)))
         self._running.append(asyncio.create_task(self._keep_alive(self._name.id)))
 
-    async def submit(self, task: Task) -> None:
+    async def submit(self, task: Task, delay: float = 0.0) -> None:
         """See ``JobEngine``."""
         self._check_launched()
-        partition = None if task.kind is Kind.NOTIFY else task.owner
-        with SetWorkflowID(task.id), SetEnqueueOptions(queue_partition_key=partition):
+        options = SetEnqueueOptions(queue_partition_key=task.owner, delay_seconds=delay or None)
+        with SetWorkflowID(task.id), options:
             enqueue = DBOS.enqueue_workflow_async(
                 _queue(task.kind, task.model),
                 _run,
@@ -119,19 +128,19 @@ class DbosEngine:
         running = asyncio.current_task()
         assert running is not None
         assert self._handler is not None
-        self._tasks[running] = task.kind
+        self._tasks.add(running)
         try:
             if self._stopping.is_set():
                 # To return would be to have done it.
                 await asyncio.Event().wait()
             await self._handler(task)
         finally:
-            del self._tasks[running]
+            self._tasks.discard(running)
 
     async def cancel(self, job_id: str) -> None:
         """See ``JobEngine``."""
         self._check_launched()
-        for kind in (Kind.PREPARE, Kind.CHUNK):
+        for kind in (Kind.PREPARE, Kind.FETCH, Kind.CHUNK):
             waiting = await self._list(f"{job_id}:{kind}:", _WAITING)
             if waiting:
                 await self._told(_outside(DBOS.cancel_workflows_async(waiting)))
@@ -147,7 +156,7 @@ class DbosEngine:
         self._stopping.set()
         await asyncio.gather(*self._running, return_exceptions=True)
         if self._launched:
-            if tasks := [task for task, kind in self._tasks.items() if kind is not Kind.NOTIFY]:
+            if tasks := list(self._tasks):
                 await asyncio.wait(tasks, timeout=grace)
             self._launched = False
             await asyncio.to_thread(DBOS.destroy)
@@ -192,9 +201,14 @@ class DbosEngine:
 
     async def _register(self) -> None:
         chunks = self._settings.batch_concurrency * _TAKEN_AHEAD
+        places = {
+            Kind.PREPARE: (32, _OF_ONE),
+            Kind.FETCH: (MAX_FETCHES, _OF_ONE),
+            Kind.CHUNK: (chunks, chunks),
+            Kind.NOTIFY: (64, _OF_ONE),
+        }
         for model in self._models:
-            # Preparing is mostly waiting for somebody's server, which must not hold the jobs of others.
-            for kind, taken, of_one in ((Kind.PREPARE, 32, 4), (Kind.CHUNK, chunks, chunks)):
+            for kind, (taken, of_one) in places.items():
                 await DBOS.register_queue_async(
                     _queue(kind, model),
                     worker_concurrency=taken,
@@ -202,11 +216,6 @@ class DbosEngine:
                     partition_worker_concurrency=of_one,
                     polling_interval_sec=_POLL_SECONDS[kind],
                 )
-            await DBOS.register_queue_async(
-                _queue(Kind.NOTIFY, model),
-                worker_concurrency=64,
-                polling_interval_sec=_POLL_SECONDS[Kind.NOTIFY],
-            )
 
     async def _launch_later(self, worker: str) -> None:
         while not await self._stops_within(_RETRY_SECONDS):

@@ -12,13 +12,18 @@ class Kind(StrEnum):
     """What is to be done for a job."""
 
     PREPARE = "prepare"
+    FETCH = "fetch"
+    """To prepare a job whose input lies elsewhere, which is mostly waiting for somebody's server."""
     CHUNK = "chunk"
-    NOTIFY = "notify"
+    NOTIFY = "tell"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A piece of work; ``number`` is that of a chunk. Tasks of a model go to processes that serve it."""
+    """A piece of work; ``number`` is that of a chunk, or of an attempt to tell of the end.
+
+    Tasks of a model go to processes that serve it.
+    """
 
     kind: Kind
     job_id: str
@@ -46,8 +51,8 @@ class JobEngine(Protocol):
         """Begin to take tasks, first those that this worker had when it died."""
         ...
 
-    async def submit(self, task: Task) -> None:
-        """Store a task; when this returns it will be done.
+    async def submit(self, task: Task, delay: float = 0.0) -> None:
+        """Store a task; when this returns it will be done, after ``delay`` seconds at the earliest.
 
         Raises ``ServiceError`` SERVICE_UNAVAILABLE while tasks cannot be stored.
         """

@@ -12,11 +12,11 @@ import orjson
 
 from services.batch.errors import ended, file_not_found, not_ended, not_found
 from services.batch.files import Files, StoredFile
-from services.batch.jobs import JobEngine, Kind, Task
+from services.batch.jobs import JobEngine
 from services.batch.keys import input_key, is_job_id, new_job_id
 from services.batch.table import Job, JobTable
 from services.batch.types import BatchRequest, BatchStatus, File, State
-from services.batch.worker import Worker
+from services.batch.worker import Worker, open_task
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
 from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
 
@@ -101,7 +101,7 @@ class BatchService:
             except ObjectStoreError as error:
                 raise _store_away() from error
         await self._table.create(job)
-        await self._jobs.submit(Task(Kind.PREPARE, job.id, job.model, owner))
+        await self._jobs.submit(open_task(job))
         return await self._files.status(job)
 
     async def status(self, batch_id: str, owner: str) -> BatchStatus:
@@ -185,8 +185,7 @@ class Housekeeper:
             await self._files.delete(job.id)
             await self._jobs.forget(job.id)
         for job in await self._table.stalled(now - self._STALLED_SECONDS, self._AT_ONCE):
-            kind = Kind.NOTIFY if job.state.ended else Kind.PREPARE
-            await self._jobs.submit(Task(kind, job.id, job.model, job.owner))
+            await self._jobs.submit(open_task(job))
         await self._table.forget(now - self._FORGET_SECONDS)
 
 

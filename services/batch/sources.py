@@ -21,6 +21,10 @@ from services.core.storage.objects import (
 logger = logging.getLogger(__name__)
 
 
+MAX_FETCHES = 256
+"""Inputs fetched at a time by a process. Most of them wait, so many keys are needed to hold all places."""
+
+
 class SourceError(Exception):
     """The input cannot be read; the text tells the caller why. ``retryable``: it may be later."""
 
@@ -33,7 +37,7 @@ class Sources:
     """Input files behind https, s3 and gs URLs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._fetcher = Fetcher(settings)
+        self._fetcher = Fetcher(settings, connections=MAX_FETCHES)
         self._buckets = tuple(f"{clean_url(opened).rstrip('/')}/" for opened in settings.batch_input_buckets)
         self._max_bytes = settings.batch_max_input_bytes
 

@@ -8,6 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -110,7 +111,7 @@ class Worker:
         if task.kind is Kind.CHUNK:
             await self._interruptible(task.job_id, self._chunk(task.job_id, task.number))
         elif (job := await self._table.find(task.job_id)) is not None:
-            await (self._prepare(job) if task.kind is Kind.PREPARE else self._notify(job))
+            await (self._notify(job, task.number) if task.kind is Kind.NOTIFY else self._prepare(job))
 
     async def _interruptible(self, job_id: str, work: Coroutine[Any, Any, T]) -> T | None:
         """Do something for a job in a task of its own; None when cancelling the job interrupted it."""
@@ -143,7 +144,7 @@ class Worker:
             ENDS.labels(state.value).inc()
         job = await self._table.find(job_id)
         if job is not None and job.webhook_url is not None and not job.webhook_ended and job.state.ended:
-            await self._jobs.submit(Task(Kind.NOTIFY, job.id, job.model, job.owner))
+            await self._jobs.submit(open_task(job))
         return ended
 
     # Preparing
@@ -250,23 +251,32 @@ class Worker:
         elif job.state is State.PROCESSING:
             await self.end(job_id, State.FAILED, await self._files.first_fault(job))
 
-    async def _notify(self, job: Job) -> None:
-        """Send the status until it was taken or refused, or often enough; the waits outlive no crash."""
-        while job.webhook_url is not None and not job.webhook_ended:
-            if job.webhook_tries:
-                await asyncio.sleep(_WEBHOOK_SECONDS * 2 ** (job.webhook_tries - 1))
+    async def _notify(self, job: Job, attempt: int) -> None:
+        """Send the status once; what waits for a further attempt waits in no place."""
+        if job.webhook_url is None or job.webhook_ended:
+            return
+        tries = job.webhook_tries
+        if tries == attempt:  # else this worker died behind the attempt
             payload = orjson.dumps(status_json(await self._files.status(job)))
             event_id = f"evt_{job.id.removeprefix('batch_')}_{job.state.value}"
             delivery = await self._webhooks.deliver(job.webhook_url, payload, event_id)
             WEBHOOKS.labels(delivery.value).inc()
-            last = delivery is not Delivery.RETRY or job.webhook_tries + 1 >= _WEBHOOK_ATTEMPTS
+            last = delivery is not Delivery.RETRY or tries + 1 >= _WEBHOOK_ATTEMPTS
             if last and delivery is not Delivery.DELIVERED:
                 logger.warning("the end of %s was not told: %s", job.id, delivery.name)
-            await self._table.tried_webhook(job.id, ended=last)
-            found = await self._table.find(job.id)
-            if found is None:
+            tries = await self._table.tried_webhook(job.id, ended=last)
+            if last:
                 return
-            job = found
+        await self._jobs.submit(
+            open_task(replace(job, webhook_tries=tries)), _WEBHOOK_SECONDS * 2 ** (tries - 1)
+        )
+
+
+def open_task(job: Job) -> Task:
+    """Give the task that a job waits for which has not begun, or has ended and is to be told."""
+    if job.state.ended:
+        return Task(Kind.NOTIFY, job.id, job.model, job.owner, job.webhook_tries)
+    return Task(Kind.PREPARE if job.input_url is None else Kind.FETCH, job.id, job.model, job.owner)
 
 
 def _joined(lines: Mapping[int, bytes]) -> bytes:

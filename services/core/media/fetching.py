@@ -47,10 +47,16 @@ class Fetcher:
     """
 
     def __init__(
-        self, settings: Settings, *, limits: Limits | None = None, resolver: Resolver = resolve
+        self,
+        settings: Settings,
+        *,
+        limits: Limits | None = None,
+        resolver: Resolver = resolve,
+        connections: int = 100,
     ) -> None:
         self._limits = limits or Limits(total_seconds=settings.fetch_timeout_seconds)
         self._backend = GuardedBackend(settings.fetch_allow_networks, resolver)
+        self._connections = connections
         self._pool: httpcore.AsyncConnectionPool | None = None
 
     async def check(self, url: str) -> None:
@@ -157,7 +163,7 @@ class Fetcher:
             self._pool = httpcore.AsyncConnectionPool(
                 # As httpx does it: the certificates of SSL_CERT_FILE, else those that come with certifi.
                 ssl_context=httpx.create_ssl_context(),
-                max_connections=100,
+                max_connections=self._connections,
                 max_keepalive_connections=10,
                 keepalive_expiry=10.0,
                 network_backend=self._backend,
