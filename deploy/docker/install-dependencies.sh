@@ -15,5 +15,6 @@ options=(--no-cache-dir --disable-pip-version-check --constraint "$source/constr
 
 mapfile -t requirements < <("$prefix/bin/python" -c '
 import sys, tomllib
-print("\n".join(tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"]))' "$source/pyproject.toml")
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+print("\n".join([*project["dependencies"], *project["optional-dependencies"]["media"]]))' "$source/pyproject.toml")
 "$prefix/bin/pip" install "${options[@]}" "${requirements[@]}"

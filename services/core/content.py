@@ -7,6 +7,7 @@ imports nothing but the catalogue's types.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -43,11 +44,29 @@ Content: TypeAlias = str | Media | Group
 """One input of a request. A text, a picture, a group give one result each, a PDF one for each page."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A square of ``side`` pixels that a network wants of every picture, scaled by ``filter`` of Pillow.
+
+    ``mode`` ``shortest`` scales the shorter side and cuts the middle out, ``longest`` scales the longer one
+    and fills the rest with ``fill`` (0 to 255), ``squash`` scales each side by itself.
+    """
+
+    side: int
+    mode: str = "shortest"
+    filter: str = "bicubic"
+    fill: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """A decoded picture, or a page of a PDF: ``pixels`` (height, width, 3) uint8, RGB."""
+    """A decoded picture, or a page of a PDF: ``pixels`` (height, width, 3) uint8, RGB.
+
+    ``source_size`` is its width and height before it was fitted.
+    """
 
     pixels: NDArray[np.uint8]
+    source_size: tuple[int, int]
 
 
 Part: TypeAlias = str | Image
@@ -58,11 +77,14 @@ Input: TypeAlias = str | Image | tuple[Part, ...]
 class Opener(Protocol):
     """The media room, as the engine uses it: from what was sent to what networks read."""
 
-    async def open(self, named: Sequence[tuple[str, Media]], call: Call) -> list[tuple[Image, ...]]:
+    def open(
+        self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
+    ) -> AbstractAsyncContextManager[list[tuple[Image, ...]]]:
         """Fetch and decode media on behalf of ``call``, side by side; as many as there were, in order.
 
-        A picture gives one image, a PDF one for each of its pages. With each comes what errors call it, for
-        example ``input 3``. All or nothing: raises ServiceError for the first that cannot be had, and then,
-        as when it is cancelled, stops what it was doing for the others.
+        A picture gives one image, a PDF one for each of its pages, each as ``fit`` wants it or else as it is.
+        With each comes what errors call it, for example ``input 3``. All or nothing: raises ServiceError for
+        the first that cannot be had, and then, as when it is cancelled, stops what it did for the others.
+        The bytes count against the bound of all calls until the context ends.
         """
         ...

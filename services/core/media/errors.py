@@ -20,3 +20,15 @@ class FetchError(ServiceError):
     def of(self, url: str) -> FetchError:
         """The same, naming the URL."""
         return FetchError(self.cause, retryable=self.retryable, url=url)
+
+
+class MediaError(ServiceError):
+    """A picture or document of a caller that cannot be used; ``cause`` is the end of a sentence on it."""
+
+    def __init__(self, cause: str, *, named: str = "The input") -> None:
+        self.cause = cause
+        super().__init__(ErrorCode.INPUT_INVALID, reason=f"{named} cannot be used: {cause}.")
+
+    def of(self, named: str) -> MediaError:
+        """The same, saying which input it is."""
+        return MediaError(self.cause, named=named)
