@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from services.batch.lines import Fault, Line, error_line, output_line
@@ -46,16 +47,49 @@ class Results:
     tokens: int = 0
 
 
+class _Gate:
+    """Lets many in together, or one alone."""
+
+    def __init__(self) -> None:
+        self._entry = asyncio.Lock()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._inside = 0
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._entry:
+            self._inside += 1
+            self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._empty.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._entry:
+            await self._empty.wait()
+            yield
+
+
 class ChunkEmbedder:
-    """Embeds lines behind all interactive calls, with the engine they share."""
+    """Embeds lines behind all interactive calls, with the engine they share.
+
+    A chunk at which a worker has died has the process to itself: the next death is its own.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._gate = _Gate()
 
     async def embed(self, job: Job, lines: Sequence[Line]) -> Results:
         """Embed all good lines at once; see ``_embed`` for what happens to bad ones."""
         results = self._refused(job, lines)
-        await self._embed(job, [line for line in lines if line.fault is None], results)
+        async with self._gate.together():
+            await self._embed(job, [line for line in lines if line.fault is None], results)
         return results
 
     async def embed_warily(
@@ -65,6 +99,10 @@ class ChunkEmbedder:
 
         A line that was alone ``STRIKES`` times when a worker died is not tried again.
         """
+        async with self._gate.alone():
+            return await self._try(job, lines, tries, note)
+
+    async def _try(self, job: Job, lines: Sequence[Line], tries: Mapping[str, int], note: Note) -> Results:
         results = self._refused(job, lines)
         good = [line for line in lines if line.fault is None]
         for first in range(0, len(good), GROUP):

@@ -49,16 +49,14 @@ def test_a_line_that_kills_is_left_out(workers: Make, expect: Expect) -> None:
     with Client(worker) as client:
         job = client.submit(input=given)
         deaths = 0
-        deadline = time.monotonic() + 60
         while not _ended(client, job):
-            assert time.monotonic() < deadline, worker.text()
             worker.process.join(0.1)
             if worker.process.exitcode is not None:
                 assert worker.process.exitcode == 9
                 deaths += 1
                 worker.start()
         done = client.wait(job)
-        assert (done.succeeded, done.failed) == (59, 1)
+        assert (done.succeeded, done.failed) == (59, 1), client.download(job, batch_pb2.BATCH_FILE_ERRORS)
         assert client.download(job) == expect(job, 60, (23,))
         assert b'"line-23"' in client.download(job, batch_pb2.BATCH_FILE_ERRORS)
         # Once with its chunk, once with its group, and alone as often as three times.
