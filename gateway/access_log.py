@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.call_kind import is_grpc, is_rest
+from gateway.call_kind import is_grpc, is_rest, is_unread
+from gateway.replies import UNREAD_REQUEST_ID
 from gateway.topology import LogTarget
 
 Config = dict[str, Any]
@@ -14,7 +15,8 @@ _ANY_CALL = {
     "time": "%START_TIME%",
     "request_id": "%REQ(X-REQUEST-ID)%",
     "method": "%REQ(:METHOD)%",
-    "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%",
+    # Without its query, where some callers put their key.
+    "path": "%PATH(NQ:ORIG_OR_PATH)%",
     "protocol": "%PROTOCOL%",
     "status": "%RESPONSE_CODE%",
     "details": "%RESPONSE_CODE_DETAILS%",
@@ -29,6 +31,7 @@ _ANY_CALL = {
 }
 # A REST call has none, though Envoy would make one up from what the transcoder has left.
 _GRPC_CALL = _ANY_CALL | {"grpc_status": "%GRPC_STATUS_NUMBER%"}
+_UNREAD_CALL = _ANY_CALL | {"request_id": UNREAD_REQUEST_ID}
 
 
 def access_log(target: LogTarget | None) -> list[Config]:
@@ -41,5 +44,9 @@ def access_log(target: LogTarget | None) -> list[Config]:
         kind = {"@type": f"{_LOGGERS}.file.v3.FileAccessLog", "path": str(target)}
     return [
         {"name": name, "filter": calls, "typed_config": kind | {"log_format": {"json_format": fields}}}
-        for name, calls, fields in (("rest", is_rest(), _ANY_CALL), ("grpc", is_grpc(), _GRPC_CALL))
+        for name, calls, fields in (
+            ("unread", is_unread(), _UNREAD_CALL),
+            ("rest", is_rest(), _ANY_CALL),
+            ("grpc", is_grpc(), _GRPC_CALL),
+        )
     ]

@@ -1,4 +1,4 @@
-"""Telling gRPC calls from REST calls in the filters that Envoy's logs and local replies have."""
+"""Telling kinds of calls apart in the filters that Envoy's logs and local replies have."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ Config = dict[str, Any]
 
 # The transcoder has made a gRPC call of a REST call, too, and left the original path behind.
 _ORIGINAL_PATH = "x-envoy-original-path"
+_REQUEST_ID = "x-request-id"
+
+
+def is_unread() -> Config:
+    """Requests that were answered before they had an id, by the HTTP codec for example."""
+    return _header({"name": _REQUEST_ID, "present_match": False})
 
 
 def is_grpc() -> Config:
@@ -18,9 +24,10 @@ def is_grpc() -> Config:
 
 
 def is_rest() -> Config:
-    """All others."""
+    """All others that have an id."""
     original = _header({"name": _ORIGINAL_PATH, "present_match": True})
-    return {"or_filter": {"filters": [_content(invert_match=True), original]}}
+    other = {"or_filter": {"filters": [_content(invert_match=True), original]}}
+    return {"and_filter": {"filters": [_header({"name": _REQUEST_ID, "present_match": True}), other]}}
 
 
 def _content(**fields: bool) -> Config:

@@ -14,19 +14,25 @@ ADMIN_CLUSTER = "envoy_admin"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _WINDOW = 16 << 20
+_KEEPALIVE_SECONDS = 60.0
+"""A peer that answers no ping for so long is gone. Far above any stall, since closing ends all its calls."""
 
 
 def pool_cluster(pool: Pool, topology: Topology) -> Config:
-    """Cluster of a pool. An endpoint is used while its gRPC health says SERVING."""
+    """Cluster of a pool. An endpoint is used while its gRPC health says SERVING.
+
+    Slowness takes nobody out who is alone: there is nowhere better to send the call.
+    """
     limits = topology.limits
+    alone = len(pool.endpoints) == 1 and _is_literal(pool.endpoints[0])
     cluster: Config = {
         "name": pool.name,
         "type": "STATIC" if all(_is_literal(address) for address in pool.endpoints) else "STRICT_DNS",
         "connect_timeout": seconds(topology.timeouts.connect),
         "lb_policy": "LEAST_REQUEST",
         "common_lb_config": {
-            # Without this Envoy would send to endpoints it knows to be down once most of them are.
-            "healthy_panic_threshold": {"value": 0},
+            # Several that are all too slow to say that they serve are all used; a few that are, are not.
+            "healthy_panic_threshold": {"value": 0 if alone else 1},
             # The workers learn of a dead endpoint at once, not after a second of collecting changes.
             "update_merge_window": "0s",
         },
@@ -50,9 +56,10 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
                 }
             ]
         },
-        "health_checks": [_health_check(topology)],
-        "outlier_detection": _outlier_detection(),
+        "health_checks": [_health_check(topology, patient=alone)],
     }
+    if not alone:
+        cluster["outlier_detection"] = _outlier_detection()
     if topology.services_tls is not None:
         cluster["transport_socket"] = _tls(topology.services_tls, pool)
     return cluster
@@ -102,8 +109,8 @@ def _http2(topology: Topology) -> Config:
                 "max_concurrent_streams": topology.limits.max_requests_per_pool,
                 "initial_stream_window_size": _WINDOW,
                 "initial_connection_window_size": 4 * _WINDOW,
-                # A dead peer is noticed within seconds, not when its TCP connection times out.
-                "connection_keepalive": {"interval": "30s", "timeout": "5s"},
+                # A peer that vanished is noticed before TCP does; health checks see it sooner.
+                "connection_keepalive": {"interval": "30s", "timeout": seconds(_patience(topology))},
             }
         },
         # A 422 names the bad fields in trailing metadata; HTTP/2 itself allows an entry 64 KiB.
@@ -111,10 +118,15 @@ def _http2(topology: Topology) -> Config:
     }
 
 
-def _health_check(topology: Topology) -> Config:
+def _patience(topology: Topology) -> float:
+    return max(_KEEPALIVE_SECONDS, topology.timeouts.request)
+
+
+def _health_check(topology: Topology, *, patient: bool) -> Config:
+    """Refused connections and NOT_SERVING fail a check at once; ``patient`` waits long for one in silence."""
     check = topology.health_check
     return {
-        "timeout": seconds(check.timeout),
+        "timeout": seconds(_patience(topology) if patient else check.timeout),
         "interval": seconds(check.interval),
         "no_traffic_interval": seconds(check.interval),
         "unhealthy_interval": seconds(check.unhealthy_interval),

@@ -18,16 +18,19 @@ _EXPOSED = (
     "x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens"
 )
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
-_METHODS = "GET, POST, DELETE, OPTIONS"
-_HEADERS = "authorization, content-type, if-range, range, x-request-id, traceparent, tracestate"
+_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 
 
 def preflight_route(cors: Cors) -> Config:
-    """Answers the question a browser asks before a cross-origin request."""
+    """Answers the question a browser asks before a cross-origin request.
+
+    Every header it asks for is allowed: without cookies a list protects nothing, and SDKs add names.
+    """
     headers = {
         "access-control-allow-methods": _METHODS,
-        "access-control-allow-headers": _HEADERS,
+        "access-control-allow-headers": "%REQ(ACCESS-CONTROL-REQUEST-HEADERS)%",
         "access-control-max-age": str(cors.max_age),
+        "vary": "access-control-request-method, access-control-request-headers",
     }
     return {
         "match": {
@@ -48,7 +51,7 @@ def cors_filter(cors: Cors) -> Config:
     mutations = [
         {"append": _header("access-control-allow-origin", "%REQ(ORIGIN)%")},
         {"append": _header("access-control-expose-headers", _EXPOSED)},
-        {"append": _header("vary", "origin")},
+        {"append": _header("vary", "origin") | {"append_action": "APPEND_IF_EXISTS_OR_ADD"}},
     ]
     headers = "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput"
     allowed = {

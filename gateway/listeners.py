@@ -14,7 +14,8 @@ from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE, grpc_replies, local_replies
 from gateway.routes import CLASSIFIER_KEY, MODEL_KEY, grpc_host, rest_host, routes_by_model
 from gateway.scripts import lua_filter
-from gateway.topology import Listener, ServerTls, Topology
+from gateway.topology import Address, Listener, ServerTls, Topology
+from gateway.unpacking import unpacking_filters
 
 Config = dict[str, Any]
 
@@ -23,14 +24,17 @@ LIVE_PATH = "/live"
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext"
-_CONNECTION_BUFFER = 1 << 20
+_CONNECTION_BUFFER = 64 << 10
+"""Bytes read at a time, at most. What they unpack to must fit into memory."""
 _MAX_DOCUMENT_BYTES = 8 << 20
 _NOWHERE = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 
 
 def rest_listener(topology: Topology, documents: Iterable[Document]) -> Config:
     """The main listener: REST, and gRPC calls of the typed services."""
-    manager = _manager("rest", topology, rest_host(topology, documents), _rest_filters(topology))
+    manager = _manager(
+        "rest", topology.listener, topology, rest_host(topology, documents), _rest_filters(topology)
+    )
     manager["local_reply_config"] = local_replies(topology)
     return _listener("rest", topology.listener, manager)
 
@@ -38,7 +42,7 @@ def rest_listener(topology: Topology, documents: Iterable[Document]) -> Config:
 def grpc_listener(listener: Listener, topology: Topology) -> Config:
     """The port for gRPC alone."""
     filters = [_filter("lua", lua_filter(topology)), _router()]
-    manager = _manager("grpc", topology, grpc_host(topology), filters)
+    manager = _manager("grpc", listener, topology, grpc_host(topology), filters)
     manager["local_reply_config"] = grpc_replies()
     return _listener("grpc", listener, manager)
 
@@ -61,6 +65,7 @@ def metrics_listener(listener: Listener) -> Config:
             "virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": routes}],
         },
         "http_filters": [_router()],
+        "http_protocol_options": _http1(listener),
     }
     outside_of_limits = {"ignore_global_conn_limit": True, "bypass_overload_manager": True}
     return _listener("metrics", listener, manager) | outside_of_limits
@@ -82,7 +87,17 @@ def _listener(name: str, listener: Listener, manager: Config) -> Config:
     }
 
 
-def _manager(name: str, topology: Topology, host: Config, filters: list[Config]) -> Config:
+def _http1(listener: Listener) -> Config:
+    # Old proxies and probes speak HTTP/1.0.
+    return {
+        "accept_http_10": True,
+        "default_host_for_http_10": str(Address(listener.host, listener.port)),
+    }
+
+
+def _manager(
+    name: str, listener: Listener, topology: Topology, host: Config, filters: list[Config]
+) -> Config:
     limits, timeouts = topology.limits, topology.timeouts
     return {
         "@type": f"{_FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
@@ -105,11 +120,13 @@ def _manager(name: str, topology: Topology, host: Config, filters: list[Config])
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
         "normalize_path": True,
+        "merge_slashes": True,
         "common_http_protocol_options": {
             "idle_timeout": seconds(timeouts.idle),
+            "max_headers_count": limits.max_headers,
             "headers_with_underscores_action": "DROP_HEADER",
         },
-        "http_protocol_options": {"allow_chunked_length": False},
+        "http_protocol_options": _http1(listener) | {"allow_chunked_length": False},
         "http2_protocol_options": {
             "max_concurrent_streams": 100,
             "initial_stream_window_size": 256 << 10,
@@ -129,6 +146,7 @@ def _rest_filters(topology: Topology) -> list[Config]:
         filters.append(_filter("compressor", _compressor()))
     if topology.cors.origins:
         filters.append({"name": "cors_headers", "typed_config": cors_filter(topology.cors)})
+    filters.extend(unpacking_filters())
     filters.append(
         _filter("header_mutation", {"@type": f"{_FILTERS}.http.header_mutation.v3.HeaderMutation"})
     )

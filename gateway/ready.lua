@@ -51,16 +51,19 @@ function envoy_on_request(handle)
   request_id(handle)
   local id = handle:headers():get("x-request-id")
   local head = handle:headers():get(":method") == "HEAD"
-  local checks, failed = {}, {}
+  local checks, failed, degraded = {}, {}, false
   for index, pool in ipairs(POOLS) do
     local report = ask(handle, pool, id)
-    if report == nil or not string.find(report, '^{"status":"ok"') then
+    local told = report and string.match(report, '^{"status":"(%a+)"')
+    if told == "degraded" then
+      degraded = true
+    elseif told ~= "ok" then
       failed[#failed + 1] = pool
     end
     checks[index] = string.format('"%s":%s', pool, report or '{"status":"unavailable"}')
   end
   local list = table.concat(checks, ",")
-  local status, body = "200", '{"status":"ok","checks":{' .. list .. "}}"
+  local status, body = "200", string.format('{"status":"%s","checks":{%s}}', degraded and "degraded" or "ok", list)
   if #failed > 0 then
     status = "503"
     body = string.format(

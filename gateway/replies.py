@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from gateway.call_kind import is_grpc
+from gateway.call_kind import is_grpc, is_unread
 from gateway.topology import Topology
+from gateway.unpacking import CODINGS
 from services.core.errors import ERRORS, ErrorCode
 
 Config = dict[str, Any]
@@ -17,10 +19,27 @@ RETRY_AFTER_SECONDS = 1
 METADATA_NAMESPACE = "searchfoundation"
 UNKNOWN_MODEL = "unknown_model"
 VERBATIM = "verbatim"
+UNREAD_REQUEST_ID = "%CONNECTION_ID%-%START_TIME(%s%9f)%"
+"""Id of a request answered before the Lua filter could give it one: the same wherever it is written."""
 
 _JSON = "application/json"
+_CEL = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 _INVALID_HTTP = "The request is not valid HTTP."
-_TOO_LARGE_HEADERS = "Request headers exceed the maximum of {limit} KiB."
+_UPGRADE = "No connection is upgraded to another protocol here."
+_TOO_LARGE_HEADERS = "Request headers exceed the maximum of {kib} KiB."
+_TOO_MANY_HEADERS = "The request has more than {headers} headers."
+_NOT_HTTP = {
+    "missing_host_header": "The request has no Host header.",
+    "path_normalization_failed": "The path of the request is not one.",
+    "http1.invalid_url": "The path of the request is not one.",
+    "http1.invalid_scheme": "The URL of the request has a scheme other than http and https.",
+    "http1.invalid_characters": "A header of the request holds a character that none may have.",
+    "http1.invalid_transfer_encoding": "The request has a Transfer-Encoding other than 'chunked'.",
+    "http1.content_length_and_chunked_not_allowed": "The request has Content-Length and Transfer-Encoding.",
+    "invalid_authority": "The Host header of the request is not a host.",
+    "http1.codec_error": "The request is not valid HTTP: its method, length or a header could not be read.",
+}
+"""What is wrong, by what Envoy says of it in ``response.code_details``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +66,37 @@ def local_replies(topology: Topology) -> Config:
         resource_type="Model",
         resource_id=f"%DYNAMIC_METADATA({METADATA_NAMESPACE}:{UNKNOWN_MODEL})%",
     )
-    mappers = [
-        *_grpc_mappers(),
-        {"filter": _has_metadata(VERBATIM), "body_format_override": _as_it_is(content_type=_JSON)},
-        _mapper(_both(_status_is(404), _has_metadata(UNKNOWN_MODEL)), model),
-        _mapper(_status_is(404), error_reply(ErrorCode.ROUTE_NOT_FOUND)),
-        _mapper(_status_is(405), error_reply(ErrorCode.METHOD_NOT_ALLOWED)),
-        _mapper(_status_is(408), error_reply(ErrorCode.REQUEST_TIMEOUT, timeout_seconds=timeouts.receive)),
-        _mapper(_status_is(413), error_reply(ErrorCode.INPUT_TOO_LARGE, limit=limits.max_body_bytes)),
-        _mapper(
-            _status_is(431),
-            Reply(431, ErrorCode.INPUT_TOO_LARGE, _TOO_LARGE_HEADERS.format(limit=limits.max_header_kib)),
+    replies = [
+        (_both(_status_is(404), _has_metadata(UNKNOWN_MODEL)), model),
+        (_status_is(404), error_reply(ErrorCode.ROUTE_NOT_FOUND)),
+        (_status_is(405), error_reply(ErrorCode.METHOD_NOT_ALLOWED)),
+        (_status_is(408), error_reply(ErrorCode.REQUEST_TIMEOUT, timeout_seconds=timeouts.receive)),
+        (_status_is(413), error_reply(ErrorCode.INPUT_TOO_LARGE, limit=limits.max_body_bytes)),
+        (
+            _status_is(415),
+            error_reply(ErrorCode.UNSUPPORTED_CONTENT_ENCODING, codings=", ".join(CODINGS)),
         ),
-        _mapper(_status_is(502), unavailable, retry_after=True),
-        _mapper(_status_is(503), unavailable, retry_after=True),
-        _mapper(_status_is(504), error_reply(ErrorCode.SERVICE_TIMEOUT, timeout_seconds=timeouts.request)),
-        _mapper(_status_from(500), error_reply(ErrorCode.INTERNAL_ERROR)),
-        _mapper(_status_from(400), error_reply(ErrorCode.INPUT_INVALID, reason=_INVALID_HTTP), keep=True),
+        (_because("too_many_headers"), _headers(_TOO_MANY_HEADERS.format(headers=limits.max_headers))),
+        (_status_is(431), _headers(_TOO_LARGE_HEADERS.format(kib=limits.max_header_kib))),
+        (_status_is(502), unavailable),
+        (_status_is(503), unavailable),
+        (_status_is(504), error_reply(ErrorCode.SERVICE_TIMEOUT, timeout_seconds=timeouts.request)),
+        *(
+            (_because(why), error_reply(ErrorCode.INPUT_INVALID, reason=text))
+            for why, text in _NOT_HTTP.items()
+        ),
+        (_status_from(500), error_reply(ErrorCode.INTERNAL_ERROR)),
+        (_status_is(403), error_reply(ErrorCode.INPUT_INVALID, reason=_UPGRADE)),
+        (_status_from(400), error_reply(ErrorCode.INPUT_INVALID, reason=_INVALID_HTTP)),
     ]
-    return {"mappers": mappers}
+    return {
+        "mappers": [
+            *_grpc_mappers(),
+            {"filter": _has_metadata(VERBATIM), "body_format_override": _as_it_is(content_type=_JSON)},
+            *(_mapper(_both(is_unread(), matches), reply, unread=True) for matches, reply in replies),
+            *(_mapper(matches, reply) for matches, reply in replies),
+        ]
+    }
 
 
 def grpc_replies() -> Config:
@@ -111,27 +142,47 @@ def status_table(topology: Topology) -> dict[int, Reply]:
     return {number: codes.get(status, internal) for status, number in numbers.items() if number}
 
 
-def body_format(reply: Reply) -> Config:
-    """Envoy's format of an error body; ``%...%`` in the detail is filled in by Envoy."""
+def body_format(reply: Reply, request_id: str) -> Config:
+    """Envoy's format of an error body; ``%...%`` in the texts is filled in by Envoy."""
     return {
-        "json_format": {"detail": reply.detail, "code": str(reply.code), "request_id": "%REQ(X-REQUEST-ID)%"},
+        "json_format": {"detail": reply.detail, "code": str(reply.code), "request_id": request_id},
         "content_type": _JSON,
     }
 
 
-def _mapper(matches: Config, reply: Reply, *, retry_after: bool = False, keep: bool = False) -> Config:
-    mapper: Config = {"filter": matches, "body_format_override": body_format(reply)}
-    if not keep:
-        mapper["status_code"] = reply.status
-    if retry_after:
-        mapper["headers_to_add"] = [_retry_after()]
-    return mapper
+def _mapper(matches: Config, reply: Reply, *, unread: bool = False) -> Config:
+    request_id = UNREAD_REQUEST_ID if unread else "%REQ(X-REQUEST-ID)%"
+    headers = [_header("x-request-id", request_id)] if unread else []
+    if reply.status == 415:
+        headers.append(_header("accept-encoding", ", ".join(CODINGS)))
+    if reply.status in (502, 503):
+        headers.append(_retry_after())
+    return {
+        "filter": matches,
+        "status_code": reply.status,
+        "body_format_override": body_format(reply, request_id),
+        **({"headers_to_add": headers} if headers else {}),
+    }
+
+
+def _headers(detail: str) -> Reply:
+    return Reply(431, ErrorCode.INPUT_TOO_LARGE, detail)
 
 
 def _retry_after() -> Config:
+    return _header("retry-after", str(RETRY_AFTER_SECONDS))
+
+
+def _header(key: str, value: str) -> Config:
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _because(details: str) -> Config:
+    """Match what Envoy answers for a reason: its whole name, or what follows the name of the codec."""
+    expression = f"response.code_details.endsWith({json.dumps(details)})"
+    config = {"@type": f"type.googleapis.com/{_CEL}", "expression": expression}
     return {
-        "header": {"key": "retry-after", "value": str(RETRY_AFTER_SECONDS)},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        "extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": config}
     }
 
 

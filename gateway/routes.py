@@ -10,12 +10,12 @@ from gateway.clusters import seconds
 from gateway.contract import RestCall, rest_calls, typed_services
 from gateway.cors import preflight_route
 from gateway.documents import Document
-from gateway.replies import METADATA_NAMESPACE, error_reply
+from gateway.replies import METADATA_NAMESPACE
 from gateway.scripts import GRPC_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
 from gateway.topology import Pool, Topology
 from services.classify.ids import model_mark
 from services.core.catalog.types import Capability
-from services.core.errors import ErrorCode
+from services.core.errors import ERRORS, ErrorCode
 
 Config = dict[str, Any]
 
@@ -24,6 +24,8 @@ CLASSIFIER_KEY = "classifier_id"
 GRPC_MODEL_HEADER = "x-model"
 BASE_URL_HEADER = "x-sf-base-url"
 """Tells a service that answers with URLs where its caller reached the gateway."""
+METHOD_HEADER = "x-sf-method"
+"""Tells a service that its caller wants the headers of an answer alone (HEAD)."""
 READY_PATH = "/ready"
 MODELS_PREFIX = "/v1/models/"
 
@@ -38,20 +40,14 @@ _GRPC_HEADERS = (
     "grpc-message",
     "grpc-status-details-bin",
     "grpc-accept-encoding",
-    "accept-encoding",
 )
 # HTTP/2 callers would get the trailers of the gRPC call that theirs has become.
 _ERROR_TRAILERS = ("sf-http-status", "sf-http-body")
-# What the services never read; each header costs time in every process it passes.
+# Added by the router and the transcoder after the Lua filter has let known headers through.
 _NOT_FORWARDED = [
-    "accept",
-    "accept-encoding",
-    "accept-language",
-    "cache-control",
-    "cookie",
-    "expect",
-    "pragma",
-    "referer",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "content-encoding",
     "x-envoy-original-method",
     "x-envoy-expected-rq-timeout-ms",
     "x-forwarded-proto",
@@ -126,6 +122,8 @@ def _rest_route(match: Config, pool: Pool, topology: Topology, call: RestCall) -
     }
     if call.path == _MAKES_URLS:
         route["request_headers_to_add"] = [_set_header(BASE_URL_HEADER, "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%")]
+    elif call.method == "HEAD":
+        route["request_headers_to_add"] = [_set_header(METHOD_HEADER, call.method)]
     return route
 
 
@@ -192,7 +190,7 @@ def _to(pool: Pool, topology: Topology, timeout: float) -> Config:
 
 
 def _document(document: Document) -> Config:
-    match: Config = {"path": document.path} if document.path else {"safe_regex": {"regex": document.pattern}}
+    match: Config = _path_match(document.path) if document.path else _path_regex(document.pattern)
     methods = {"name": ":method", "string_match": _regex("|".join(_READ_METHODS))}
     return {
         "match": match | {"headers": [methods]},
@@ -203,7 +201,7 @@ def _document(document: Document) -> Config:
 
 def _ready() -> Config:
     # The script answers; the direct response stands for a script that failed.
-    route = _error({"path": READY_PATH}, ErrorCode.SERVICE_UNAVAILABLE)
+    route = _error(_path_match(READY_PATH), ErrorCode.SERVICE_UNAVAILABLE)
     route["match"]["headers"] = [{"name": ":method", "string_match": _regex("|".join(_READ_METHODS))}]
     route["typed_per_filter_config"] = {_LUA: _script(READY_SCRIPT)}
     return route
@@ -218,8 +216,8 @@ def _wrong_methods(topology: Topology, documents: tuple[Document, ...]) -> Itera
         yield _wrong_method(_path_match(path), methods)
     for document in documents:
         if document.path:
-            yield _wrong_method({"path": document.path}, _READ_METHODS)
-    yield _wrong_method({"path": READY_PATH}, _READ_METHODS)
+            yield _wrong_method(_path_match(document.path), _READ_METHODS)
+    yield _wrong_method(_path_match(READY_PATH), _READ_METHODS)
     unread = {"name": ":method", "string_match": _regex("|".join(_READ_METHODS)), "invert_match": True}
     yield _wrong_method({"prefix": MODELS_PREFIX, "headers": [unread]}, _READ_METHODS)
 
@@ -237,13 +235,16 @@ def _unknown_model() -> Config:
 
 
 def _error(match: Config, code: ErrorCode) -> Config:
-    return {"match": match, "direct_response": {"status": error_reply(code).status}}
+    return {"match": match, "direct_response": {"status": ERRORS[code].http_status}}
 
 
 def _path_match(template: str) -> Config:
-    if not _VARIABLE.search(template):
-        return {"path": template}
-    return {"safe_regex": {"regex": _template_pattern(template)}}
+    return _path_regex(_template_pattern(template))
+
+
+def _path_regex(pattern: str) -> Config:
+    """Match a path with one slash more at its end as well; the Lua filter takes that away."""
+    return {"safe_regex": {"regex": f"{pattern}/?"}}
 
 
 def _template_pattern(template: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,43 @@ Config = dict[str, Any]
 READY_RPC = "/searchfoundation.v1.OpsService/Ready"
 MODEL_SCRIPT, READY_SCRIPT, GRPC_SCRIPT = "model.lua", "ready.lua", "grpc.lua"
 
+# Envoy's filters and the services read these; whatever else a caller sends ends at the gateway.
+_KNOWN_HEADERS = (
+    "access-control-request-headers",
+    "access-control-request-method",
+    "authorization",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "if-match",
+    "if-none-match",
+    "if-range",
+    "origin",
+    "range",
+    "traceparent",
+    "tracestate",
+    "transfer-encoding",
+    "user-agent",
+    "x-envoy-external-address",
+    "x-forwarded-for",
+    "x-forwarded-proto",  # without it Envoy finds no route
+    "x-request-id",
+)
+_KNOWN_GRPC_HEADERS = (
+    "grpc-accept-encoding",
+    "grpc-encoding",
+    "grpc-timeout",
+    "te",
+    "x-model",
+)
+
 _FOLDER = Path(__file__).parent
 _LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 
 
 def lua_filter(topology: Topology) -> Config:
     """The Lua filter with its default script and those that single routes choose."""
-    main = _status_lua(topology) + _read("filter.lua")
+    main = _status_lua(topology) + _known_lua() + _read("filter.lua")
     scripts = {
         MODEL_SCRIPT: main
         + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
@@ -36,8 +67,7 @@ def lua_filter(topology: Topology) -> Config:
         + _pools_lua(topology)
         + _assignments(NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC)
         + _read(READY_SCRIPT),
-        # gRPC callers get a request id; errors stay as the service sent them.
-        GRPC_SCRIPT: main + "envoy_on_response = nil\n",
+        GRPC_SCRIPT: main + f"local GRPC_KNOWN = {_list(_KNOWN_GRPC_HEADERS)}\n" + _read(GRPC_SCRIPT),
     }
     return {
         "@type": _LUA,
@@ -64,8 +94,16 @@ def _row(reply: Reply) -> str:
     return f"{{ {fields} }}"
 
 
+def _known_lua() -> str:
+    return f"local KNOWN = {{ {', '.join(f'[{quote(name)}] = true' for name in _KNOWN_HEADERS)} }}\n"
+
+
 def _pools_lua(topology: Topology) -> str:
-    return f"local POOLS = {{ {', '.join(quote(pool.name) for pool in topology.pools)} }}\n"
+    return f"local POOLS = {_list(pool.name for pool in topology.pools)}\n"
+
+
+def _list(texts: Iterable[str]) -> str:
+    return f"{{ {', '.join(map(quote, texts))} }}"
 
 
 def _assignments(**values: str) -> str:

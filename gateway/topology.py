@@ -113,6 +113,7 @@ class Limits(_Part):
     max_body_bytes: int = Field(default=64 << 20, ge=1)
     max_response_bytes: int = Field(default=256 << 20, ge=1)
     max_header_kib: int = Field(default=60, ge=1, le=8192)
+    max_headers: int = Field(default=1_000, ge=1)
     max_connections: int = Field(default=10_000, ge=1)
     max_requests_per_pool: int = Field(default=2_048, ge=1, description="In flight; above it calls get 503.")
     max_heap_bytes: int = Field(default=4 << 30, ge=1 << 26)

@@ -81,9 +81,10 @@ class Health(BaseModel):
     status: Literal["ok"]
 
 
-class Readiness(Health):
-    """Every pool answers."""
+class Readiness(BaseModel):
+    """Every pool answers. ``degraded``: something that calls can do without does not."""
 
+    status: Literal["ok", "degraded"]
     checks: dict[str, dict[str, Any]] = Field(description="What each pool says of itself.")
 
 

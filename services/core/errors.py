@@ -25,6 +25,7 @@ class ErrorCode(StrEnum):
     INPUT_TOKEN_LIMIT_EXCEEDED = "INPUT_TOKEN_LIMIT_EXCEEDED"
     INPUT_INVALID = "INPUT_INVALID"
     INPUT_TOO_LARGE = "INPUT_TOO_LARGE"
+    UNSUPPORTED_CONTENT_ENCODING = "UNSUPPORTED_CONTENT_ENCODING"
     AUTH_MISSING_API_KEY = "AUTH_MISSING_API_KEY"
     AUTH_INVALID_API_KEY = "AUTH_INVALID_API_KEY"
     AUTH_INVALID_FORMAT = "AUTH_INVALID_FORMAT"
@@ -35,6 +36,7 @@ class ErrorCode(StrEnum):
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     REQUEST_TIMEOUT = "REQUEST_TIMEOUT"
     VALIDATION_ERROR = "VALIDATION_ERROR"
+    PRECONDITION_FAILED = "PRECONDITION_FAILED"
     RANGE_NOT_SATISFIABLE = "RANGE_NOT_SATISFIABLE"
     CONFLICT_RESOURCE_BUSY = "CONFLICT_RESOURCE_BUSY"
     CONFLICT_STATE = "CONFLICT_STATE"
@@ -85,6 +87,11 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.INPUT_TOO_LARGE: ErrorSpec(
         413, grpc.StatusCode.RESOURCE_EXHAUSTED, "Request body exceeds the maximum of {limit} bytes."
     ),
+    ErrorCode.UNSUPPORTED_CONTENT_ENCODING: ErrorSpec(
+        415,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "This Content-Encoding of a body is not unpacked here. Send it as it is, or as one of {codings}.",
+    ),
     ErrorCode.AUTH_MISSING_API_KEY: ErrorSpec(
         401,
         grpc.StatusCode.UNAUTHENTICATED,
@@ -124,6 +131,11 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
         "The request did not arrive completely within {timeout_seconds:g} seconds.",
     ),
     ErrorCode.VALIDATION_ERROR: ErrorSpec(422, grpc.StatusCode.INVALID_ARGUMENT, "{reason}"),
+    ErrorCode.PRECONDITION_FAILED: ErrorSpec(
+        412,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "The file is not the one that If-Match names.",
+    ),
     ErrorCode.RANGE_NOT_SATISFIABLE: ErrorSpec(
         416,
         grpc.StatusCode.OUT_OF_RANGE,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
@@ -68,13 +69,16 @@ def get(port: int, path: str, headers: Mapping[str, str] | None = None) -> Answe
 
 
 def raw(port: int, data: bytes, *, timeout: float = 60.0) -> bytes:
-    """Send bytes, and read until the gateway closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+    """Send bytes, and read until the gateway closes, which resets if it has not read all of them."""
+    received = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection,
+        suppress(ConnectionError),
+    ):
         connection.sendall(data)
-        received = b""
         while part := connection.recv(65536):
             received += part
-        return received
+    return received
 
 
 def http2_frames(port: int, body: bytes) -> list[tuple[int, bytes]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import random
 import re
 import socket
 from contextlib import ExitStack
 from http.client import HTTPException
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,7 @@ from tests.gateway.client import Answer, call, get, post, raw
 from tests.gateway.conftest import StartGateway, pool
 from tests.gateway.scripted import ScriptedService
 from tests.servers import free_port
-from tests.stack import MODEL, http_get
+from tests.stack import MODEL, Stack, http_get, wait_for
 
 LIMIT = 20_000_000
 
@@ -111,23 +114,107 @@ def test_headers_of_the_service_reach_the_caller(port: int) -> None:
 
 
 def test_what_the_service_gets_of_the_headers(port: int) -> None:
-    metadata = post(
-        port,
-        {},
-        {
-            "authorization": "Bearer k",
-            "traceparent": "00-1-2-01",
-            "cookie": "secret",
-            "accept-encoding": "gzip",
-            "x-envoy-upstream-rq-timeout-ms": "1",
-            "x_under_score": "1",
-        },
-    ).json["metadata"]
-    assert metadata["authorization"] == "Bearer k"
-    assert metadata["traceparent"] == "00-1-2-01"
+    known = {"authorization": "Bearer k", "traceparent": "00-1-2-01", "range": "bytes=0-1", "if-match": "x"}
+    others = {
+        "cookie": "secret",
+        "accept-encoding": "gzip",
+        "content-encoding": "identity",
+        "x-envoy-upstream-rq-timeout-ms": "1",
+        "x_under_score": "1",
+        "x-sf-base-url": "http://evil",
+        "x-sf-method": "HEAD",
+        "te": "trailers",
+        "x-anything": "1",
+    }
+    metadata = post(port, {}, known | others).json["metadata"]
+    assert known.items() <= metadata.items()
+    added = {"x-envoy-original-path", "x-envoy-external-address", "x-forwarded-for", "x-request-id"}
+    assert set(metadata) - {"user-agent"} == set(known) | added
     assert metadata["x-envoy-original-path"] == "/v1/embeddings"
-    assert "x-forwarded-for" in metadata
-    assert not {"cookie", "x_under_score", "x-envoy-upstream-rq-timeout-ms"} & set(metadata)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("grpc-encoding", "foo"),
+        ("grpc-timeout", "garbage"),
+        ("grpc-timeout", "1n"),
+        ("grpc-status", "13"),
+        ("grpc-message", "%"),
+        ("foo-bin", "!!!"),
+        ("x-title", "caf\xe9"),
+        ("traceparent", "\xff\xfe"),
+        ("sf-http-status", "500"),
+        ("x-envoy-original-path", "/x"),
+        ("x-envoy-retry-on", "5xx"),
+        ("expect", "100-continue"),
+        ("content-type", "application/json; charset=\xe9"),
+    ],
+)
+def test_headers_mean_nothing_to_the_hop_behind(port: int, name: str, value: str) -> None:
+    answer = post(port, b"{}", {name: value})
+    assert arrived(answer, b"{}")
+    assert answer.json["metadata"].get(name) in (None, "/v1/embeddings")
+
+
+def test_a_key_that_no_header_may_hold_is_a_wrong_key(port: int) -> None:
+    assert post(port, {}, {"authorization": "Bearer caf\xe9"}).json["metadata"]["authorization"] == "?"
+
+
+class TestPackedBodies:
+    BODY = json.dumps({"input": "word " * 200_000}).encode()
+
+    @pytest.mark.parametrize("coding", ["gzip", "GZIP"])
+    def test_unpacked(self, port: int, coding: str) -> None:
+        packed = gzip.compress(self.BODY)
+        assert len(packed) < len(self.BODY) / 100
+        assert arrived(post(port, packed, {"content-encoding": coding}), self.BODY)
+
+    def test_unpacked_in_chunks(self, port: int) -> None:
+        body = random.Random(1).randbytes(500_000).hex().encode()
+        packed = gzip.compress(body)
+        parts = (packed[i : i + 10_000] for i in range(0, len(packed), 10_000))
+        answer = call(port, "POST", "/v1/embeddings", parts, {"content-encoding": "gzip"})
+        assert arrived(answer, body)
+
+    def test_identity_is_no_packing(self, port: int) -> None:
+        assert arrived(post(port, self.BODY, {"content-encoding": "identity"}), self.BODY)
+
+    @pytest.mark.parametrize(
+        "coding", ["deflate", "compress", "x-gzip", "gzip, gzip", "br, gzip", "aws-chunked"]
+    )
+    def test_what_nobody_unpacks(self, port: int, service: ScriptedService, coding: str) -> None:
+        answer = post(port, gzip.compress(b"{}"), {"content-encoding": coding})
+        assert answer.error() == (415, "UNSUPPORTED_CONTENT_ENCODING")
+        assert answer.headers["accept-encoding"] == "gzip, br, zstd"
+        assert not service.calls
+
+    def test_a_bomb(self, start_gateway: StartGateway, service: ScriptedService) -> None:
+        stack = start_gateway(pool(service), limits={"max_body_bytes": LIMIT})
+        assert post(stack.http_port, b"x" * LIMIT).status == 200
+        before = memory_at_most(envoy_of(stack))
+        bomb = gzip.compress(b"\0" * (1 << 30))
+        answer = post(stack.http_port, bomb, {"content-encoding": "gzip"})
+        assert answer.error() == (413, "INPUT_TOO_LARGE")
+        assert memory_at_most(envoy_of(stack)) - before < 256 << 20
+        assert not service.calls[1:]
+
+    def test_what_is_damaged_reaches_nobody_whole(self, port: int) -> None:
+        answer = post(port, gzip.compress(self.BODY)[:-300], {"content-encoding": "gzip"})
+        assert answer.json["sha256"] != hashlib.sha256(self.BODY).hexdigest()
+
+
+def envoy_of(stack: Stack) -> int:
+    """Process id of the Envoy that a gateway command has started."""
+    assert stack.envoy is not None
+    children = Path(f"/proc/{stack.envoy.process.pid}/task/{stack.envoy.process.pid}/children").read_text()
+    return int(children.split()[0])
+
+
+def memory_at_most(pid: int) -> int:
+    """The most bytes that a process has had resident."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 class TestRequestId:
@@ -159,7 +246,7 @@ class TestRequestId:
     [
         "/",
         "/v1",
-        "/v1/embeddings/",
+        "/v1/embeddings/x",
         "/v1/embedding",
         "/V1/EMBEDDINGS",
         "/v1/../etc/passwd",
@@ -193,6 +280,20 @@ def test_wrong_methods(port: int, method: str, path: str, allowed: str) -> None:
     assert answer.headers["allow"] == allowed
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["//v1/embeddings", "/v1//embeddings", "/v1/embeddings/", "/v1/embeddings/?a=/", "//v1//embeddings//"],
+)
+def test_slashes_too_many(port: int, path: str) -> None:
+    assert arrived(post(port, b"{}", path=path), b"{}")
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", f"/v1/models/{MODEL}", "/openapi.json", "/ready"])
+def test_a_slash_at_the_end_of_what_is_read(port: int, path: str) -> None:
+    assert get(port, path + "/").json == get(port, path).json
+    assert call(port, "PUT", path + "/").error() == (405, "METHOD_NOT_ALLOWED")
+
+
 def test_query_strings_do_no_harm(port: int) -> None:
     assert arrived(post(port, b"{}", path="/v1/embeddings?a=1&b.c=2&data=x"), b"{}")
     assert get(port, "/v1/models?limit=5").status == 200
@@ -222,8 +323,7 @@ class TestModels:
             ("jina-ai/nope?x=1", "jina-ai/nope"),
             ("jina-embeddings-v3", "jina-embeddings-v3"),
             ("a%22%5Cb%0A", 'a"\\b\n'),
-            (f"{MODEL}/", f"{MODEL}/"),
-            ("", ""),
+            (f"{MODEL}/x", f"{MODEL}/x"),
         ],
     )
     def test_a_model_that_is_not_served(self, port: int, path: str, name: str) -> None:
@@ -247,13 +347,15 @@ class TestBrowsers:
             headers={
                 "origin": "https://a.example",
                 "access-control-request-method": "POST",
-                "access-control-request-headers": "authorization,content-type",
+                "access-control-request-headers": "authorization,content-type,x-stainless-os",
             },
         )
         assert answer.status == 200
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
         assert "POST" in answer.headers["access-control-allow-methods"]
-        assert "authorization" in answer.headers["access-control-allow-headers"]
+        assert answer.headers["access-control-allow-headers"] == "authorization,content-type,x-stainless-os"
+        vary = {name.strip() for name in answer.headers["vary"].split(",")}
+        assert vary == {"origin", "access-control-request-method", "access-control-request-headers"}
         assert "access-control-allow-credentials" not in answer.headers
 
     @pytest.mark.parametrize("path", ["/v1/models", "/nothing", "/v1/embeddings", "/health"])
@@ -302,28 +404,70 @@ def test_compression_on_request(compressing: int, accepts: str, *, encoded: bool
     assert (len(answer.body) < 5000) == encoded
 
 
+POST = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\n"
+GET = b"GET /health HTTP/1.1\r\n"
+MANY = b"".join(b"x-%d: 1\r\n" % number for number in range(1001))
+
+
 @pytest.mark.parametrize(
-    ("request_bytes", "status"),
+    ("request_bytes", "status", "words"),
     [
-        (b"hello\r\n\r\n", 400),
-        (b"FOO /v1/embeddings HTTP/1.1\r\nhost: x\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n", 400),
-        (
-            b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n"
-            b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-            400,
-        ),
-        (b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nhost: x\r\nx-big: " + b"y" * 70_000 + b"\r\n\r\n", 431),
+        (b"hello\r\n\r\n", 400, "could not be read"),
+        (b"BREW /health HTTP/1.1\r\nhost: x\r\n\r\n", 400, "method"),
+        (GET + b"\r\n", 400, "no Host header"),
+        (GET + b"host: x y\r\n\r\n", 400, "Host header"),
+        (GET + b"host: x\r\nbad header\r\n\r\n", 400, "could not be read"),
+        (GET + b"host: x\r\nx-a: a\x01b\r\n\r\n", 400, "character"),
+        (GET + b"host: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", 400, "upgraded"),
+        (POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400, "Content-Length"),
+        (POST + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", 400, "length"),
+        (POST + b"content-length: -1\r\n\r\n", 400, "length"),
+        (POST + b"transfer-encoding: xchunked\r\n\r\n{}", 400, "Transfer-Encoding"),
+        (POST + b"transfer-encoding: chunked, identity\r\n\r\n{}", 400, "Transfer-Encoding"),
+        (GET + b"host: x\r\nx-big: " + b"y" * 70_000 + b"\r\n\r\n", 431, "60 KiB"),
+        (GET + b"host: x\r\n" + MANY + b"\r\n", 431, "1000 headers"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
-def test_what_is_not_http(port: int, request_bytes: bytes, status: int) -> None:
+def test_what_is_not_http(port: int, request_bytes: bytes, status: int, words: str) -> None:
     head, _, body = raw(port, request_bytes).partition(b"\r\n\r\n")
     assert head.split(b" ")[1] == str(status).encode()
     document = json.loads(body)
     assert document["code"] in ("INPUT_INVALID", "INPUT_TOO_LARGE")
-    assert document["detail"]
+    assert words in document["detail"]
+    fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:])
+    assert document["request_id"].encode() == fields[b"x-request-id"]
+
+
+def test_the_log_knows_what_was_not_http(start_gateway: StartGateway, service: ScriptedService) -> None:
+    stack = start_gateway(pool(service))
+    told = json.loads(raw(stack.http_port, b"hello\r\n\r\n").partition(b"\r\n\r\n")[2])["request_id"]
+    get(stack.http_port, "/nothing?api_key=secret")
+    wait_for(lambda: len(stack.access_log()) >= 2)
+    assert told in [line["request_id"] for line in stack.access_log()]
+    assert "/nothing" in [line["path"] for line in stack.access_log()]
+    assert stack.envoy is not None
+    assert "secret" not in stack.envoy.text()
+
+
+def test_two_hundred_headers_are_fine(port: int) -> None:
+    headers = {f"x-{number}": "1" for number in range(200)}
+    assert post(port, {}, headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET /health HTTP/1.0\r\n\r\n",
+        b"GET /v1/models HTTP/1.0\r\nhost: x\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}",
+    ],
+)
+def test_http_1_0(port: int, request_bytes: bytes) -> None:
+    head, _, body = raw(port, request_bytes).partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] == b"200"
+    assert b"transfer-encoding" not in head
+    assert json.loads(body)
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +498,7 @@ def test_statistics_for_prometheus(start_gateway: StartGateway, service: Scripte
     assert http_get(metrics, "/config_dump")[0] == 404
     assert http_get(metrics, "/")[0] == 404
     assert http_get(metrics, "/live")[0] == 200
+    assert b" 200 OK\r\n" in raw(metrics, b"GET /live HTTP/1.0\r\n\r\n")
 
 
 def test_liveness_does_not_depend_on_load(start_gateway: StartGateway, service: ScriptedService) -> None:

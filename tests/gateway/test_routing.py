@@ -231,6 +231,12 @@ class TestReady:
         assert answer.json["checks"]["first"]["status"] == "ok"
         assert "retry-after" in answer.headers
 
+    def test_a_pool_that_makes_do(self, stack: Stack, second: ScriptedService) -> None:
+        second.ready = b'{"status":"degraded","checks":{"engine":"ok","redis":"degraded: away"}}'
+        answer = get(stack.http_port, "/ready")
+        assert (answer.status, answer.json["status"]) == (200, "degraded")
+        assert answer.json["checks"]["second"]["checks"]["redis"] == "degraded: away"
+
     def test_a_pool_without_a_serving_endpoint(self, stack: Stack, second: ScriptedService) -> None:
         second.health.set("", NOT_SERVING)
         wait_for(lambda: get(stack.http_port, "/ready").status == 503)
