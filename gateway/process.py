@@ -29,8 +29,9 @@ class EnvoyError(Exception):
 class Envoy:
     """One running Envoy. Made by ``start``."""
 
-    def __init__(self, process: Process, topology: Topology) -> None:
+    def __init__(self, process: Process, config: Path, topology: Topology) -> None:
         self._process = process
+        self._config = config
         self._topology = topology
 
     @classmethod
@@ -47,11 +48,22 @@ class Envoy:
             start_new_session=True,
             preexec_fn=ends_with_parent(),
         )
-        return cls(process, topology)
+        return cls(process, config, topology)
 
     async def wait(self) -> int:
         """Wait until the process ends; returns its exit status."""
         return await self._process.wait()
+
+    async def live(self) -> bool:
+        """Whether it takes connections; its admin page tells it from another on the same port."""
+        if self._topology.admin is None:
+            return await _listens(self._topology.listener)
+        try:
+            _, body = await _ask(self._topology.admin, "GET", "/server_info")
+        except EnvoyError:
+            return False
+        info: dict[str, Any] = json.loads(body)
+        return info["state"] == "LIVE" and info["command_line_options"]["config_path"] == str(self._config)
 
     async def ready(self) -> bool:
         """Whether it listens and every pool has a healthy endpoint."""

@@ -12,7 +12,7 @@ async def first_key(settings: Settings) -> str | None:
 
     Raises ServiceError when the database cannot be used.
     """
-    # Imported here, while the services load their models: SQLAlchemy takes half a second.
+    # Imported here: SQLAlchemy takes half a second, and not every start needs it.
     from services.core.access.control import uses_database
     from services.core.access.key_table import KeyTable
     from services.core.access.schema import ACCESS

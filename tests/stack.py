@@ -263,6 +263,13 @@ class Stack:
         )
 
 
+def child_of(command: Command) -> int:
+    """Process id of the only process that a command has started."""
+    pid = command.process.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
 def http_get(port: int, path: str) -> tuple[int, bytes]:
     """One GET on loopback."""
     connection = HTTPConnection("127.0.0.1", port, timeout=5)

@@ -14,9 +14,12 @@ from gateway.local import LOOPBACK, local_topology
 from gateway.process import Envoy, EnvoyError, drain
 from gateway.topology import Listener, Topology
 from search_foundation.capabilities import implemented
+from search_foundation.keeping import ChildEndedError, Kept, let_end
 from search_foundation.signals import stop_signal
 from services.core.catalog import Catalog, CatalogError
 from services.core.settings import Settings, load_settings
+
+_POLL_SECONDS = 0.1
 
 
 def add_parser(subparsers: Any) -> None:
@@ -59,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     except CatalogError as error:
         print(error, file=sys.stderr)
         return 2
-    except (EnvoyError, OSError) as error:
+    except (ChildEndedError, EnvoyError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -81,13 +84,26 @@ async def _run(topology: Topology, config: str, grace_seconds: float) -> int:
     with tempfile.TemporaryDirectory(prefix="search-foundation-") as folder:
         path = Path(folder) / "envoy.yaml"
         path.write_text(config, encoding="utf-8")
-        envoy = await Envoy.start(path, topology)
-        ended = asyncio.create_task(envoy.wait())
-        await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
+
+        async def start() -> Envoy:
+            return await Envoy.start(path, topology)
+
+        envoy = Kept("Envoy", await start(), start)
+        keeping = asyncio.create_task(envoy.keep())
+        working = asyncio.create_task(_until_live(envoy))
+        await asyncio.wait((keeping, stopping), return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        if keeping.done():
             stopping.cancel()
-            print(f"Envoy ended with status {ended.result()}; its log says why.", file=sys.stderr)
-            return 1
+            keeping.result()
+        await let_end(keeping)
         await envoy.stop(grace_seconds)
-        await ended
     return 0
+
+
+async def _until_live(envoy: Kept[Envoy]) -> None:
+    while True:
+        if await envoy.child.live():
+            envoy.works = True
+            return
+        await asyncio.sleep(_POLL_SECONDS)

@@ -21,19 +21,21 @@ from search_foundation.arguments import port
 from search_foundation.capabilities import implemented
 from search_foundation.commands.gateway import configuration
 from search_foundation.first_key import first_key
+from search_foundation.keeping import ChildEndedError, Kept, keep_all, let_end
 from search_foundation.local_ports import settle_ports
 from search_foundation.services_process import ServicesProcess
 from search_foundation.signals import stop_signal
 from services.core.catalog import CatalogError
 from services.core.catalog.types import Capability
 from services.core.errors import ServiceError
+from services.core.folders import private_folder
 from services.core.settings import ConfigurationError, Settings, load_settings
 
 _POLL_SECONDS = 0.1
 
 
 class UpError(Exception):
-    """What runs has ended, or cannot start; the text is a sentence for the operator."""
+    """It cannot start; the text is a sentence for the operator."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -56,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
     settings = settle_ports(settings)
     capabilities = tuple(dict.fromkeys(args.capabilities)) or implemented()
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(settings.data_dir)
         return asyncio.run(_up(settings, capabilities))
     except (CatalogError, ConfigurationError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (EnvoyError, UpError, OSError) as error:
+    except (ChildEndedError, EnvoyError, UpError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -72,17 +74,27 @@ async def _up(settings: Settings, capabilities: Sequence[Capability]) -> int:
     # Rendered first, so that wrong settings are told before anything runs.
     topology = _topology(settings, capabilities)
     rendered = configuration(topology, settings)
-    services = await ServicesProcess.start(settings, capabilities)
+
+    async def start_services() -> ServicesProcess:
+        return await ServicesProcess.start(settings, capabilities)
+
+    services = Kept("services", await start_services(), start_services)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(services.stop, settings.grace_seconds)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="search-foundation-")))
         (folder / "envoy.yaml").write_text(rendered, encoding="utf-8")
-        envoy = await Envoy.start(folder / "envoy.yaml", topology)
+
+        async def start_envoy() -> Envoy:
+            return await Envoy.start(folder / "envoy.yaml", topology)
+
+        envoy = Kept("Envoy", await start_envoy(), start_envoy)
         stack.push_async_callback(envoy.stop, settings.grace_seconds)
-        watching = asyncio.create_task(_watch(services, envoy))
-        stack.callback(watching.cancel)
-        key = await _first_key(settings)
-        if await _first_of(watching, stop, asyncio.create_task(_until_ready(envoy))):
+        watching = asyncio.create_task(keep_all(services, envoy))
+        stack.push_async_callback(let_end, watching)
+        if await _first_of(watching, stop, asyncio.create_task(_until_ready(envoy.child))):
+            services.works = envoy.works = True
+            # Made only now: a start that fails would leave a key behind that nobody has seen.
+            key = await _first_key(settings)
             _welcome(settings, topology, key, time.monotonic() - started)
             await _first_of(watching, stop)
         print("search-foundation: stopping, once the calls in flight are answered", file=sys.stderr)
@@ -99,21 +111,6 @@ async def _first_key(settings: Settings) -> str | None:
         return await first_key(settings)
     except ServiceError as error:
         raise UpError(f"The database of keys cannot be used: {error}") from error
-
-
-async def _watch(services: ServicesProcess, envoy: Envoy) -> None:
-    """Raise UpError once one of the two has ended, which none should."""
-    tasks = {
-        asyncio.create_task(services.wait()): "The services",
-        asyncio.create_task(envoy.wait()): "Envoy",
-    }
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    task = done.pop()
-    raise UpError(f"{tasks[task]} ended with status {task.result()}; what they wrote above says why.")
 
 
 async def _first_of(watching: asyncio.Task[None], stop: asyncio.Task[Any], *aims: asyncio.Task[None]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, column, delete, literal_column, select, table, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.core.folders import private_folder
 from services.core.settings import Settings
 from services.core.storage import Database
 
@@ -36,7 +37,7 @@ class WorkerName:
     def __init__(self, settings: Settings) -> None:
         base = settings.worker_id or socket.gethostname()
         folder = settings.data_dir / "workers"
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         number = 0
         while (lock := _try_lock(folder / f"{base}-{number}.lock")) is None:
             number += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
+import os
 import re
 import shlex
 import signal
@@ -146,16 +148,45 @@ def test_a_stop_under_load_loses_nothing(tmp_path: Path, started: list[Up], numb
     assert not load.outcomes[LOST]
 
 
-@pytest.mark.parametrize(("victim", "name"), [("services", "The services"), ("envoy", "Envoy")])
-def test_the_end_of_one_is_the_end_of_all(tmp_path: Path, started: list[Up], victim: str, name: str) -> None:
-    up = Up(tmp_path, SF_AUTH="false")
+@pytest.mark.parametrize(("victim", "name"), [("services", "services"), ("envoy", "Envoy")])
+def test_what_ends_is_started_again(tmp_path: Path, started: list[Up], victim: str, name: str) -> None:
+    up = Up(tmp_path)
+    started.append(up)
+    headers = up.key()
+    first = up.children()
+    os.kill(first[victim], signal.SIGKILL)
+    wait_for(lambda: first[victim] not in up.children().values() and len(up.children()) == 2, up.command)
+    wait_for(lambda: status_of(up.port, headers) == 200, up.command)
+    assert f"{name} ended with status -9, starting again in 0.5 s" in up.command.text()
+    up.command.signal(signal.SIGTERM)
+    assert up.command.wait() == 0
+    assert not any(map(alive, up.children().values()))
+
+
+def status_of(port: int, headers: dict[str, str]) -> int:
+    """The status of a call; 0 when nothing listens."""
+    try:
+        return post(port, HELLO, headers).status
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+def test_a_start_that_fails_makes_no_key(tmp_path: Path, started: list[Up]) -> None:
+    failed = Up(tmp_path, SF_MODELS='["jina-embeddings-v3"]')
+    assert failed.command.wait() == 1
+    assert "services ended with status" in failed.command.text()
+    again = Up(tmp_path)
+    started.append(again)
+    assert post(again.port, HELLO, again.key()).status == 200
+
+
+def test_the_data_folder_is_for_its_owner(tmp_path: Path, started: list[Up]) -> None:
+    data = tmp_path / "new" / "data"
+    up = Up(tmp_path, SF_DATA_DIR=str(data))
     started.append(up)
     up.welcome()
-    subprocess.run(["kill", "-9", str(up.children()[victim])], check=True)
-    assert up.command.wait() == 1
-    assert f"{name} ended with status -9" in up.command.text()
-    with pytest.raises(ConnectionRefusedError):
-        get(up.port, "/health")
+    folders = [data.parent, data, *(path for path in data.rglob("*") if path.is_dir())]
+    assert {path: path.stat().st_mode & 0o777 for path in folders} == dict.fromkeys(folders, 0o700)
 
 
 def test_nothing_is_left_behind_when_it_is_killed(tmp_path: Path, started: list[Up]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.gateway.client import Answer, get, post
 from tests.gateway.conftest import StartGateway, pool
 from tests.gateway.scripted import ScriptedService
 from tests.servers import free_port
-from tests.stack import wait_for
+from tests.stack import child_of, wait_for
 
 
 class Background:
@@ -114,6 +115,17 @@ def test_the_end_of_envoy_ends_the_command(start_gateway: StartGateway, service:
     assert other.envoy.wait() == 1
     assert "Address already in use" in other.envoy.text()
     assert "Envoy ended with status" in other.envoy.text()
+
+
+def test_envoy_is_started_again(start_gateway: StartGateway, service: ScriptedService) -> None:
+    stack = start_gateway(pool(service))
+    assert stack.envoy is not None
+    os.kill(child_of(stack.envoy), signal.SIGKILL)
+    wait_for(lambda: "starting again in 0.5 s" in stack.envoy.text(), stack.envoy)
+    stack.wait_until_ready()
+    assert post(stack.http_port, {}).status == 200
+    stack.envoy.signal(signal.SIGTERM)
+    assert stack.envoy.wait() == 0
 
 
 def test_print_and_render(

@@ -18,7 +18,7 @@ from tests.gateway.client import Answer, call, get, post, raw
 from tests.gateway.conftest import StartGateway, pool
 from tests.gateway.scripted import ScriptedService
 from tests.servers import free_port
-from tests.stack import MODEL, Stack, http_get, wait_for
+from tests.stack import MODEL, child_of, http_get, wait_for
 
 LIMIT = 20_000_000
 
@@ -192,23 +192,18 @@ class TestPackedBodies:
     def test_a_bomb(self, start_gateway: StartGateway, service: ScriptedService) -> None:
         stack = start_gateway(pool(service), limits={"max_body_bytes": LIMIT})
         assert post(stack.http_port, b"x" * LIMIT).status == 200
-        before = memory_at_most(envoy_of(stack))
+        assert stack.envoy is not None
+        envoy = child_of(stack.envoy)
+        before = memory_at_most(envoy)
         bomb = gzip.compress(b"\0" * (1 << 30))
         answer = post(stack.http_port, bomb, {"content-encoding": "gzip"})
         assert answer.error() == (413, "INPUT_TOO_LARGE")
-        assert memory_at_most(envoy_of(stack)) - before < 256 << 20
+        assert memory_at_most(envoy) - before < 256 << 20
         assert not service.calls[1:]
 
     def test_what_is_damaged_reaches_nobody_whole(self, port: int) -> None:
         answer = post(port, gzip.compress(self.BODY)[:-300], {"content-encoding": "gzip"})
         assert answer.json["sha256"] != hashlib.sha256(self.BODY).hexdigest()
-
-
-def envoy_of(stack: Stack) -> int:
-    """Process id of the Envoy that a gateway command has started."""
-    assert stack.envoy is not None
-    children = Path(f"/proc/{stack.envoy.process.pid}/task/{stack.envoy.process.pid}/children").read_text()
-    return int(children.split()[0])
 
 
 def memory_at_most(pid: int) -> int:

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from services.core.folders import private_folder
 from services.core.settings import ConfigurationError, Settings
 
 if TYPE_CHECKING:  # obstore loads only where a bucket is named
@@ -264,7 +265,7 @@ def _discard(path: Path) -> None:
 
 def _create(path: Path) -> FileIO:
     """Open a file that holds nothing back: closing it after a failure does not fail again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     return open(path, "xb", buffering=0, opener=_owner_only)
 
 

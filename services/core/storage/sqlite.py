@@ -13,6 +13,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
+from services.core.folders import private_folder
+
 # At DEBUG the driver logs every statement with its parameters, and those hold key digests.
 logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
@@ -28,7 +30,7 @@ def prepare(path: Path, timeout: float, *, create: bool) -> None:
     ``OSError`` or ``sqlite3.Error`` when it cannot be used.
     """
     if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
     elif not path.exists():
         raise FileNotFoundError(f"{path} is missing")
     lock = os.open(path.with_name(path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
