@@ -11,7 +11,7 @@ from typing import Any
 
 from google.api import annotations_pb2, http_pb2
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 from services.core.catalog.types import Capability
 
@@ -49,12 +49,13 @@ def rest_services(capability: Capability) -> tuple[str, ...]:
 
 @functools.cache
 def rest_calls(capability: Capability) -> tuple[RestCall, ...]:
-    """The REST operations of a capability, from its ``google.api.http`` annotations."""
+    """The REST operations of a capability, from its ``google.api.http`` annotations, and HEAD beside GET."""
     return tuple(
         RestCall(method, path, service.full_name, rpc.name, rpc.server_streaming)
         for service in _services(_file(f"{capability}_rest_pb2"))
         for rpc in service.methods
-        for method, path in _rules(_http_rule(rpc))
+        for rule, path in _rules(_http_rule(rpc))
+        for method in (("GET", "HEAD") if rule == "GET" else (rule,))
     )
 
 
@@ -65,12 +66,26 @@ def descriptor_set(capabilities: tuple[Capability, ...]) -> bytes:
         _collect(_file(f"{capability}_rest_pb2"), files)
     result = FileDescriptorSet()
     for file in files.values():
-        file.CopyToProto(result.file.add())
+        copy = result.file.add()
+        file.CopyToProto(copy)
+        _answer_head(copy)
     return result.SerializeToString(deterministic=True)
 
 
 def _file(module: str) -> FileDescriptor:
     return importlib.import_module(f"{_PACKAGE}.{module}").DESCRIPTOR
+
+
+def _answer_head(file: FileDescriptorProto) -> None:
+    extension: Any = annotations_pb2.http
+    for service in file.service:
+        for rpc in service.method:
+            rule: http_pb2.HttpRule = rpc.options.Extensions[extension]
+            for method, path in list(_rules(rule)):
+                if method == "GET":
+                    rule.additional_bindings.add().custom.MergeFrom(
+                        http_pb2.CustomHttpPattern(kind="HEAD", path=path)
+                    )
 
 
 def _services(file: FileDescriptor) -> Iterable[ServiceDescriptor]:

@@ -11,7 +11,7 @@ from gateway.contract import RestCall, rest_calls, typed_services
 from gateway.cors import preflight_route
 from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE
-from gateway.scripts import GRPC_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
+from gateway.scripts import GRPC_SCRIPT, HEAD_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
 from gateway.topology import Pool, Topology
 from services.classify.ids import model_mark
 from services.core.catalog.types import Capability
@@ -124,6 +124,7 @@ def _rest_route(match: Config, pool: Pool, topology: Topology, call: RestCall) -
         route["request_headers_to_add"] = [_set_header(BASE_URL_HEADER, "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%")]
     elif call.method == "HEAD":
         route["request_headers_to_add"] = [_set_header(METHOD_HEADER, call.method)]
+        route["typed_per_filter_config"][_LUA] = _script(HEAD_SCRIPT)
     return route
 
 

@@ -20,7 +20,7 @@ from gateway.topology import Topology
 Config = dict[str, Any]
 
 READY_RPC = "/searchfoundation.v1.OpsService/Ready"
-MODEL_SCRIPT, READY_SCRIPT, GRPC_SCRIPT = "model.lua", "ready.lua", "grpc.lua"
+MODEL_SCRIPT, READY_SCRIPT, GRPC_SCRIPT, HEAD_SCRIPT = "model.lua", "ready.lua", "grpc.lua", "head.lua"
 
 # Envoy's filters and the services read these; whatever else a caller sends ends at the gateway.
 _KNOWN_HEADERS = (
@@ -67,6 +67,7 @@ def lua_filter(topology: Topology) -> Config:
         + _pools_lua(topology)
         + _assignments(NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC)
         + _read(READY_SCRIPT),
+        HEAD_SCRIPT: main + _read(HEAD_SCRIPT),
         GRPC_SCRIPT: main + f"local GRPC_KNOWN = {_list(_KNOWN_GRPC_HEADERS)}\n" + _read(GRPC_SCRIPT),
     }
     return {

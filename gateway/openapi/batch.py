@@ -35,6 +35,18 @@ _RANGE = {
     "description": "One range of bytes, as `bytes=1000-`. Other ranges are ignored, and all beside `offset`.",
     "schema": {"type": "string"},
 }
+_IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "Answer 412 unless the file has one of these tags.",
+    "schema": {"type": "string"},
+}
+_IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "Answer 304, without a body, if the file has one of these tags.",
+    "schema": {"type": "string"},
+}
 _LIMIT = {
     "name": "limit",
     "in": "query",
@@ -84,8 +96,14 @@ def _download(file: str) -> Document:
         f"Download the {words}",
         f"download_batch_{file}",
         {"description": f"The {words}, one JSON object a line, in the order of the input."} | content,
-        [_BATCH_ID, _OFFSET, _RANGE],
-        (*_NOT_FOUND, ErrorCode.CONFLICT_RESOURCE_BUSY, ErrorCode.RANGE_NOT_SATISFIABLE),
+        [_BATCH_ID, _OFFSET, _RANGE, _IF_MATCH, _IF_NONE_MATCH],
+        (
+            *_NOT_FOUND,
+            ErrorCode.CONFLICT_RESOURCE_BUSY,
+            ErrorCode.PRECONDITION_FAILED,
+            ErrorCode.RANGE_NOT_SATISFIABLE,
+        ),
     )
+    described["responses"]["304"] = {"description": "The file is the one that `If-None-Match` names."}
     described["responses"]["206"] = {"description": "The part that `Range` asks for."} | content
     return described

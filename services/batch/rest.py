@@ -11,6 +11,7 @@ import grpc.aio
 from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
+from services.batch.conditions import unchanged
 from services.batch.parsing import RequestParser, parse_limit, parse_offset
 from services.batch.ranges import byte_range
 from services.batch.service import POLL_SECONDS, BatchService
@@ -25,6 +26,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 NDJSON = "application/x-ndjson"
 BASE_URL_HEADER = "x-sf-base-url"
 """Set by the gateway: where the caller reached it."""
+METHOD_HEADER = "x-sf-method"
+"""Set by the gateway to HEAD: the caller wants no body."""
 
 
 class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
@@ -88,6 +91,11 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         call = current_call.get()
         found = await self._service.open(request.batch_id, call.tenant, file)
         etag = f'"{request.batch_id}-{file}"'
+        if unchanged(etag, _header("if-match"), _header("if-none-match")):
+            status = str(HTTPStatus.NOT_MODIFIED.value)
+            call.headers = (("etag", etag), (HTTP_STATUS_HEADER, status), (LENGTH_HEADER, "0"))
+            yield httpbody_pb2.HttpBody()
+            return
         part = None if offset else _part_asked(etag, found.length)
         asked = range(offset, found.length) if part is None else part
         call.headers = (
@@ -97,6 +105,9 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
             (LENGTH_HEADER, str(len(asked))),
             *(() if part is None else _partial(part, found.length)),
         )
+        if _header(METHOD_HEADER) == "HEAD":
+            yield httpbody_pb2.HttpBody(content_type=NDJSON)
+            return
         empty = True
         async with aclosing(found.pieces(asked)) as pieces:
             async for piece in pieces:

@@ -168,6 +168,65 @@ def test_a_range_behind_the_end(ann: Caller, done: tuple[str, bytes]) -> None:
     assert answer.headers["content-range"] == f"bytes */{len(output)}"
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "length"),
+    [({}, 200, None), ({"Range": "bytes=5-9"}, 206, 5), ({"Range": "bytes=-7"}, 206, 7)],
+    ids=str,
+)
+def test_the_head_of_a_file(
+    ann: Caller, done: tuple[str, bytes], asked: dict[str, str], status: int, length: int | None
+) -> None:
+    url, output = done
+    head, whole = ann.http.head(url, headers=asked), ann.http.get(url, headers=asked)
+    assert (head.status_code, head.content) == (status, b"")
+    assert int(head.headers["content-length"]) == (len(output) if length is None else length)
+    same = ("content-length", "content-type", "content-range", "content-disposition", "etag", "accept-ranges")
+    assert [head.headers.get(name) for name in same] == [whole.headers.get(name) for name in same]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("If-None-Match", "{etag}", 304),
+        ("If-None-Match", 'W/{etag}, "other"', 304),
+        ("If-None-Match", "*", 304),
+        ("If-None-Match", '"other"', 200),
+        ("If-Match", "{etag}", 200),
+        ("If-Match", '"other", {etag}', 200),
+        ("If-Match", "*", 200),
+        ("If-Match", '"other"', 412),
+        ("If-Match", "W/{etag}", 412),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_files_on_conditions(
+    ann: Caller, done: tuple[str, bytes], method: str, name: str, value: str, status: int
+) -> None:
+    url, output = done
+    etag = ann.http.head(url).headers["etag"]
+    answer = ann.http.request(method, url, headers={name: value.replace("{etag}", etag)})
+    assert answer.status_code == status
+    if status == 200:
+        assert answer.content == (output if method == "GET" else b"")
+    elif status == 304:
+        assert (answer.content, answer.headers["etag"]) == (b"", etag)
+        assert "content-length" not in answer.headers
+    elif method == "GET":
+        assert answer.json()["code"] == "PRECONDITION_FAILED"
+
+
+def test_the_head_of_everything_that_is_read(ann: Caller, bob: Caller, done: tuple[str, bytes]) -> None:
+    job = done[0].rpartition("/")[0]
+    for path in (job, f"{job}/", "/v1/batches", "/v1/batches?limit=1"):
+        head, whole = ann.http.head(path), ann.http.get(path)
+        assert (head.status_code, head.content, whole.status_code) == (200, b"", 200)
+        assert head.headers["content-type"] == "application/json"
+    for path in (job, done[0]):
+        for spelt in (path, f"{path}/", path.replace("/v1/batch/", "//v1//batch//")):
+            assert bob.http.get(spelt).status_code == bob.http.head(spelt).status_code == 404
+    assert ann.http.put(job).headers["allow"] == "GET, HEAD, DELETE"
+
+
 @pytest.mark.parametrize("offset", [0, 1, 1000, 200_000])
 def test_a_file_from_a_byte_on(ann: Caller, done: tuple[str, bytes], offset: int) -> None:
     url, output = done

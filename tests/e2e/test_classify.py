@@ -72,7 +72,7 @@ def test_the_life_of_a_classifier(api: Api) -> None:
 def test_wrong_methods_say_which_are_right(api: Api) -> None:
     answer = call(api.stack.http_port, "PUT", "/v1/classifiers", b"{}", api.authorization)
     assert answer.error() == (405, "METHOD_NOT_ALLOWED")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, HEAD, POST"
     answer = get(api.stack.http_port, f"/v1/classifiers/{UNKNOWN}", api.authorization)
     assert answer.error() == (405, "METHOD_NOT_ALLOWED")
     assert get(api.stack.http_port, "/v1/classifiers").error() == (401, "AUTH_MISSING_API_KEY")
