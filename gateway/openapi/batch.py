@@ -14,7 +14,7 @@ from gateway.openapi.parts import (
     list_answer,
     path_parameter,
 )
-from services.batch.responses import BatchStatus
+from services.batch.responses import BatchStatus, Quota
 from services.batch.schemas import request_schema
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode
@@ -67,16 +67,19 @@ def batch(specs: Sequence[ModelSpec]) -> Chapter:
         requests={spec.id: request_schema(spec) for spec in specs},
         answer=BatchStatus,
         answered="The job is stored and will be done.",
+        errors=(ErrorCode.AUTHZ_RESOURCE_LIMIT_EXCEEDED, ErrorCode.STORAGE_FULL),
     )
-    return Chapter((operation,), paths=_paths())
+    return Chapter((operation,), paths=_paths(), answers=(Quota,))
 
 
 def _paths() -> Document:
     status = answer("Where the job is.", BatchStatus, LIMIT_HEADERS)
     listed = list_answer("The newest jobs of the key, newest first.", BatchStatus, LIMIT_HEADERS)
+    quota = answer("What the key has and may have.", Quota, LIMIT_HEADERS)
     cancelled = (*_NOT_FOUND, ErrorCode.CONFLICT_STATE)
     return {
         "/v1/batches": {"get": call(_TAG, "List one's jobs", "list_batches", listed, [_LIMIT])},
+        "/v1/quota": {"get": call(_TAG, "Ask for one's quotas", "get_quota", quota)},
         "/v1/batch/{batch_id}": {
             "get": call(_TAG, "Ask how far a job is", "get_batch", status, [_BATCH_ID], _NOT_FOUND),
             "delete": call(_TAG, "Cancel a job", "cancel_batch", status, [_BATCH_ID], cancelled),

@@ -13,12 +13,15 @@ from typing import Any
 
 import yaml
 
+from services.batch.quotas import Usage, figures
+from services.batch.schema import BATCH
+from services.batch.table import JobTable
 from services.core.access.control import uses_database
 from services.core.access.key_table import KeyTable
 from services.core.access.keys import KeyRecord, digest, new_key
 from services.core.access.schema import ACCESS
 from services.core.errors import ServiceError
-from services.core.settings import ConfigurationError, Settings, load_settings
+from services.core.settings import ConfigurationError, Settings, Tier, load_settings
 from services.core.storage import Database
 
 Parsers = Any
@@ -54,6 +57,12 @@ def add_parser(subparsers: Parsers) -> None:
     listing = commands.add_parser("list", help="list the keys of the database, without the keys themselves")
     listing.add_argument("--json", action="store_true")
     listing.set_defaults(keys_run=_list)
+
+    usage = commands.add_parser(
+        "usage", help="show what keys have stored and unfinished, and what their tiers allow"
+    )
+    usage.add_argument("--json", action="store_true", help="print it as JSON")
+    usage.set_defaults(keys_run=_usage)
 
     top_up = commands.add_parser("top-up", help="grant more tokens to a key that has a balance")
     top_up.add_argument("id")
@@ -127,11 +136,38 @@ async def _list(args: argparse.Namespace, settings: Settings, table: KeyTable) -
         print(json.dumps(rows, indent=2))
         return 0
     header = ("ID", "NAME", "TIER", "STATE", "TOKENS LEFT", "CREATED", "EXPIRES")
-    lines = [header, *(tuple("-" if row[c] is None else str(row[c]) for c in row) for row in rows)]
+    _table(header, [tuple("-" if row[c] is None else str(row[c]) for c in row) for row in rows])
+    return 0
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+async def _usage(args: argparse.Namespace, settings: Settings, table: KeyTable) -> int:
+    jobs = JobTable(table.database)
+    await table.database.use(BATCH)
+    rows: list[dict[str, Any]] = []
+    for record in await table.list():
+        tier = settings.tiers.get(record.tier, Tier())
+        used = figures(await jobs.usage(record.id), tier)
+        rows.append({"id": record.id, "name": record.name, "tier": record.tier, **used})
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    names = [name.replace("_", " ").upper() for name in figures(Usage(), Tier())]
+    _table(("ID", "NAME", "TIER", *names), [tuple(map(_cell, row.values())) for row in rows])
     return 0
+
+
+def _cell(value: Any) -> str:
+    """Write a cell; of a quota, what is used of what is allowed."""
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{value['used']:,}" if value["limit"] is None else f"{value['used']:,} of {value['limit']:,}"
 
 
 async def _top_up(args: argparse.Namespace, settings: Settings, table: KeyTable) -> int:

@@ -23,6 +23,7 @@ from services.batch.sources import Sources
 from services.batch.table import JobTable
 from services.batch.webhook import Webhooks
 from services.batch.worker import Worker
+from services.core.access.balances import Balances
 from services.core.access.schema import ACCESS
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
@@ -71,6 +72,7 @@ class BatchCapability:
                 settings, store, self._sources, LineReader(catalog, served, max_items=settings.max_items)
             ),
             self._webhooks,
+            Balances(settings, database),
         )
         service = BatchService(
             self._jobs,
@@ -79,7 +81,7 @@ class BatchCapability:
             files,
             self._worker,
             self._webhooks.check_url,
-            expire_seconds=settings.batch_expire_seconds,
+            settings,
         )
         self._housekeeper = Housekeeper(self._jobs, table, files, self._worker)
         self._gauges = BacklogGauges(table)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import orjson
 
-from services.batch.keys import folder, joined_key, part_key
+from services.batch.keys import folder, input_key, joined_key, part_key
 from services.batch.table import Job, JobTable, Part
 from services.batch.types import BatchStatus, File, State
-from services.core.storage.objects import ObjectMissingError, ObjectStore
+from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
 
 _LONGEST_REASON = 500
 
@@ -104,6 +104,11 @@ class Files:
             async with aclosing((await self.open(job, file)).pieces()) as pieces:
                 await self._store.put_stream(joined_key(job.id, file), pieces)
         return True
+
+    async def delete_input(self, job: Job) -> None:
+        """Make room at once; what cannot be deleted now is when the job expires."""
+        with suppress(ObjectStoreError):
+            await self._store.delete([input_key(job.id, job.input_name)])
 
     async def delete(self, job_id: str) -> None:
         """Delete everything of a job."""

@@ -11,7 +11,7 @@ from searchfoundation.v1 import batch_pb2, batch_pb2_grpc
 
 from services.batch.messages import batch_message, file_asked, location, request_fields
 from services.batch.parsing import DEFAULT_LIMIT, MAX_LIMIT, RequestParser
-from services.batch.rest import base_url
+from services.batch.rest import base_url, caller
 from services.batch.service import BatchService
 from services.core.call import current_call
 
@@ -33,7 +33,7 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         call = current_call.get()
         parsed = self._parser.parse(request_fields(request), location)
         call.model = parsed.model
-        return batch_message(await self._service.create(parsed, call.tenant, base_url(self._public_url)))
+        return batch_message(await self._service.create(parsed, caller(call), base_url(self._public_url)))
 
     async def GetBatch(  # noqa: N802 - named by the contract
         self, request: batch_pb2.GetBatchRequest, context: Context

@@ -34,10 +34,14 @@ class UnusableInputError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """An input cut into chunks. ``name`` tells one fetched for it from those of other attempts, if any."""
+    """An input of ``length`` bytes cut into chunks.
+
+    ``name`` tells one fetched for it from those of other attempts, if any.
+    """
 
     chunks: Sequence[Plan]
     name: str | None
+    length: int
 
 
 class Inputs(Protocol):
@@ -65,9 +69,10 @@ class JobInputs:
         """
         name = None if job.input_url is None else uuid.uuid4().hex[:12]
         key = input_key(job.id, name)
+        length = job.input_bytes
         try:
             if job.input_url is not None:
-                await self._fetch(key, job.input_url)
+                length = await self._fetch(key, job.input_url)
             async with aclosing(self._store.stream(key)) as pieces:
                 plans = await cut(pieces, chunk_tokens=self._chunk_tokens, max_lines=MAX_LINES)
         except TooManyLines:
@@ -76,7 +81,7 @@ class JobInputs:
             raise UnusableInputError(str(refused)) from refused
         if not plans:
             raise UnusableInputError("The input has no lines.")
-        return Planned(plans, name)
+        return Planned(plans, name, length)
 
     async def discard(self, job: Job, planned: Planned) -> None:
         """Delete what was fetched for a plan that came too late."""
@@ -93,14 +98,14 @@ class JobInputs:
             for number, (place, line) in enumerate(given)
         ]
 
-    async def _fetch(self, key: str, url: str) -> None:
+    async def _fetch(self, key: str, url: str) -> int:
         for attempt in range(1, _FETCH_ATTEMPTS + 1):
             try:
                 async with aclosing(self._elsewhere.stream(url)) as pieces:
-                    await self._store.put_stream(key, pieces)
-                return
+                    return await self._store.put_stream(key, pieces)
             except SourceError as error:
                 if not error.retryable or attempt == _FETCH_ATTEMPTS:
                     raise
                 logger.warning("%s cannot be fetched yet: %s", key, error)
             await asyncio.sleep(FETCH_SECONDS * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")

@@ -16,6 +16,22 @@ class BatchStats(BaseModel):
     total_tokens: int = Field(description="Tokens billed so far.", ge=0)
 
 
+class QuotaFigure(BaseModel):
+    """One quota of a key."""
+
+    used: int = Field(description="What the key has now.", ge=0)
+    limit: int | None = Field(description="What its tier allows; null without a limit.")
+
+
+class Quota(BaseModel):
+    """What a key has stored and unfinished, and may have."""
+
+    tier: str = Field(description="The key's tier.")
+    quotas: dict[str, QuotaFigure] = Field(
+        description="`unfinished_jobs`, `unfinished_lines`, `unfinished_webhooks` and `stored_bytes`."
+    )
+
+
 class BatchStatus(BaseModel):
     """Status of a job."""
 

@@ -13,8 +13,9 @@ from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
 from services.batch.conditions import unchanged
 from services.batch.parsing import RequestParser, parse_limit, parse_offset
+from services.batch.quotas import figures
 from services.batch.ranges import byte_range
-from services.batch.service import POLL_SECONDS, BatchService
+from services.batch.service import POLL_SECONDS, BatchService, Caller
 from services.batch.types import BatchStatus, File, status_json
 from services.core.call import Call, current_call
 from services.core.serving.exchange import arrived_with
@@ -45,7 +46,7 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         call = current_call.get()
         parsed = self._parser.parse(decode(request))
         call.model = parsed.model
-        status = await self._service.create(parsed, call.tenant, base_url(self._public_url))
+        status = await self._service.create(parsed, caller(call), base_url(self._public_url))
         call.headers = (("location", f"/v1/batch/{status.batch_id}"), _RETRY)
         return encode(status_json(status))
 
@@ -69,6 +70,14 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         """Answer ``DELETE /v1/batch/{batch_id}``."""
         call = current_call.get()
         return _answer(await self._service.cancel(request.batch_id, call.tenant), call)
+
+    async def GetQuota(  # noqa: N802 - named by the contract
+        self, request: batch_rest_pb2.QuotaRequest, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``GET /v1/quota``."""
+        asking = caller(current_call.get())
+        used, tier = await self._service.quota(asking)
+        return encode({"tier": asking.tier, "quotas": figures(used, tier)})
 
     async def DownloadOutput(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.BatchFileByPathRequest, context: Context
@@ -118,6 +127,11 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
 
 
 _RETRY = ("retry-after", str(int(POLL_SECONDS)))
+
+
+def caller(call: Call) -> Caller:
+    """Give whom a call is for."""
+    return Caller(call.tenant, call.tier)
 
 
 def base_url(public_url: str | None) -> str:

@@ -107,5 +107,15 @@ BATCH = Schema(
                 text("UPDATE batch_chunks SET place = first + 1"),
             ),
         ),
+        # What a key has stored: the input until the job has ended, the files of its chunks until it expires.
+        Migration(
+            5,
+            "quotas",
+            (
+                text("ALTER TABLE batch_jobs ADD COLUMN tier VARCHAR(64) NOT NULL DEFAULT ''"),
+                text("ALTER TABLE batch_jobs ADD COLUMN input_bytes BIGINT NOT NULL DEFAULT 0"),
+                text("ALTER TABLE batch_jobs ADD COLUMN file_bytes BIGINT NOT NULL DEFAULT 0"),
+            ),
+        ),
     ),
 )

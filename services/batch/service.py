@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -14,10 +15,13 @@ from services.batch.errors import ended, file_not_found, not_ended, not_found
 from services.batch.files import Files, StoredFile
 from services.batch.jobs import JobEngine
 from services.batch.keys import input_key, is_job_id, new_job_id
+from services.batch.quotas import Usage, check
 from services.batch.table import Job, JobTable
 from services.batch.types import BatchRequest, BatchStatus, File, State
 from services.batch.worker import Worker, open_task
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
+from services.core.settings import Settings, Tier
+from services.core.storage.disk import Disk
 from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
 
 POLL_SECONDS = 2.0
@@ -29,6 +33,14 @@ _RETRY_SECONDS = 5.0
 
 CheckUrl = Callable[[str], Awaitable[str | None]]
 """Says what is wrong with a URL that will be called, None for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The id of the key that asks, and its tier."""
+
+    owner: str
+    tier: str
 
 
 class Download:
@@ -63,8 +75,7 @@ class BatchService:
         files: Files,
         worker: Worker,
         check_webhook: CheckUrl,
-        *,
-        expire_seconds: float,
+        settings: Settings,
     ) -> None:
         self._jobs = jobs
         self._table = table
@@ -72,10 +83,22 @@ class BatchService:
         self._files = files
         self._worker = worker
         self._check_webhook = check_webhook
-        self._expire_seconds = expire_seconds
+        self._expire_seconds = settings.batch_expire_seconds
+        self._tiers = settings.tiers
+        self._disk = Disk.of(settings)
 
-    async def create(self, request: BatchRequest, owner: str, base_url: str) -> BatchStatus:
-        """Store a job; when this returns it will be done."""
+    async def create(self, request: BatchRequest, caller: Caller, base_url: str) -> BatchStatus:
+        """Store a job; when this returns it will be done.
+
+        Raises ``ServiceError``: AUTHZ_RESOURCE_LIMIT_EXCEEDED naming the quota that is used up, STORAGE_FULL.
+        """
+        await asyncio.to_thread(self._disk.require_room, "batch jobs")
+        more = Usage(jobs=1, lines=len(request.lines or ()), webhooks=request.webhook_url is not None)
+        tier = self._tiers[caller.tier]
+        # Before anything is written, and again where nobody can come between.
+        used = await self._table.usage(caller.owner)
+        check(tier, used, more)
+        await self._require_share(used)
         url = request.webhook_url
         if url is not None and (wrong := await self._check_webhook(url)) is not None:
             place = f"body -> {request.model} -> webhook_url"
@@ -83,7 +106,8 @@ class BatchService:
         now = time.time()
         job = Job(
             id=new_job_id(),
-            owner=owner,
+            owner=caller.owner,
+            tier=caller.tier,
             model=request.model,
             task=request.task,
             dimensions=request.dimensions,
@@ -97,10 +121,17 @@ class BatchService:
         )
         if request.lines is not None:
             try:
-                await self._store.put_stream(input_key(job.id), _written(request.lines))
+                length = await self._store.put_stream(input_key(job.id), _written(request.lines))
             except ObjectStoreError as error:
                 raise _store_away() from error
-        await self._table.create(job)
+            job = replace(job, input_bytes=length)
+        try:
+            await self._table.create(
+                job, lambda used: check(tier, used, replace(more, stored_bytes=job.input_bytes))
+            )
+        except ServiceError:
+            await self._files.delete_input(job)
+            raise
         await self._jobs.submit(open_task(job))
         return await self._files.status(job)
 
@@ -128,13 +159,34 @@ class BatchService:
         """Cancel a job; raises CONFLICT_STATE for one that has ended."""
         job = await self._find(batch_id, owner)
         state = (await self._files.status(job)).state
-        if state.ended or not await self._worker.end(job.id, State.CANCELLED):
+        if state.ended or not await self._cancel(job):
             job = await self._find(batch_id, owner)
             raise ended(batch_id, state if state is State.EXPIRED else job.state)
         self._worker.cancel(job.id)
         with suppress(ServiceError):  # tasks that cannot be dropped now find a job that has ended
             await self._jobs.cancel(job.id)
         return await self._told(await self._find(batch_id, owner))
+
+    async def _require_share(self, used: Usage) -> None:
+        """Keep the last room above the reserve for keys that do not hold most of what is stored."""
+        if not used.stored_bytes or not await asyncio.to_thread(lambda: self._disk.tight):
+            return
+        if 2 * used.stored_bytes > await self._table.stored_bytes():
+            raise ServiceError(ErrorCode.STORAGE_FULL, what="batch jobs of a key that holds most of it")
+
+    async def _cancel(self, job: Job) -> bool:
+        try:
+            return await self._worker.end(job.id, State.CANCELLED)
+        except ServiceError:
+            if not await asyncio.to_thread(lambda: self._disk.full):
+                raise
+        # To note that a job is cancelled takes a little room, which its input holds.
+        await self._files.delete_input(job)
+        return await self._worker.end(job.id, State.CANCELLED)
+
+    async def quota(self, caller: Caller) -> tuple[Usage, Tier]:
+        """Tell what a caller has stored and unfinished, and what it may have."""
+        return await self._table.usage(caller.owner), self._tiers[caller.tier]
 
     async def open(self, batch_id: str, owner: str, file: File) -> Download:
         """Find a file of a job.

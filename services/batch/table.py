@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import RowMapping, and_, case, column, delete, func, insert, or_, select, table, update
+from sqlalchemy import (
+    RowMapping,
+    and_,
+    case,
+    column,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    table,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.batch.quotas import Usage
 from services.batch.types import RUNNING, State
 from services.core.access.booking import book
 from services.core.storage import Database
@@ -19,6 +33,7 @@ _JOB = (
     *("webhook_url", "webhook_tries", "webhook_ended", "state", "error", "base_url", "joined"),
     *("created_at", "completed_at", "expires_at"),
     *("chunks", "total", "completed", "failed", "total_tokens"),
+    *("tier", "input_bytes", "file_bytes"),
 )
 _CHUNK = (
     *("job_id", "number", "first", "lines", "start", "length", "faults", "place"),
@@ -29,6 +44,14 @@ _CHUNKS = table("batch_chunks", *map(column, _CHUNK))
 _J = _JOBS.c
 _C = _CHUNKS.c
 _RUNNING = [state.value for state in RUNNING]
+
+Check = Callable[[Usage], None]
+"""Looks at what an owner has; what it raises undoes the change."""
+
+
+def _anything(usage: Usage) -> None:
+    del usage
+
 
 UNPLANNED = -1
 """Chunks of a job whose lines have not been counted."""
@@ -61,6 +84,9 @@ class Job:
     completed: int = 0
     failed: int = 0
     total_tokens: int = 0
+    tier: str = ""
+    input_bytes: int = 0
+    file_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +153,18 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, job: Job) -> None:
-        """Store a new job."""
+    async def create(self, job: Job, check: Check = _anything) -> None:
+        """Store a new job, unless ``check`` of what its owner has already raises."""
         row = {name: getattr(job, name) for name in _JOB} | {"state": job.state.value}
         async with self._database.write() as connection:
+            await _let_owner_in_alone(connection, job.owner)
+            check(await _usage(connection, job.owner))
             await connection.execute(insert(_JOBS).values(row))
+
+    async def usage(self, owner: str) -> Usage:
+        """Sum up what an owner has stored and unfinished."""
+        async with self._database.read() as connection:
+            return await _usage(connection, owner)
 
     async def find(self, job_id: str) -> Job | None:
         """Look a job up."""
@@ -145,8 +178,25 @@ class JobTable:
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
 
-    async def plan(self, job_id: str, plans: Sequence[Plan], input_name: str | None) -> bool:
-        """Store the chunks of a job that waits for them; false when it waits no more."""
+    async def stored_bytes(self) -> int:
+        """Sum up the bytes of all owners."""
+        async with self._database.read() as connection:
+            query = select(func.sum(_J.input_bytes + _J.file_bytes))
+            return int((await connection.execute(query)).scalar_one() or 0)
+
+    async def plan(
+        self,
+        job: Job,
+        plans: Sequence[Plan],
+        input_name: str | None,
+        input_bytes: int,
+        check: Check = _anything,
+    ) -> bool:
+        """Store the chunks of a job that waits for them; false when it waits no more.
+
+        ``check`` raises when it is too much beside what its owner has already without this job.
+        """
+        job_id = job.id
         rows = [
             {
                 "job_id": job_id,
@@ -168,9 +218,15 @@ class JobTable:
         total = sum(plan.lines for plan in plans)
         change = update(_JOBS).where(_J.id == job_id, _J.state == State.PENDING.value, _J.chunks == UNPLANNED)
         change = change.values(
-            chunks=len(plans), total=total, state=State.PROCESSING.value, input_name=input_name
+            chunks=len(plans),
+            total=total,
+            state=State.PROCESSING.value,
+            input_name=input_name,
+            input_bytes=input_bytes,
         )
         async with self._database.write() as connection:
+            await _let_owner_in_alone(connection, job.owner)
+            check(await _usage(connection, job.owner, but=job_id))
             if not (await connection.execute(change)).rowcount:
                 return False
             await connection.execute(insert(_CHUNKS), rows)
@@ -226,6 +282,7 @@ class JobTable:
             completed=_J.completed + outcome.completed,
             failed=_J.failed + outcome.failed,
             total_tokens=_J.total_tokens + outcome.tokens,
+            file_bytes=_J.file_bytes + part.output_bytes + part.error_bytes,
         )
         async with self._database.write() as connection:
             # The job first: its row puts the ends of its chunks in turn.
@@ -242,7 +299,7 @@ class JobTable:
         """End a job that has not ended; false when it has."""
         change = update(_JOBS).where(_J.id == job_id, _J.state.in_(_RUNNING))
         async with self._database.write() as connection:
-            values = {"state": state.value, "completed_at": now, "error": error}
+            values = {"state": state.value, "completed_at": now, "error": error, "input_bytes": 0}
             return bool((await connection.execute(change.values(values))).rowcount)
 
     async def join(self, job_id: str) -> None:
@@ -304,7 +361,12 @@ class JobTable:
         change = update(_JOBS).where(_J.id == job_id)
         async with self._database.write() as connection:
             await connection.execute(delete(_CHUNKS).where(_C.job_id == job_id))
-            values: dict[str, Any] = {"state": State.EXPIRED.value, "completed_at": completed_at}
+            values: dict[str, Any] = {
+                "state": State.EXPIRED.value,
+                "completed_at": completed_at,
+                "input_bytes": 0,
+                "file_bytes": 0,
+            }
             await connection.execute(change.values(values))
 
     async def forget(self, before: float) -> None:
@@ -312,6 +374,28 @@ class JobTable:
         change = delete(_JOBS).where(_J.state == State.EXPIRED.value, _J.expires_at < before)
         async with self._database.write() as connection:
             await connection.execute(change)
+
+
+async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Usage:
+    running = _J.state.in_(_RUNNING)
+    untold = and_(_J.webhook_url.is_not(None), _J.webhook_ended.is_(False), _J.state != State.EXPIRED.value)
+    query = select(
+        func.sum(case((running, 1), else_=0)),
+        func.sum(case((running, _J.total - _J.completed - _J.failed), else_=0)),
+        func.sum(case((untold, 1), else_=0)),
+        func.sum(_J.input_bytes + _J.file_bytes),
+    ).where(_J.owner == owner, _J.id != but)
+    return Usage(*(int(figure or 0) for figure in (await connection.execute(query)).one()))
+
+
+async def _let_owner_in_alone(connection: AsyncConnection, owner: str) -> None:
+    """Make others of one owner wait for this transaction, or two could both be the last that is allowed.
+
+    On SQLite there is only one writer anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        lock = text("SELECT pg_advisory_xact_lock(hashtext(:room), hashtext(:owner))")
+        await connection.execute(lock, {"room": "batch", "owner": owner})
 
 
 async def _is_running(connection: AsyncConnection, job_id: str) -> bool:

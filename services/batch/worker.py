@@ -9,19 +9,22 @@ import time
 import uuid
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import orjson
 
 from services.batch.embedding import ChunkEmbedder, Results
 from services.batch.files import Files
-from services.batch.inputs import JobInputs, UnusableInputError
+from services.batch.inputs import JobInputs, Planned, UnusableInputError
 from services.batch.jobs import JobEngine, Kind, Task
 from services.batch.keys import part_key
 from services.batch.metrics import CHUNK_SECONDS, ENDS, LINES, WEBHOOKS
+from services.batch.quotas import Usage, check
 from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part
 from services.batch.types import File, State, status_json
 from services.batch.webhook import Outcome as Delivery
+from services.core.access.balances import Balances
 from services.core.access.metrics import KeyUsage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine
@@ -38,6 +41,7 @@ _WEBHOOK_SECONDS = 1.0
 """Before the second attempt; each further wait is twice as long."""
 _LOOK_EVERY = 16
 """Chunks handed out before looking whether the job was cancelled meanwhile."""
+_SPENT = "The balance of the key is used up. What was embedded until then can be downloaded."
 _BROKEN = "An unexpected error ended the job; the server's log says more."
 
 
@@ -62,6 +66,7 @@ class Worker:
         files: Files,
         inputs: JobInputs,
         webhooks: Webhooks,
+        balances: Balances,
     ) -> None:
         self._embedder = ChunkEmbedder(engine)
         self._jobs = jobs
@@ -70,8 +75,10 @@ class Worker:
         self._files = files
         self._inputs = inputs
         self._webhooks = webhooks
+        self._balances = balances
         self._usage = KeyUsage()
         self._turns = asyncio.Semaphore(settings.batch_concurrency)
+        self._tiers = settings.tiers
         self._at_work: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def do(self, task: Task) -> None:
@@ -140,9 +147,10 @@ class Worker:
     async def end(self, job_id: str, state: State, error: str | None = None) -> bool:
         """End a job that has not ended, and see that its end is told; false when it had ended."""
         ended = await self._table.end(job_id, state, time.time(), error=error)
-        if ended:
-            ENDS.labels(state.value).inc()
         job = await self._table.find(job_id)
+        if ended and job is not None:
+            ENDS.labels(state.value).inc()
+            await self._files.delete_input(job)
         if job is not None and job.webhook_url is not None and not job.webhook_ended and job.state.ended:
             await self._jobs.submit(open_task(job))
         return ended
@@ -161,7 +169,17 @@ class Worker:
                 return
             if planned is None:
                 return
-            if not await self._table.plan(job.id, planned.chunks, planned.name):
+            try:
+                waits = await self._table.plan(
+                    job, planned.chunks, planned.name, planned.length, partial(self._check, job, planned)
+                )
+            except ServiceError as error:
+                await self._inputs.discard(job, planned)
+                if error.code is not ErrorCode.AUTHZ_RESOURCE_LIMIT_EXCEEDED:
+                    raise
+                await self._refuse(job.id, error.detail)
+                return
+            if not waits:
                 await self._inputs.discard(job, planned)
                 return
         for position, number in enumerate(await self._table.open_chunks(job.id)):
@@ -169,6 +187,13 @@ class Worker:
                 await self._jobs.cancel(job.id)
                 return
             await self._jobs.submit(Task(Kind.CHUNK, job.id, job.model, job.owner, number))
+
+    def _check(self, job: Job, planned: Planned, usage: Usage) -> None:
+        """Hold an input that was only now seen whole to the quotas of its owner."""
+        tier = self._tiers.get(job.tier)
+        if job.input_url is not None and tier is not None:
+            lines = sum(plan.lines for plan in planned.chunks)
+            check(tier, usage, Usage(lines=lines, stored_bytes=planned.length))
 
     async def _goes_on(self, job_id: str) -> bool:
         job = await self._table.find(job_id)
@@ -189,6 +214,10 @@ class Worker:
         async with self._turns:
             job = await self._table.find(job_id)
             if job is None or job.state is not State.PROCESSING or job.expires_at <= time.time():
+                return
+            left = await self._balances.left(job.owner)
+            if left is not None and left <= 0:
+                await self.end(job_id, State.FAILED, _SPENT)
                 return
             began = time.monotonic()
             chunk = await self._table.begin_chunk(job_id, number)

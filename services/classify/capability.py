@@ -40,7 +40,11 @@ class ClassifyCapability:
         self._executor = ThreadPoolExecutor(1, "classify")
         self._database = database
         zero_shot = ZeroShot(engine, self._executor, settings.label_cache_bytes)
-        limits = Limits(settings.max_classifiers, settings.max_classifier_labels)
+        limits = Limits(
+            settings.max_classifiers,
+            settings.max_classifier_labels,
+            {name: tier.classifiers for name, tier in settings.tiers.items()},
+        )
         self._few_shot = FewShot(engine, ClassifierTable(database), self._executor, limits)
         self._typed = ClassifyServicer(parser, zero_shot, self._few_shot)
         self._rest = ClassifyRestServicer(parser, zero_shot, self._few_shot)

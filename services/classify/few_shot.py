@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -45,10 +45,11 @@ _ENTRY_BYTES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one key may have: ``classifiers``, and ``labels`` in each of them."""
+    """What one key may have: ``classifiers`` unless ``of_tier`` knows better, and ``labels`` in each."""
 
     classifiers: int
     labels: int
+    of_tier: Mapping[str, int | None]
 
 
 class FewShot:
@@ -100,7 +101,7 @@ class FewShot:
         labels = self._labels((), request.labels)
         if len(labels) < 2:
             raise too_few_labels()
-        limit = self._limits.classifiers
+        limit = self._limits.of_tier.get(call.tier) or self._limits.classifiers
         if (current := await self._table.count(call.tenant)) >= limit:
             raise too_many_classifiers(current, limit)
         vectors, tokens = await _embed(model, request.texts, request.iterations, call)

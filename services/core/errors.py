@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     RATE_IP_LIMIT_EXCEEDED = "RATE_IP_LIMIT_EXCEEDED"
     INTERNAL_ERROR = "INTERNAL_ERROR"
     SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
+    STORAGE_FULL = "STORAGE_FULL"
     SERVICE_TIMEOUT = "SERVICE_TIMEOUT"
 
 
@@ -180,6 +181,12 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
         503,
         grpc.StatusCode.UNAVAILABLE,
         "Service temporarily unavailable. Please retry with exponential backoff.",
+    ),
+    ErrorCode.STORAGE_FULL: ErrorSpec(
+        507,
+        grpc.StatusCode.UNAVAILABLE,
+        "The server's disk is nearly full, so it takes no new {what}. "
+        "What is there can be read, cancelled and deleted; retry when there is room again.",
     ),
     ErrorCode.SERVICE_TIMEOUT: ErrorSpec(
         504,

@@ -31,16 +31,51 @@ class Tier(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    concurrency: int | None = Field(None, ge=1, description="Calls in flight at once.")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1, description="Calls in flight at once.")
+    unfinished_jobs: int | None = Field(default=None, ge=1, description="Batch jobs that have not ended.")
+    unfinished_lines: int | None = Field(
+        default=None, ge=1, description="Lines of such jobs that are not done."
+    )
+    unfinished_webhooks: int | None = Field(
+        default=None, ge=1, description="Ends of jobs that are to be told."
+    )
+    stored_bytes: int | None = Field(
+        default=None, ge=1, description="Inputs and outputs of jobs, uploaded files."
+    )
+    classifiers: int | None = Field(default=None, ge=1, description="In place of SF_MAX_CLASSIFIERS.")
 
 
 TIERS: Mapping[str, Tier] = {
-    "free": Tier(requests_per_minute=500, tokens_per_minute=1_000_000, concurrency=5),
-    "tier1": Tier(requests_per_minute=500, tokens_per_minute=10_000_000, concurrency=50),
-    "tier2": Tier(requests_per_minute=5_000, tokens_per_minute=100_000_000, concurrency=500),
-    "unlimited": Tier(requests_per_minute=None, tokens_per_minute=None, concurrency=None),
+    "free": Tier(
+        requests_per_minute=500,
+        tokens_per_minute=1_000_000,
+        concurrency=5,
+        unfinished_jobs=20,
+        unfinished_lines=100_000,
+        unfinished_webhooks=40,
+        stored_bytes=2 << 30,
+    ),
+    "tier1": Tier(
+        requests_per_minute=500,
+        tokens_per_minute=10_000_000,
+        concurrency=50,
+        unfinished_jobs=200,
+        unfinished_lines=1_000_000,
+        unfinished_webhooks=400,
+        stored_bytes=20 << 30,
+    ),
+    "tier2": Tier(
+        requests_per_minute=5_000,
+        tokens_per_minute=100_000_000,
+        concurrency=500,
+        unfinished_jobs=2_000,
+        unfinished_lines=10_000_000,
+        unfinished_webhooks=4_000,
+        stored_bytes=200 << 30,
+    ),
+    "unlimited": Tier(),
 }
 
 
@@ -66,6 +101,12 @@ class Settings(BaseSettings):
         Path("data"), description="Folder for the SQLite file and batch files; made if missing."
     )
     model_dir: Path | None = Field(None, description="Folder holding one sub-folder of weights per model id.")
+    disk_reserve_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Free bytes on the disk of SF_DATA_DIR below which nothing new is stored; a twentieth of "
+        "the disk, at most 1 GiB, when unset.",
+    )
     database_url: SecretStr | None = Field(
         None, description="postgresql:// or sqlite:/// URL; SQLite in SF_DATA_DIR when unset."
     )

@@ -120,11 +120,17 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def submit(self, **fields: Any) -> str:
+    def submit(self, *, once: bool = False, **fields: Any) -> str:
         body = httpbody_pb2.HttpBody(data=orjson.dumps({"model": MODEL, **fields}))
         self.worker.wait_until_serving()
-        made = self._available(self.rest.CreateBatch, body)
+        if once:
+            made = self.rest.CreateBatch(body, timeout=_START_SECONDS)
+        else:
+            made = self._available(self.rest.CreateBatch, body)
         return orjson.loads(made.data)["batch_id"]
+
+    def cancel(self, job_id: str) -> batch_pb2.Batch:
+        return self._available(self.typed.CancelBatch, batch_pb2.CancelBatchRequest(id=job_id))
 
     def status(self, job_id: str) -> batch_pb2.Batch:
         self.worker.wait_until_serving()

@@ -41,9 +41,9 @@ class Rig:
     database: Database
     metadata: tuple[tuple[str, str], ...] = ()
 
-    async def of_a_key(self) -> Rig:
+    async def of_a_key(self, tier: str = "unlimited", balance: int | None = None) -> Rig:
         """The same, as a caller with a key of their own."""
-        key, _ = await KeyTable(self.database).create(tier="unlimited")
+        key, _ = await KeyTable(self.database).create(tier=tier, balance=balance)
         return replace(self, metadata=(("authorization", f"Bearer {key}"),))
 
     async def create(self, lines: Sequence[Any] | None = None, **fields: Any) -> str:

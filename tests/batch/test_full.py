@@ -91,6 +91,29 @@ def test_a_full_disk_holds_jobs_up_and_breaks_none(
         assert client.download(another) == expect(another, 20)
 
 
+def test_a_job_is_cancelled_on_a_full_disk_and_makes_room(small_disk: Path, workers: Make) -> None:
+    worker = workers()
+    with Client(worker) as client:
+        job = client.submit(input=expected.lines(expected.texts(_LINES)) + _padding())
+        client.wait_for_lines(job, 1)
+        with _full(small_disk):
+            _until_said(worker, "is full", "No space left")
+            with pytest.raises(grpc.RpcError) as caught:
+                client.submit(input=expected.lines(expected.texts(1)), once=True)
+            assert "The server's disk is nearly full, so it takes no new batch jobs." in caught.value.details()
+            cancelled = client.cancel(job)
+            assert cancelled.state == batch_pb2.BATCH_STATE_CANCELLED
+            assert not list((small_disk / "objects" / "batches" / job).glob("input*"))
+            assert len(client.download(job).splitlines()) == cancelled.succeeded
+        another = client.submit(input=expected.lines(expected.texts(1)))
+        assert client.wait(another).succeeded == 1
+
+
+def _padding() -> list[dict[str, object]]:
+    """Lines that are refused and take room in the input."""
+    return [{"custom_id": f"padding-{n}", "body": {"padding": "x" * 100_000}} for n in range(20)]
+
+
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_bucket_that_refuses_holds_jobs_up_and_breaks_none(
     workers: Make, expect: Expect, status: int

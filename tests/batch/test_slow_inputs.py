@@ -62,8 +62,8 @@ async def test_who_fetches_an_input_late_leaves_the_planned_one_alone(tmp_path: 
         job = Job(new_job_id(), "anonymous", MINILM, None, None, True, site.url(), None, made, made + 600, "")
         await table.create(job)
         early, late = await inputs.plan(job), await inputs.plan(job)
-        assert await table.plan(job.id, early.chunks, early.name)
-        assert not await table.plan(job.id, late.chunks, late.name)
+        assert await table.plan(job, early.chunks, early.name, early.length)
+        assert not await table.plan(job, late.chunks, late.name, late.length)
         await inputs.discard(job, late)
         planned = await table.find(job.id)
         assert planned is not None

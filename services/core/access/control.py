@@ -123,7 +123,7 @@ class AccessControl:
         ``ConfigurationError`` for settings or a keys file that cannot be used. A ``database`` given is
         shared and stays open on ``close``; ``clock`` is for tests.
         """
-        file = _key_file(settings) if settings.auth else None
+        file = key_file(settings) if settings.auth else None
         limiter = _limiter(settings, clock)
         clock = clock or Clock()
         if not settings.auth:
@@ -241,7 +241,8 @@ def uses_database(settings: Settings) -> bool:
     return settings.keys_file is None or settings.database_url is not None
 
 
-def _key_file(settings: Settings) -> KeyFile | None:
+def key_file(settings: Settings) -> KeyFile | None:
+    """Read the file of SF_KEYS_FILE, if it is set; raises ``ConfigurationError``."""
     if settings.keys_file is None:
         return None
     return KeyFile(

@@ -62,6 +62,11 @@ class KeyFile:
         self._refresh()
         return self._records.get(key_digest)
 
+    def granted(self, key_id: str) -> int | None:
+        """Give the balance of a key as the file has it, None for a key without one or of another place."""
+        self._refresh()
+        return next((found.balance for found in self._records.values() if found.id == key_id), None)
+
     def _refresh(self) -> None:
         try:
             version = self._stat()

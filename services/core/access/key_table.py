@@ -26,7 +26,7 @@ class KeyTable:
     """Keys as rows; every method raises SERVICE_UNAVAILABLE while the database is away."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     async def create(
         self, *, tier: str, name: str = "", balance: int | None = None, expires_at: float | None = None
@@ -43,19 +43,19 @@ class KeyTable:
             expires_at=expires_at,
         )
         row = {c.name: getattr(record, c.name) for c in _KEYS.c}
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(insert(_KEYS).values(row))
         return key, record
 
     async def list(self) -> list[KeyRecord]:
         """Give every key, oldest first, the revoked ones too."""
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             rows = await connection.execute(_RECORDS.order_by(_KEYS.c.created_at, _KEYS.c.id))
             return [KeyRecord(**row) for row in rows.mappings()]
 
     async def find(self, key_digest: bytes) -> KeyRecord | None:
         """Look a key up by its digest."""
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             rows = await connection.execute(_RECORDS.where(_KEYS.c.digest == key_digest.hex()))
             row = rows.mappings().one_or_none()
         return None if row is None else KeyRecord(**row)
@@ -63,23 +63,29 @@ class KeyTable:
     async def revoke(self, key_id: str) -> bool:
         """Close a key for good; false when there is no such open key."""
         change = update(_KEYS).where(_KEYS.c.id == key_id, _KEYS.c.revoked_at.is_(None))
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             return (await connection.execute(change.values(revoked_at=time.time()))).rowcount == 1
 
     async def top_up(self, key_id: str, tokens: int) -> bool:
         """Grant a metered key more tokens; false when there is no such key or it has no balance."""
         change = update(_KEYS).where(_KEYS.c.id == key_id, _KEYS.c.balance.is_not(None))
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             return (await connection.execute(change.values(balance=_KEYS.c.balance + tokens))).rowcount == 1
+
+    async def granted(self, key_id: str) -> int | None:
+        """Give the tokens granted to a key in all; None for one without a balance, or that is not here."""
+        query = select(_KEYS.c.balance).where(_KEYS.c.id == key_id)
+        async with self.database.read() as connection:
+            return (await connection.execute(query)).scalar_one_or_none()
 
     async def spent(self, key_id: str) -> int:
         """Give the tokens a metered key has used."""
         query = select(_SPENDING.c.tokens).where(_SPENDING.c.key_id == key_id)
-        async with self._database.read() as connection:
+        async with self.database.read() as connection:
             return (await connection.execute(query)).scalar_one_or_none() or 0
 
     async def spend(self, tokens: Mapping[str, int]) -> dict[str, int]:
         """Add what was used, by key id, in one transaction; gives the new sums of all processes."""
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             # In one order, so that two processes never wait for each other's rows.
             return {key_id: await book(connection, key_id, n) for key_id, n in sorted(tokens.items())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from services.core.folders import private_folder
 from services.core.settings import ConfigurationError, Settings
+from services.core.storage.disk import Disk
 
 if TYPE_CHECKING:  # obstore loads only where a bucket is named
     from obstore.store import GCSStore, RetryConfig, S3Store
@@ -25,6 +27,8 @@ FOLDER = "objects"
 PIECE = 1 << 18
 """Bytes read or written at a time."""
 
+_LOOK_BYTES = 16 << 20
+"""Written between looks at what room is left."""
 
 _PATIENCE: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
 """With a bucket that does not answer: callers wait for it, and who works for no caller tries again anyway."""
@@ -82,30 +86,39 @@ def is_key(text: str) -> bool:
 def open_store(settings: Settings) -> ObjectStore:
     """Open the store that ``SF_OBJECT_STORE`` names; raises ``ConfigurationError`` for one that cannot be."""
     if settings.object_store is None:
-        return FileStore(settings.data_dir / FOLDER)
+        return FileStore(settings.data_dir / FOLDER, Disk.of(settings))
     return RemoteStore(bucket(settings.object_store, "SF_OBJECT_STORE"))
 
 
 class FileStore:
-    """Objects as files: written beside their place, flushed to the disk, then moved there."""
+    """Objects as files: written beside their place, flushed to the disk, then moved there.
 
-    def __init__(self, folder: Path) -> None:
+    None is begun while the disk is full to its reserve.
+    """
+
+    def __init__(self, folder: Path, disk: Disk | None = None) -> None:
         self._folder = folder
+        self._disk = disk
 
     async def put(self, key: str, data: bytes) -> None:
         """See ``ObjectStore``."""
+        await _blocking(self._require_room)
         await _blocking(self._put, key, data)
 
     async def put_stream(self, key: str, pieces: AsyncIterator[bytes]) -> int:
         """See ``ObjectStore``."""
-        length = 0
+        length = checked = 0
         target = self._path(key)
         beside = _beside(target)
+        await _blocking(self._require_room)
         file = await _blocking(_create, beside)
         try:
             with contextlib.closing(file):
                 async for piece in pieces:
                     length += len(piece)
+                    if length - checked >= _LOOK_BYTES:
+                        await _blocking(self._require_room)
+                        checked = length
                     await _blocking(_write, file, piece)
                 await _blocking(_settle, file, beside, target)
         except BaseException:
@@ -139,6 +152,10 @@ class FileStore:
 
     def _path(self, key: str) -> Path:
         return self._folder / _checked(key)
+
+    def _require_room(self) -> None:
+        if self._disk is not None and self._disk.full:
+            raise OSError(errno.ENOSPC, "The disk is full but for a reserve")
 
     def _put(self, key: str, data: bytes) -> None:
         target = self._path(key)
