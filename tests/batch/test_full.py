@@ -100,7 +100,9 @@ def test_a_job_is_cancelled_on_a_full_disk_and_makes_room(small_disk: Path, work
             _until_said(worker, "is full", "No space left")
             with pytest.raises(grpc.RpcError) as caught:
                 client.submit(input=expected.lines(expected.texts(1)), once=True)
-            assert "The server's disk is nearly full, so it takes no new batch jobs." in caught.value.details()
+            assert (
+                "The server's disk is nearly full, so it takes no new batch jobs." in caught.value.details()
+            )
             cancelled = client.cancel(job)
             assert cancelled.state == batch_pb2.BATCH_STATE_CANCELLED
             assert not list((small_disk / "objects" / "batches" / job).glob("input*"))
