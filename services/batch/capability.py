@@ -28,6 +28,7 @@ from services.core.access.schema import ACCESS
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.inference import Engine
+from services.core.requests.limits import RequestLimits
 from services.core.settings import ConfigurationError, Settings
 from services.core.storage import Database
 from services.core.storage.objects import open_store
@@ -54,6 +55,7 @@ class BatchCapability:
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
+        self.max_body_bytes = RequestLimits.of(settings).body("batch", engine.served)
         served = _models(engine, catalog, settings)
         parser = RequestParser(catalog, served)
         self._jobs = DbosEngine(settings, database, parser.models)

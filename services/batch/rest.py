@@ -20,7 +20,7 @@ from services.batch.types import BatchStatus, File, status_json
 from services.core.call import Call, current_call
 from services.core.serving.exchange import arrived_with
 from services.core.serving.failure import HTTP_STATUS_HEADER, LENGTH_HEADER
-from services.core.serving.rest import decode, encode
+from services.core.serving.rest import Body, decode, encode
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,12 +39,12 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         self._service = service
         self._public_url = public_url
 
-    async def CreateBatch(  # noqa: N802 - named by the contract
-        self, request: httpbody_pb2.HttpBody, context: Context
+    async def CreateBatch(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/batch/embeddings``."""
         call = current_call.get()
-        parsed = self._parser.parse(decode(request))
+        parsed = self._parser.parse(await decode(request))
         call.model = parsed.model
         status = await self._service.create(parsed, caller(call), base_url(self._public_url))
         call.headers = (("location", f"/v1/batch/{status.batch_id}"), _RETRY)

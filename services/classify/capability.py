@@ -21,6 +21,7 @@ from services.classify.table import ClassifierTable
 from services.classify.zero_shot import ZeroShot
 from services.core.catalog import Catalog
 from services.core.inference import Engine
+from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
 from services.core.storage import Database
 
@@ -35,6 +36,7 @@ class ClassifyCapability:
     )
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
+        self.max_body_bytes = RequestLimits.of(settings).body("classify", engine.served)
         parser = RequestParser(catalog, engine.served, max_items=settings.max_classify_items)
         # One thread: learning takes the interpreter from the event loop, and two at a time would twice.
         self._executor = ThreadPoolExecutor(1, "classify")

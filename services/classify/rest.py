@@ -17,7 +17,7 @@ from services.classify.parsing import RequestParser
 from services.classify.types import Classifier, ClassifyResult, TrainRequest, ZeroShotRequest
 from services.classify.zero_shot import ZeroShot
 from services.core.call import current_call
-from services.core.serving.rest import decode, encode, in_slices
+from services.core.serving.rest import Body, decode, encode, in_slices
 
 Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
 DeleteContext = grpc.aio.ServicerContext[
@@ -35,24 +35,24 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
         self._zero_shot = zero_shot
         self._few_shot = few_shot
 
-    async def Classify(  # noqa: N802 - named by the contract
-        self, request: httpbody_pb2.HttpBody, context: Context
+    async def Classify(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/classify``."""
         call = current_call.get()
-        parsed = self._parser.classification(decode(request))
+        parsed = self._parser.classification(await decode(request))
         if isinstance(parsed, ZeroShotRequest):
             result = await self._zero_shot.classify(parsed, call)
         else:
             result = await self._few_shot.classify(parsed, call)
         return encode(await response_body(result, len(parsed.texts)))
 
-    async def Train(  # noqa: N802 - named by the contract
-        self, request: httpbody_pb2.HttpBody, context: Context
+    async def Train(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/train``."""
         call = current_call.get()
-        parsed = self._parser.training(decode(request))
+        parsed = self._parser.training(await decode(request))
         if isinstance(parsed, TrainRequest):
             result = await self._few_shot.train(parsed, call)
         else:
@@ -65,8 +65,8 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
             }
         )
 
-    async def ListClassifiers(  # noqa: N802 - named by the contract
-        self, request: httpbody_pb2.HttpBody, context: Context
+    async def ListClassifiers(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET`` and ``POST /v1/classifiers``."""
         return encode([summary(each) for each in await self._few_shot.list(current_call.get())])

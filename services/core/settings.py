@@ -187,6 +187,20 @@ class Settings(BaseSettings):
         False, description='true answers every reranked string as {"text": ...}, which some clients need.'
     )
     max_body_bytes: int = Field(64 << 20, ge=1, description="Largest request body in bytes.")
+    max_text_body_bytes: int = Field(
+        16 << 20,
+        ge=1,
+        description="Largest body of a call that carries texts only: all but batch jobs, unless a model of "
+        "the process takes more than texts.",
+    )
+    max_body_values: int = Field(
+        262_144, ge=1, description="JSON values, or fields of a typed message, of one request."
+    )
+    max_bodies_bytes: int = Field(
+        256 << 20,
+        ge=1,
+        description="Bytes of all request bodies that a process works on at a time; beyond, calls get 503.",
+    )
     request_timeout_seconds: float = Field(60.0, gt=0, description="Deadline of a call without its own.")
     stream_window: int = Field(
         64, ge=1, description="Messages of one EmbedStream worked on at a time; beyond, it is not read."

@@ -7,6 +7,7 @@ from searchfoundation.v1 import embed_pb2, embed_pb2_grpc, embed_rest_pb2, embed
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine
+from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
 from services.embed.grpc import EmbedServicer
 from services.embed.logic import Embedder
@@ -25,11 +26,12 @@ class EmbedCapability:
     )
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings) -> None:
+        self.max_body_bytes = RequestLimits.of(settings).body("embed", engine.served)
         parser = RequestParser(catalog, engine.served, max_items=settings.max_items)
         embedder = Embedder(engine, settings)
         limits = StreamLimits(
             messages=settings.stream_window,
-            size=settings.max_body_bytes,
+            size=self.max_body_bytes,
             timeout=settings.request_timeout_seconds,
         )
         self._typed = EmbedServicer(parser, embedder, limits)

@@ -10,7 +10,7 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import embed_rest_pb2_grpc
 
 from services.core.call import current_call
-from services.core.serving.rest import decode, encode, in_slices
+from services.core.serving.rest import Body, decode, encode, in_slices
 from services.embed.encoding import json_rows
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
@@ -26,11 +26,11 @@ class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
         self._parser = parser
         self._embedder = embedder
 
-    async def CreateEmbeddings(  # noqa: N802 - named by the contract
-        self, request: httpbody_pb2.HttpBody, context: Context
+    async def CreateEmbeddings(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/embeddings``."""
-        parsed = self._parser.parse(decode(request))
+        parsed = self._parser.parse(await decode(request))
         result = await self._embedder.embed(parsed, current_call.get())
         numbers = _numbers(result) // max(1, len(result.vectors))
         data = await in_slices(len(result.vectors), numbers, partial(response_items, result))

@@ -7,6 +7,7 @@ from searchfoundation.v1 import rerank_pb2, rerank_pb2_grpc, rerank_rest_pb2, re
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine
+from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
 from services.rerank.grpc import RerankServicer
 from services.rerank.logic import Reranker
@@ -25,11 +26,12 @@ class RerankCapability:
     )
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings) -> None:
+        self.max_body_bytes = RequestLimits.of(settings).body("rerank", engine.served)
         parser = RequestParser(catalog, engine.served, max_documents=settings.max_documents)
         reranker = Reranker(engine)
         limits = StreamLimits(
             documents=settings.max_documents,
-            size=settings.max_body_bytes,
+            size=self.max_body_bytes,
             timeout=settings.request_timeout_seconds,
         )
         object_models = frozenset(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
 import grpc.aio
+import orjson
 from google.api import httpbody_pb2
 from searchfoundation.v1 import rerank_rest_pb2_grpc
 
 from services.core.call import current_call
-from services.core.serving.rest import decode, encode, in_slices
+from services.core.serving.rest import Body, decode, encode, in_slices, raw_items
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.types import RerankResult
 
 Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
+
+_has_long_number = re.compile(rb"[0-9]{19}").search
 
 _BYTES_OF_A_NUMBER = 8
 """About as long as a number takes, so many bytes of a string take to write."""
@@ -33,17 +37,21 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
         self._reranker = reranker
         self._object_models = object_models
 
-    async def Rerank(  # noqa: N802 - named by the contract
-        self, request: httpbody_pb2.HttpBody, context: Context
+    async def Rerank(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/rerank``."""
-        fields = decode(request)
+        size = len(request.data)
+        fields = await decode(request, keep=True)
         parsed = self._parser.parse(fields)
+        shown = None
+        if parsed.return_documents:
+            shown = self._shown(parsed.model, await _exact(request, fields["documents"]))
+        del fields, request
         result = await self._reranker.rank(parsed, current_call.get())
-        shown = self._shown(parsed.model, fields["documents"]) if parsed.return_documents else None
         numbers = 1 if result.embeddings is None else result.embeddings.shape[1]
         if shown is not None:
-            numbers += len(request.data) // len(shown) // _BYTES_OF_A_NUMBER
+            numbers += size // len(shown) // _BYTES_OF_A_NUMBER
         items = partial(response_items, result, shown)
         return encode(response_body(result, await in_slices(len(result.indices), numbers, items)))
 
@@ -51,6 +59,20 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
         if model not in self._object_models:
             return documents
         return [{"text": document} if isinstance(document, str) else document for document in documents]
+
+
+async def _exact(body: Body, documents: Sequence[Any]) -> Sequence[Any]:
+    """Return documents to echo: as they were parsed, or as they came where that is not the same.
+
+    A whole number of more than 64 bits is parsed to the nearest float.
+    """
+    if not any(isinstance(document, dict) for document in documents) or not _has_long_number(body.data):
+        return documents
+    sent = await raw_items(body, "documents")
+    return [
+        orjson.Fragment(bytes(raw)) if isinstance(document, dict) else document
+        for document, raw in zip(documents, sent, strict=True)
+    ]
 
 
 def response_body(result: RerankResult, results: Any) -> dict[str, Any]:

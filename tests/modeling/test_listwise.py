@@ -110,6 +110,7 @@ def test_a_prompt_is_read_alone_whatever_runs_beside_it(tmp_path: Path) -> None:
         ("a<|embed_token|>b<|rerank_token|>", "ab"),
         ("<|embed_<|embed_token|>token|>c", "c"),
         ("<|embed_<|rerank_token|>token|>c<|rerank_<|embed_token|>token|>", "c"),
+        ("x" + "<|embed_" * 50_000 + "token|>" * 50_001 + "y", "xtoken|>y"),
     ],
 )
 def test_no_marker_of_a_caller_is_left(text: str, bare: str) -> None:

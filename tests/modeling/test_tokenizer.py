@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from tokenizers import models, pre_tokenizers
 
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from tests.checkpoints import WORDS, minilm_directory, word_pieces
+from tests.decoder_checkpoints import qwen_tokenizer
+from tests.text_checkpoints import byte_pairs, sentence_pieces
 
 CLS, SEP, UNK = 2, 3, 1
 ID = {word: 5 + i for i, word in enumerate(WORDS)}
@@ -76,12 +80,71 @@ def test_of_a_huge_text_only_the_head_is_read(minilm: Tokenizer, text: str) -> N
     assert 512 < tokens.length < 20_000
 
 
-@pytest.mark.parametrize("text", [" " * 100_000 + "fox", "\x00" * 50_000 + " fox", "a" * 100_000 + " fox"])
-def test_a_huge_text_of_few_tokens_is_read_whole(minilm: Tokenizer, text: str) -> None:
+@pytest.mark.parametrize("text", [" " * 32_000 + "fox", "\x00" * 32_000 + " fox", "a" * 32_000 + " fox"])
+def test_a_long_text_of_few_tokens_is_read_whole(minilm: Tokenizer, text: str) -> None:
     (tokens,) = minilm.encode_batch([text], truncate_to=64)
     (whole,) = minilm.encode_batch([text])
     assert tokens.ids.tolist() == whole.ids.tolist()
     assert not tokens.truncated
+
+
+LONG = {
+    "one letter": "a",
+    "one word": "hello",
+    "words": "hello world, the quick brown fox! ",
+    "lines": "hello\n\n\tworld;\r\n",
+    "no spaces": "hello,world.",
+    "symbols": "é漢🦊",
+    "ideographs": "敏捷的棕色狐狸",
+    "points": ".",
+    "accents": "e\u0301",
+    "spaces": " " * 40 + "fox",
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("kind", [word_pieces, byte_pairs, sentence_pieces, qwen_tokenizer])
+@pytest.mark.parametrize("limit", [16, 600])
+def test_the_kept_tokens_are_those_of_the_whole_text(
+    kind: Callable[[], RustTokenizer], text: str, limit: int
+) -> None:
+    tokenizer = Tokenizer(kind())
+    long = text * (70_000 // len(text))
+    (whole,) = tokenizer.encode_batch([long])
+    (tokens,) = tokenizer.encode_batch([long], truncate_to=limit)
+    kept = limit - tokenizer.suffix_length
+    assert tokens.ids[:kept].tolist() == whole.ids[:kept].tolist()
+    assert tokens.truncated == (len(whole.ids) > limit or len(long) > 64 * max(512, limit))
+
+
+class Counting:
+    """The Rust side; counts the characters that it is given."""
+
+    def __init__(self, rust: RustTokenizer) -> None:
+        self._rust = rust
+        self.characters = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rust, name)
+
+    def encode_batch_fast(self, texts: Sequence[str], **options: Any) -> Any:
+        self.characters += sum(map(len, texts))
+        return self._rust.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("limit", [16, 600])
+def test_no_more_is_read_than_the_limit_asks_for(text: str, limit: int) -> None:
+    counting = Counting(byte_pairs())
+    tokenizer = Tokenizer(counting)  # type: ignore[arg-type]
+    (tokens,) = tokenizer.encode_batch([text * (3_000_000 // len(text))], "hello ", truncate_to=limit)
+    assert tokens.truncated
+    assert counting.characters <= 2 * 64 * max(512, limit) + 100
+
+
+def test_a_text_that_is_cut_before_its_tokens_are_counted_says_so(minilm: Tokenizer) -> None:
+    (tokens,) = minilm.encode_batch(["a" * 40_000], truncate_to=64)
+    assert (len(tokens.ids), tokens.truncated) == (3, True)
 
 
 def test_threads_do_not_disturb_one_another(minilm: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,21 @@ async def refused(rig: Rig, **fields: Any) -> tuple[int, dict[str, Any]]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await rank(rig, **fields)
     return told(caught.value)
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])
+async def test_whole_numbers_of_any_size_come_back_as_they_were_sent(rig: Rig, padding: int) -> None:
+    ids = (b"12345678901234567890123", b"18446744073709551616", b"-9223372036854775809", b"7")
+    documents = b",".join(b'{"text":"a","id":%s}' % id for id in ids)
+    data = b'{"model":"%s","query":"a","documents":["b",%s]%s}' % (
+        MINILM.encode(),
+        documents,
+        b" " * padding,
+    )
+    results = json.loads(await post(rig, data))["results"]
+    shown = {each["index"]: each["document"] for each in results}
+    assert shown[0] == "b" or shown[0] == {"text": "b"}
+    assert [shown[place]["id"] for place in range(1, 5)] == [int(id) for id in ids]
 
 
 def text(value: str) -> common_pb2.Content:

@@ -41,6 +41,7 @@ class Probe:
     service_names: Sequence[str] = ("probe.Probe", "probe.ProbeRestService")
     calls: list[Call] = field(default_factory=list)
     warm: asyncio.Event | None = None
+    max_body_bytes: int = 0
     stopped: bool = False
 
     async def start(self) -> None:
@@ -96,11 +97,11 @@ class Probe:
         async for request in requests:
             yield await self._work(request)
 
-    async def _rest(self, request: HttpBody, _context: Any) -> HttpBody:
-        return rest.encode(await self._work(rest.decode(request)))
+    async def _rest(self, request: rest.Body, _context: Any) -> HttpBody:
+        return rest.encode(await self._work(await rest.decode(request)))
 
-    async def _events(self, request: HttpBody, _context: Any) -> AsyncIterator[HttpBody]:
-        for event in rest.decode(request)["events"]:
+    async def _events(self, request: rest.Body, _context: Any) -> AsyncIterator[HttpBody]:
+        for event in (await rest.decode(request))["events"]:
             yield rest.encode(await self._work(event))
 
 
@@ -181,6 +182,7 @@ async def running(act: Act = echo, *, probe: Probe | None = None, **changes: Any
     """Serve a probe with the given settings; stopped at the end unless the test has stopped it."""
     chosen = settings(**changes)
     probe = probe or Probe(act)
+    probe.max_body_bytes = probe.max_body_bytes or chosen.max_body_bytes
     engine = ProbeEngine()
     access = await AccessControl.open(chosen)
     server = Server(chosen, [probe], engine, access)

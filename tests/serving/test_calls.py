@@ -193,6 +193,10 @@ async def test_a_large_body_is_taken_and_a_larger_one_refused() -> None:
     async with running(act, max_body_bytes=6 << 20) as house:
         text = "x" * (6 << 20)
         await house.rest(orjson.dumps({"x": text[:-100]}))
-        over = await failure(house.rest(orjson.dumps({"x": text + text})))
+        over = await failure(house.rest(orjson.dumps({"x": text[:2000] + text})))
         assert over.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert reason(over) == "INPUT_TOO_LARGE"
+        assert over.details() == "Request body exceeds the maximum of 6291456 bytes."
+        far_over = await failure(house.rest(orjson.dumps({"x": text + text})))
+        assert far_over.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, "gRPC's own refusal, before it is read"
         assert len(house.probe.calls) == 1, "the larger body never reached the capability"

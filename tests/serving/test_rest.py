@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import numpy as np
 import orjson
 import pytest
-from google.api.httpbody_pb2 import HttpBody
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from services.core.errors import ErrorCode, ServiceError
-from services.core.serving.rest import decode, encode
+from services.core.requests.limits import MAX_STRING_BYTES, RequestLimits
+from services.core.serving.bodies import SMALL_BYTES, Bodies
+from services.core.serving.rest import Body, decode, encode, raw_items
+
+VALUES = 40_000
+
+
+def body(data: bytes) -> Body:
+    limits = RequestLimits(text=64 << 20, other=64 << 20, values=VALUES, together=64 << 20)
+    return Body(memoryview(data), Bodies(limits), "somebody")
+
+
+def parsed(data: bytes) -> Any:
+    return asyncio.run(decode(body(data)))
 
 
 def refusal(data: bytes) -> ServiceError:
     with pytest.raises(ServiceError) as refused:
-        decode(HttpBody(data=data))
+        parsed(data)
     assert refused.value.code is ErrorCode.VALIDATION_ERROR
     return refused.value
 
@@ -36,8 +51,9 @@ def refusal(data: bytes) -> ServiceError:
         b'{"a": "\\udc00\\ud800"}',
         b'{"a": "\x00"}',
         b"[" * 5000 + b"]" * 5000,
-        b'\xef\xbb\xbf{"a": 1}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}',
         '{"a": 1}'.encode("utf-16"),
+        '{"a": 1}'.encode("utf-16-be"),
     ],
 )  # fmt: skip
 def test_what_is_not_json_is_told_so(data: bytes) -> None:
@@ -53,26 +69,26 @@ def test_other_json_than_an_object_is_refused(data: bytes) -> None:
     assert (entry.field, entry.type) == ("body", "dict_type")
 
 
-def test_any_content_type_is_taken() -> None:
-    for content_type in ("", "application/json; charset=utf-8", "text/plain"):
-        assert decode(HttpBody(content_type=content_type, data=b'{"a": 1}')) == {"a": 1}
+def test_a_byte_order_mark_is_taken_and_utf_16_is_named() -> None:
+    assert parsed(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+    assert "UTF-16" in refusal('{"a": 1}'.encode("utf-16")).detail
 
 
 def test_escaped_nul_and_a_hundred_levels_are_json() -> None:
-    assert decode(HttpBody(data=b'{"a": "\\u0000"}')) == {"a": "\0"}
+    assert parsed(b'{"a": "\\u0000"}') == {"a": "\0"}
     nested = b'{"a":' + b"[" * 100 + b"]" * 100 + b"}"
-    assert list(decode(HttpBody(data=nested))) == ["a"]
+    assert list(parsed(nested)) == ["a"]
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_object_or_a_refusal(data: bytes) -> None:
     try:
-        parsed = decode(HttpBody(data=data))
+        value = parsed(data)
     except ServiceError as error:
-        refused = error.code
-        assert refused is ErrorCode.VALIDATION_ERROR
+        code = error.code
+        assert code is ErrorCode.VALIDATION_ERROR
     else:
-        assert isinstance(parsed, dict)
+        assert isinstance(value, dict)
 
 
 @given(arrays.arrays(np.float32, 8, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
@@ -86,3 +102,99 @@ def test_float32_is_written_with_its_shortest_digits_and_keys_in_order() -> None
     body = encode({"z": vector, "a": "ä"})
     assert body.content_type == "application/json"
     assert body.data == '{"z":[0.1,-0.034478,1e-8],"a":"ä"}'.encode()
+
+
+LARGE = 3 * SMALL_BYTES
+TEXT = 'a text, with [brackets]: {braces} "quotes" \\ é 😀\n' * 50
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"input": [TEXT] * 100},
+        {"documents": [{"text": TEXT, "n": [1, 2.5, None, {}]}] * 100, "junk": [[]] * 5000, "": {"": ""}},
+        {"a": {"b": {"c": [TEXT * 100, {"d": TEXT * 100}]}}, "e": TEXT * 100, "f": [], "g": {}, "h": [[]]},
+        {f"{TEXT}{i}": i for i in range(500)},
+        {"a": [1] * 30_000},
+    ],
+)
+@pytest.mark.parametrize("option", [0, orjson.OPT_INDENT_2])
+def test_a_large_body_is_read_as_the_parser_reads_it(value: Any, option: int) -> None:
+    data = orjson.dumps(value, option=option)
+    data += b" " * max(0, SMALL_BYTES + 1 - len(data))
+    read = parsed(data)
+    assert read == value
+    assert list(read) == list(value)
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b'{"a": ["', "unexpected end of data"),
+        (b'{"a": [', "unexpected end of data"),
+        (b'{"a": [{}]}}', "unexpected content after document"),
+        (b'{"a": [1,,2]}', "unexpected character"),
+        (b'{"a": [1,\x0b2]}', "unexpected character"),
+        (b'{"a": [1,2],}', "trailing comma"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b'{"a" 1}', "unexpected character"),
+    ],
+)
+def test_a_large_body_that_is_not_json_is_told_where(data: bytes, problem: str) -> None:
+    start = b'{"z":\n"' + b"z" * LARGE + b'",\n'
+    detail = refusal(start + data[1:]).detail
+    assert "'body' is not valid JSON: " in detail
+    assert problem in detail
+    # Of bytes that are no UTF-8 the parser tells no place; it is that of the part.
+    assert f"(line {2 if problem == 'UTF-8' else 3}, column " in detail
+
+
+@pytest.mark.parametrize("start", [b"[", b"", b'["', b"  "])
+def test_a_large_body_that_is_no_object_is_told_so(start: bytes) -> None:
+    (entry,) = refusal(start + b"1, " * (LARGE // 16) + b" " * LARGE).field_errors
+    assert (entry.field, entry.type) == ("body", "dict_type")
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b'""', b"1"])
+def test_a_body_of_too_many_values_is_refused(value: bytes) -> None:
+    within = b'{"junk":[' + b",".join([value] * (VALUES // 2 - 2)) + b" " * LARGE + b"]}"
+    assert len(parsed(within)["junk"]) == VALUES // 2 - 2
+    beyond = b'{"junk":[' + b",".join([value] * 2 * VALUES) + b"]}"
+    (entry,) = refusal(beyond).field_errors
+    assert (entry.field, entry.type) == ("body", "too_many_values")
+
+
+def test_a_string_longer_than_any_model_reads_is_refused() -> None:
+    (entry,) = refusal(b'{"input":"' + b"a" * (MAX_STRING_BYTES + LARGE) + b'"}').field_errors
+    assert (entry.field, entry.type) == ("body", "string_too_long")
+    assert len(parsed(b'{"input":"' + b"a" * MAX_STRING_BYTES + b'"}')["input"]) == MAX_STRING_BYTES
+
+
+def test_other_work_runs_between_the_parts_of_a_large_body() -> None:
+    async def count() -> int:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(others())
+        await decode(body(orjson.dumps({"input": ["x" * 1000] * 5000})))
+        beside.cancel()
+        return turns
+
+    assert asyncio.run(count()) > 50
+
+
+def test_the_bytes_of_each_item_are_found_as_they_came() -> None:
+    async def sent(data: bytes) -> list[bytes]:
+        kept = body(data)
+        await decode(kept, keep=True)
+        return [bytes(item) for item in await raw_items(kept, "documents")]
+
+    data = b'{"documents":[0],"n":{"documents":[9]},"documents": [ {"id": 12345678901234567890123} , "a,b" ]}'
+    assert asyncio.run(sent(data)) == [b' {"id": 12345678901234567890123} ', b' "a,b" ']
+    for other in (b"{}", b'{"documents":[]}', b'{"documents":{"a":[1]}}', b'{"documents":"x","a":[1]}'):
+        assert asyncio.run(sent(other)) == []

@@ -18,8 +18,8 @@ _CHUNK_CHARACTERS = 1 << 16
 hundreds of megabytes; and one call's chunks take turns with those of other calls."""
 
 _GIANT_CHARACTERS = 1 << 20
-"""A chunk (then a single text) from here on waits for its like: without spaces to cut it at, it takes seconds
-and 60 times its size in memory."""
+"""A chunk (then a single text) from here on waits for its like: read whole, it takes seconds, and 60 times
+its size in memory."""
 
 
 R = TypeVar("R")

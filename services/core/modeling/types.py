@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     """One tokenised text: ``ids`` with specials, cut to the asked length, and whether it was cut.
 
     ``length`` counts the tokens before the cut, specials included. For a text many times longer than the
-    cut only its head is tokenised and ``length`` is a lower bound, still above the cut.
+    cut only its head is tokenised and ``length`` is a lower bound.
     """
 
     ids: TokenIds

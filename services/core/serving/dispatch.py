@@ -35,7 +35,7 @@ class Dispatcher(grpc.GenericRpcHandler):
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._handlers: dict[str, Handler] = {}
-        self._unknown: Handler = grpc.stream_unary_rpc_method_handler(_refuse)
+        self._unknown: Handler = grpc.stream_unary_rpc_method_handler(self._refuse)
         self._closing = asyncio.Event()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
@@ -46,7 +46,9 @@ class Dispatcher(grpc.GenericRpcHandler):
     def add_capability(self, capability: Capability) -> None:
         """Take the handlers of a capability in, each within the pipeline."""
         for path, handler in _registered(capability.add_to_server).items():
-            self._handlers[path] = self._pipeline.wrap(capability.name, path, handler)
+            self._handlers[path] = self._pipeline.wrap(
+                capability.name, path, handler, capability.max_body_bytes
+            )
 
     def add_public(self, health: Health, ready: ReadyServicer, service_names: Sequence[str]) -> None:
         """Serve health, readiness and reflection, without a key and outside the pipeline."""
@@ -66,6 +68,18 @@ class Dispatcher(grpc.GenericRpcHandler):
     def close_public_streams(self) -> None:
         """End health watches and reflection streams, which would hold up a stopping server for ever."""
         self._closing.set()
+
+    async def _refuse(self, _requests: Any, context: Context) -> None:
+        exchange: Exchange = begin(_UNKNOWN, context, arrived_with.get(), self._pipeline.bodies)
+        CALLS.record(
+            exchange.call,
+            0.0,
+            capability="",
+            method=_UNKNOWN.path,
+            model="",
+            code=ErrorCode.ROUTE_NOT_FOUND.value,
+        )
+        await exchange.fail(ServiceError(ErrorCode.ROUTE_NOT_FOUND))
 
     def _until_closing(self, handler: Handler) -> Handler:
         if handler.unary_stream is not None:
@@ -131,16 +145,3 @@ def _registered(register: Any) -> dict[str, Handler]:
     registry = _Registry()
     register(cast("grpc.aio.Server", registry))
     return registry.handlers
-
-
-async def _refuse(_requests: Any, context: Context) -> None:
-    exchange: Exchange = begin(_UNKNOWN, context, arrived_with.get())
-    CALLS.record(
-        exchange.call,
-        0.0,
-        capability="",
-        method=_UNKNOWN.path,
-        model="",
-        code=ErrorCode.ROUTE_NOT_FOUND.value,
-    )
-    await exchange.fail(ServiceError(ErrorCode.ROUTE_NOT_FOUND))

@@ -27,6 +27,11 @@ class Capability(Protocol):
         """Full names of the gRPC services, for health and reflection."""
         ...
 
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest message of a call in bytes."""
+        ...
+
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Register the servicers."""
         ...

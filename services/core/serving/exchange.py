@@ -12,17 +12,24 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc.aio
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 
 from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
+from services.core.serving.bodies import SMALL_BYTES, Bodies
 from services.core.serving.doors import Admission
 from services.core.serving.failure import grpc_message, trailing_metadata
 from services.core.serving.metrics import OK
+from services.core.serving.rest import Body
+from services.core.serving.wire import body_data
 
 Context = grpc.aio.ServicerContext[Any, Any]
 ArrivalMetadata = Sequence[tuple[str, str | bytes]]
 Headers = tuple[tuple[str, str], ...]
+
+_WRAPPING_BYTES = 1 << 10
+"""Of a message around the body of a REST call."""
 
 _sane_request_id = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 
@@ -31,7 +38,8 @@ _sane_request_id = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 class Route:
     """One method: ``path`` is ``/package.Service/Method``. A missing codec passes bytes through.
 
-    ``rest`` says that the gateway calls it for REST callers, and writes what it says as an HTTP answer.
+    ``rest`` says that the gateway calls it for REST callers, and writes what it says as an HTTP answer. A
+    message has at most ``largest`` bytes; ``kind`` describes it, None for the body of a REST call.
     """
 
     capability: str
@@ -40,6 +48,8 @@ class Route:
     rest: bool
     parse: Callable[[bytes], Any] | None
     render: Callable[[Any], bytes] | None
+    largest: int = 0
+    kind: Descriptor | None = None
 
 
 @dataclass(slots=True)
@@ -50,20 +60,26 @@ class Exchange:
     context: Context
     call: Call
     authorization: str | None
+    bodies: Bodies
     admission: Admission | None = None
     code: str = OK
+    held: int = 0
 
     async def receive(self) -> Any:
         """Read the only message of a unary request."""
         raw = await self.context.read()
         if raw is grpc.aio.EOF:
             raise ServiceError(ErrorCode.INPUT_INVALID, reason="The call holds no request message.")
-        return self._parse(raw)
+        self._hold(len(raw))
+        return await self._parse(raw)
 
     async def receive_all(self) -> AsyncIterator[Any]:
         """Read the messages of a streaming request as they come."""
         while (raw := await self.context.read()) is not grpc.aio.EOF:
-            yield self._parse(raw)
+            self._hold(len(raw))
+            message = await self._parse(raw)
+            self.let_go()  # what a stream holds at a time is its own affair
+            yield message
 
     async def answer(self, response: Any) -> bytes:
         """Render the only message of a unary response, its headers first.
@@ -111,13 +127,31 @@ class Exchange:
         # ipv4:10.0.0.1:4242, ipv6:%5B::1%5D:4242, unix:...
         return unquote(self.context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
 
-    def _parse(self, raw: bytes) -> Any:
-        if self.route.parse is None:
+    def let_go(self) -> None:
+        """Count what the call has sent out of the bytes held."""
+        if self.held:
+            self.bodies.leave(self.held)
+            self.held = 0
+
+    def _hold(self, size: int) -> None:
+        if size > self.route.largest + _WRAPPING_BYTES:
+            raise ServiceError(ErrorCode.INPUT_TOO_LARGE, limit=self.route.largest)
+        self.bodies.enter(size)
+        self.held += size
+
+    async def _parse(self, raw: bytes) -> Any:
+        route = self.route
+        if route.parse is None:
             return raw
         try:
-            return self.route.parse(raw)
+            if route.kind is None:
+                return Body(body_data(raw), self.bodies, self.call.tenant)
+            if len(raw) <= SMALL_BYTES:
+                return route.parse(raw)
+            async with self.bodies.message(raw, route.kind, self.call.tenant):
+                return route.parse(raw)
         except DecodeError:
-            reason = f"The request is not a message of the type that {self.route.path} takes."
+            reason = f"The request is not a message of the type that {route.path} takes."
             raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason) from None
 
     def _render(self, response: Any) -> bytes:
@@ -142,7 +176,7 @@ arrived_with: ContextVar[ArrivalMetadata] = ContextVar("arrived_with")
 ``context.invocation_metadata()`` makes all of it anew."""
 
 
-def begin(route: Route, context: Context, metadata: ArrivalMetadata) -> Exchange:
+def begin(route: Route, context: Context, metadata: ArrivalMetadata, bodies: Bodies) -> Exchange:
     """Start the exchange of an arriving call: take its request id, or make one."""
     request_id = ""
     authorization: str | None = None
@@ -151,4 +185,4 @@ def begin(route: Route, context: Context, metadata: ArrivalMetadata) -> Exchange
             request_id = value if isinstance(value, str) and _sane_request_id(value) else ""
         elif key == "authorization" and isinstance(value, str):
             authorization = value
-    return Exchange(route, context, Call(request_id=request_id or uuid.uuid4().hex), authorization)
+    return Exchange(route, context, Call(request_id=request_id or uuid.uuid4().hex), authorization, bodies)

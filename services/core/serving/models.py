@@ -29,6 +29,8 @@ class ModelsCapability(model_pb2_grpc.ModelServiceServicer):
         """Register the service."""
         model_pb2_grpc.add_ModelServiceServicer_to_server(self, server)
 
+    max_body_bytes = 1 << 16
+
     async def start(self) -> None:
         """Nothing to do."""
 

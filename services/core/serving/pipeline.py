@@ -20,9 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc
 import grpc.aio
+from google.api import httpbody_pb2
+from google.protobuf.descriptor import Descriptor
 
 from services.core.call import Call, current_call
 from services.core.errors import ErrorCode, ServiceError
+from services.core.requests.limits import RequestLimits
+from services.core.serving.bodies import Bodies
 from services.core.serving.deadlines import Deadlines
 from services.core.serving.doors import Access
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
@@ -64,6 +68,7 @@ class Pipeline:
         self._timeout = settings.request_timeout_seconds
         self._limit = settings.max_concurrent_calls
         self._limits_addresses = settings.ip_requests_per_minute is not None
+        self.bodies = Bodies(RequestLimits.of(settings))
         self._deadlines = Deadlines()
         self._calls = 0
         self._idle: asyncio.Event | None = None
@@ -77,8 +82,11 @@ class Pipeline:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
 
-    def wrap(self, capability: str, path: str, handler: Handler) -> Handler:
-        """Put the pipeline around an async handler of any of the four kinds."""
+    def wrap(self, capability: str, path: str, handler: Handler, largest: int) -> Handler:
+        """Put the pipeline around an async handler of any of the four kinds.
+
+        ``largest`` bounds a message in bytes.
+        """
         streaming = handler.request_streaming or handler.response_streaming
         route = Route(
             capability,
@@ -87,6 +95,8 @@ class Pipeline:
             rest=path.rpartition("/")[0].endswith(_REST_SERVICE),
             parse=handler.request_deserializer,
             render=handler.response_serializer,
+            largest=largest,
+            kind=_kind(handler),
         )
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(self._entry(route, _streaming_work(path, handler)))
@@ -94,7 +104,7 @@ class Pipeline:
 
     def _entry(self, route: Route, work: Work) -> Any:
         async def enter(_requests: Any, context: Context) -> bytes | None:
-            exchange = begin(route, context, arrived_with.get())
+            exchange = begin(route, context, arrived_with.get(), self.bodies)
             current_call.set(exchange.call)
             if self._tracing is None:
                 return await self._guarded(exchange, work)
@@ -127,6 +137,7 @@ class Pipeline:
             exchange.code = failure.code.value
         finally:
             self._deadlines.release(task)
+            exchange.let_go()
             self._calls -= 1
             if self._calls == 0 and self._idle is not None:
                 self._idle.set()
@@ -224,6 +235,14 @@ class Pipeline:
                     "inference": round(call.timings.inference, 6),
                 }
             )
+
+
+def _kind(handler: Handler) -> Descriptor | None:
+    """Return what describes the messages of a handler, None for those of a REST service."""
+    parse: Any = handler.request_deserializer
+    if parse is None or parse == httpbody_pb2.HttpBody.FromString:
+        return None
+    return parse.__self__.DESCRIPTOR
 
 
 def _unary_work(path: str, handler: Handler) -> Work:

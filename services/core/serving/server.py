@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A body as large as allowed still travels inside a protobuf message.
+# gRPC itself refuses without details; what is a little too large is told in words.
 _MESSAGE_OVERHEAD = 64 << 10
 
 _REFUSE_SECONDS = 0.1
@@ -96,7 +96,8 @@ class Server:
             self._dispatcher.add_capability(capability)
         self._dispatcher.add_public(self._health, self._ready, self._names)
         await self._health.begin()
-        self._grpc = grpc.aio.server(options=_options(self._settings, self._share_port))
+        largest = max(capability.max_body_bytes for capability in self._capabilities)
+        self._grpc = grpc.aio.server(options=_options(self._settings, largest, self._share_port))
         self._grpc.add_generic_rpc_handlers((self._dispatcher,))
         self.port = self._bind(self._grpc)
         await self._grpc.start()
@@ -179,10 +180,10 @@ class Server:
         return port
 
 
-def _options(settings: Settings, share_port: bool) -> list[tuple[str, int]]:
+def _options(settings: Settings, largest: int, share_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(share_port)),
-        ("grpc.max_receive_message_length", settings.max_body_bytes + _MESSAGE_OVERHEAD),
+        ("grpc.max_receive_message_length", largest + largest // 4 + _MESSAGE_OVERHEAD),
         ("grpc.max_send_message_length", -1),
         # Dead peers are noticed within 80 s; a proxy may ping as often as every 5 s, calls or not.
         ("grpc.keepalive_time_ms", 60_000),

@@ -15,6 +15,11 @@ from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.types import TokenIds, Tokens
 
 _HEAD_CHARACTERS_PER_TOKEN = 16
+"""Of a long text, as many or twice as many are tokenised first."""
+
+_MOST_CHARACTERS_PER_TOKEN = 64
+_LEAST_READ = 1 << 15
+"""Characters of any text that are read, however short its limit."""
 
 
 class Tokenizer:
@@ -91,26 +96,35 @@ class Tokenizer:
         """Tokenise ``prompt + text`` for each text, specials included, cut to ``truncate_to`` tokens.
 
         A cut keeps all specials and drops the end of the text. Of a text far longer than ``truncate_to``
-        can hold only the head is read, so that its size does not decide how long the call takes.
+        can hold only the head is read, so that its size does not decide how long the call takes: what is
+        kept is the same as of the whole. At most 64 characters are read for each token of ``truncate_to``
+        (and always 32,768); a longer text is cut there, however few tokens that makes.
         """
         if truncate_to is not None and truncate_to <= self.special_length:
             raise ValueError(f"truncate_to must be above the {self.special_length} special tokens")
-        whole = [prompt + text for text in texts] if prompt else list(texts)
         if truncate_to is None:
+            whole = [prompt + text for text in texts] if prompt else list(texts)
             return [_uncut(encoding) for encoding in self._rust.encode_batch_fast(whole)]
-        heads = [_head(text, truncate_to) for text in whole]
+        most = max(_LEAST_READ, truncate_to * _MOST_CHARACTERS_PER_TOKEN)
+        read = [_beginning(text, most // 2, most) for text in texts]
+        readable = [prompt + text for text in read] if prompt else read
+        size = truncate_to * _HEAD_CHARACTERS_PER_TOKEN
+        heads = [_beginning(text, size, 2 * size) for text in readable]
         encodings = self._rust.encode_batch_fast(heads)
         for i, encoding in enumerate(encodings):
             # Twice the limit: what the end of a head does to its last tokens does not reach the kept ones.
-            if heads[i] is not whole[i] and len(encoding) < 2 * truncate_to:
-                encodings[i] = self._rust.encode_batch_fast([whole[i]])[0]
-        return [self._cut(encoding, truncate_to) for encoding in encodings]
+            if heads[i] is not readable[i] and len(encoding) < 2 * truncate_to:
+                encodings[i] = self._rust.encode_batch_fast([readable[i]])[0]
+        return [
+            self._cut(encoding, truncate_to, whole=read[i] is texts[i])
+            for i, encoding in enumerate(encodings)
+        ]
 
-    def _cut(self, encoding: RustEncoding, limit: int) -> Tokens:
+    def _cut(self, encoding: RustEncoding, limit: int, *, whole: bool) -> Tokens:
         ids = np.asarray(encoding.ids, dtype=np.int32)
         length = len(ids)
         if length <= limit:
-            return Tokens(ids, length, truncated=False)
+            return Tokens(ids, length, truncated=not whole)
         return Tokens(self._keep_specials(ids, limit), length, truncated=True)
 
     def _keep_specials(self, ids: TokenIds, limit: int) -> TokenIds:
@@ -123,10 +137,12 @@ def _uncut(encoding: RustEncoding) -> Tokens:
     return Tokens(ids, len(ids), truncated=False)
 
 
-def _head(text: str, limit: int) -> str:
-    """Return the beginning of a very long ``text``, ended before a space where there is one."""
-    size = limit * _HEAD_CHARACTERS_PER_TOKEN
-    if len(text) <= 2 * size:
+def _beginning(text: str, least: int, most: int) -> str:
+    """Return a text of at most ``most`` characters itself, else its beginning.
+
+    That ends before the last space behind ``least`` characters, if there is one.
+    """
+    if len(text) <= most:
         return text
-    end = text.rfind(" ", size, 2 * size)
-    return text[: end if end > 0 else 2 * size]
+    end = text.rfind(" ", least, most)
+    return text[: end if end > 0 else most]

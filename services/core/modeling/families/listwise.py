@@ -26,6 +26,7 @@ from services.core.modeling.types import Backbone, EncodeItem, Encoding, TokenId
 
 DOCUMENT_MARKER = "<|embed_token|>"
 QUERY_MARKER = "<|rerank_token|>"
+_MARKER_END = ">"
 
 _ROLE = (
     "You are a search relevance expert who can determine a ranking of the passages based on how relevant "
@@ -80,9 +81,16 @@ class ListTokenizer:
 
 def without_markers(text: str) -> str:
     """Take both markers out of ``text``, those too that come about when another is taken out."""
-    while DOCUMENT_MARKER in text or QUERY_MARKER in text:
-        text = text.replace(DOCUMENT_MARKER, "").replace(QUERY_MARKER, "")
-    return text
+    if DOCUMENT_MARKER not in text and QUERY_MARKER not in text:
+        return text
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        if character == _MARKER_END:
+            for marker in (DOCUMENT_MARKER, QUERY_MARKER):
+                if "".join(kept[-len(marker) :]) == marker:
+                    del kept[-len(marker) :]
+    return "".join(kept)
 
 
 def prompt(query: str, documents: Sequence[str]) -> str:

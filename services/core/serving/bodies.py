@@ -1,0 +1,162 @@
+"""The bodies of all calls of a process: how many bytes of them there are, and whose turn it is to be read."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor
+
+from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
+from services.core.requests.json_parts import (
+    MalformedError,
+    Outline,
+    StringTooLongError,
+    TooManyValuesError,
+    build,
+    outline,
+    place_of,
+)
+from services.core.requests.limits import MAX_STRING_BYTES, RequestLimits
+from services.core.requests.parsing import BODY
+from services.core.serving.wire import TooManyFieldsError, count_fields
+
+SMALL_BYTES = 1 << 16
+"""Up to here a body is parsed at once, which takes a few milliseconds at most."""
+
+_LARGE_BYTES = 1 << 20
+_TRIM_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+
+
+class Bodies:
+    """Reads large bodies one at a time, fair between tenants, and refuses them when there are too many."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
+        self._held = 0
+        self._turns = _Turns()
+        self._trimmer = _Trimmer()
+
+    def enter(self, size: int) -> None:
+        """Count the bytes of a body in that has come; raises SERVICE_UNAVAILABLE when there are too many."""
+        if self._held + size > self._limits.together:
+            raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS)
+        self._held += size
+
+    def leave(self, size: int) -> None:
+        """Count the bytes of a body out: nothing of it is needed any more."""
+        self._held -= size
+        if size >= _LARGE_BYTES:
+            self._trimmer.trim_soon()
+
+    async def object_of(self, data: memoryview, tenant: str) -> dict[str, Any]:
+        """Build a large JSON object, part by part; raises ServiceError VALIDATION_ERROR."""
+        async with self._turns.of(tenant):
+            parts = await self.outline_of(data)
+            steps = build(parts)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as done:
+                    return done.value
+                except MalformedError as error:
+                    raise _malformed(data, error) from None
+                await asyncio.sleep(0)
+
+    async def outline_of(self, data: memoryview) -> Outline:
+        """Find the values of a JSON object; raises ServiceError VALIDATION_ERROR."""
+        most = self._limits.values
+        try:
+            return await asyncio.to_thread(outline, data, most, MAX_STRING_BYTES)
+        except MalformedError as error:
+            raise _malformed(data, error) from None
+        except TooManyValuesError:
+            raise _too_many(most) from None
+        except StringTooLongError:
+            message = f"holds a string of more than {MAX_STRING_BYTES:,} bytes"
+            raise validation_error([FieldError(BODY, message, "string_too_long")]) from None
+
+    @asynccontextmanager
+    async def message(self, raw: bytes, kind: Descriptor, tenant: str) -> AsyncGenerator[None]:
+        """Hold the turn in which a large message is parsed; raises ServiceError VALIDATION_ERROR."""
+        async with self._turns.of(tenant):
+            try:
+                await asyncio.to_thread(count_fields, raw, kind, self._limits.values)
+            except TooManyFieldsError:
+                raise _too_many(self._limits.values) from None
+            yield
+
+
+def _too_many(most: int) -> ServiceError:
+    message = f"holds more than {most:,} values"
+    return validation_error([FieldError(BODY, message, "too_many_values")])
+
+
+def _malformed(data: memoryview, error: MalformedError) -> ServiceError:
+    if error.at is None:
+        return validation_error([FieldError(BODY, error.reason, "dict_type")])
+    line, column = place_of(data, error.at)
+    return not_json(error.reason, line, column)
+
+
+def not_json(reason: str, line: int, column: int) -> ServiceError:
+    """Build the 422 of a body that is not JSON."""
+    message = f"is not valid JSON: {reason} (line {line}, column {column})"
+    return validation_error([FieldError(BODY, message, "json_invalid")])
+
+
+class _Turns:
+    """One turn at a time; among those who wait, tenants take them by turns."""
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def of(self, tenant: str) -> AsyncGenerator[None]:
+        if self._busy:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(tenant, deque()).append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._pass_on()
+                raise
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            tenant, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[tenant] = turns
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._busy = False
+
+
+class _Trimmer:
+    """Gives memory that large bodies have left in the allocator back to the system, where glibc has it."""
+
+    def __init__(self) -> None:
+        self._trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def trim_soon(self) -> None:
+        if self._trim is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._start)
+
+    def _start(self) -> None:
+        self._timer = None
+        asyncio.get_running_loop().run_in_executor(None, self._trim, 0)
