@@ -1,5 +1,6 @@
 -- GET /ready: asks one endpoint of every pool how it is. The renderer puts POOLS (name, quoted as JSON) and
--- READY_RPC, the path of a gRPC method without input that answers a google.api.HttpBody, before this file.
+-- READY_RPC, the path of a gRPC method without input that answers a google.api.HttpBody, and NOT_READY, the format
+-- of the error, before this file.
 
 local request_id = envoy_on_request
 local EMPTY_MESSAGE = "\0\0\0\0\0"
@@ -66,9 +67,9 @@ function envoy_on_request(handle)
   local status, body = "200", string.format('{"status":"%s","checks":{%s}}', degraded and "degraded" or "ok", list)
   if #failed > 0 then
     status = "503"
-    body = string.format(
-      '{"detail":"Not ready: %s.","code":"SERVICE_UNAVAILABLE","request_id":"%s","status":"unavailable","checks":{%s}}',
-      table.concat(failed, ", "), id, list)
+    local names = table.concat(failed, ", ")
+    body = string.format(NOT_READY, names, id, names)
+    body = string.sub(body, 1, -2) .. string.format(',"status":"unavailable","checks":{%s}}', list)
   end
   local headers = { [":status"] = status, ["content-type"] = "application/json" }
   if status == "503" then

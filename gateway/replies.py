@@ -11,7 +11,7 @@ import grpc
 from gateway.call_kind import is_grpc, is_unread
 from gateway.topology import Topology
 from gateway.unpacking import CODINGS
-from services.core.errors import ERRORS, ErrorCode
+from services.core.errors import ERRORS, ErrorCode, error_body
 
 Config = dict[str, Any]
 
@@ -44,11 +44,15 @@ _NOT_HTTP = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One error answer: ``{detail, code, request_id}`` under an HTTP status."""
+    """One error answer under an HTTP status."""
 
     status: int
     code: ErrorCode
     detail: str
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """Lay out its JSON."""
+        return error_body(self.code, self.detail, request_id, status=self.status)
 
 
 def error_reply(code: ErrorCode, **fields: Any) -> Reply:
@@ -145,7 +149,7 @@ def status_table(topology: Topology) -> dict[int, Reply]:
 def body_format(reply: Reply, request_id: str) -> Config:
     """Envoy's format of an error body; ``%...%`` in the texts is filled in by Envoy."""
     return {
-        "json_format": {"detail": reply.detail, "code": str(reply.code), "request_id": request_id},
+        "json_format": reply.body(request_id),
         "content_type": _JSON,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gateway.replies import (
     status_table,
 )
 from gateway.topology import Topology
+from services.core.errors import ErrorCode, error_body
 
 Config = dict[str, Any]
 
@@ -52,6 +53,8 @@ _KNOWN_GRPC_HEADERS = (
     "x-model",
 )
 
+_FILLED_IN = "<filled in>"
+
 _FOLDER = Path(__file__).parent
 _LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 
@@ -65,7 +68,9 @@ def lua_filter(topology: Topology) -> Config:
         + _read(MODEL_SCRIPT),
         READY_SCRIPT: main
         + _pools_lua(topology)
-        + _assignments(NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC)
+        + _assignments(
+            NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC, NOT_READY=_not_ready()
+        )
         + _read(READY_SCRIPT),
         HEAD_SCRIPT: main + _read(HEAD_SCRIPT),
         GRPC_SCRIPT: main + f"local GRPC_KNOWN = {_list(_KNOWN_GRPC_HEADERS)}\n" + _read(GRPC_SCRIPT),
@@ -87,12 +92,21 @@ def _status_lua(topology: Topology) -> str:
 
 
 def _row(reply: Reply) -> str:
-    body = json.dumps({"detail": reply.detail, "code": reply.code}, separators=(",", ":"))
-    body = body.replace("%", "%%").removesuffix("}") + ',"request_id":"%s"}'
+    body = _format(reply.body(_FILLED_IN))
     fields = f"status = {quote(str(reply.status))}, body = {quote(body)}"
     if reply.status == 503:
         fields += f", retry_after = {quote(str(RETRY_AFTER_SECONDS))}"
     return f"{{ {fields} }}"
+
+
+def _not_ready() -> str:
+    return _format(error_body(ErrorCode.SERVICE_UNAVAILABLE, f"Not ready: {_FILLED_IN}.", _FILLED_IN))
+
+
+def _format(body: Mapping[str, Any]) -> str:
+    """A body as a format of Lua, with ``%s`` wherever ``_FILLED_IN`` stands."""
+    text = json.dumps(body, separators=(",", ":"))
+    return text.replace("%", "%%").replace(_FILLED_IN, "%s")
 
 
 def _known_lua() -> str:

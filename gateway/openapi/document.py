@@ -13,7 +13,7 @@ from gateway.openapi.classification import classification
 from gateway.openapi.own import own
 from gateway.openapi.parts import REF, Chapter, Document
 from gateway.openapi.ranking import embeddings, rerank
-from gateway.openapi.schemas import ErrorResponse, HTTPValidationError
+from gateway.openapi.schemas import ErrorObject, ErrorResponse, HTTPValidationError
 from services.core.catalog.types import Capability, ModelSpec
 
 _DESCRIPTION = """\
@@ -21,7 +21,7 @@ Self-hosted Search Foundation API, answered by the models this server runs.
 
 Send the key as `Authorization: Bearer <key>`; the server's operator makes keys, or runs it without.
 Unknown fields of a request are ignored, and `null` means the default. Failures answer
-`{detail, code, request_id}`; a 422 also names the fields in `errors`.
+`{detail, code, request_id, error}`, `error` as OpenAI has it; a 422 also names the fields in `errors`.
 """
 _TAGS = {
     "Embeddings": "Turn texts into vectors.",
@@ -87,6 +87,7 @@ def _schemas(chapters: Sequence[Chapter]) -> Document:
     """Every schema that the chapters refer to, by name."""
     operations = [operation for chapter in chapters for operation in chapter.operations]
     answers: list[type[BaseModel]] = [
+        ErrorObject,
         ErrorResponse,
         HTTPValidationError,
         *(operation.answer for operation in operations),

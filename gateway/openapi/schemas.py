@@ -7,12 +7,22 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 
+class ErrorObject(BaseModel):
+    """The same failure in the form that OpenAI's SDKs read."""
+
+    message: str = Field(description="What went wrong, for people.")
+    type: str = Field(description="Kind of failure, as `invalid_request_error`.")
+    param: str | None = Field(description="The field of the body that is meant, if one is.")
+    code: str = Field(description="What went wrong, by OpenAI's name for it where there is one.")
+
+
 class ErrorResponse(BaseModel):
     """Body of a failure."""
 
     detail: str = Field(description="What went wrong, for people.")
     code: str = Field(description="What went wrong, for programs.")
     request_id: str = Field(description="Names this request in the server's logs.")
+    error: ErrorObject
 
 
 class ValidationErrorItem(BaseModel):

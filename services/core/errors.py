@@ -1,7 +1,8 @@
 """The one table of errors: every failure a caller can see is a row here.
 
-The REST side renders ``{detail, code, request_id}`` (422 adds ``errors``), the gRPC side the
-status code with ``google.rpc`` details. Codes and texts follow the Search Foundation API.
+The REST side renders ``{detail, code, request_id, error}`` (422 adds ``errors``), the gRPC side the
+status code with ``google.rpc`` details. Codes and texts follow the Search Foundation API; ``error`` is what
+OpenAI's SDKs look for.
 """
 
 from __future__ import annotations
@@ -58,6 +59,33 @@ class ErrorSpec:
     grpc_status: grpc.StatusCode
     template: str
 
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+"""``type`` of OpenAI's errors by HTTP status; all others are ``invalid_request_error``."""
+
+_ALIASES = {
+    ErrorCode.INPUT_MODEL_NOT_FOUND: "model_not_found",
+    ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED: "context_length_exceeded",
+    ErrorCode.AUTH_MISSING_API_KEY: "invalid_api_key",
+    ErrorCode.AUTH_INVALID_API_KEY: "invalid_api_key",
+    ErrorCode.AUTH_INVALID_FORMAT: "invalid_api_key",
+    ErrorCode.AUTHZ_INSUFFICIENT_BALANCE: "insufficient_quota",
+    ErrorCode.ROUTE_NOT_FOUND: "unknown_url",
+    ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED: "rate_limit_exceeded",
+    ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED: "rate_limit_exceeded",
+    ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED: "rate_limit_exceeded",
+    ErrorCode.RATE_IP_LIMIT_EXCEEDED: "rate_limit_exceeded",
+}
+"""``code`` of OpenAI's errors, where programs look for one; all others are ours in small letters."""
+
+_PARAMS = {ErrorCode.INPUT_MODEL_NOT_FOUND: "model", ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED: "input"}
 
 _KEYS_HELP = "Create one with 'search-foundation keys create'."
 
@@ -221,6 +249,11 @@ class FieldError:
         object.__setattr__(self, "type", clip(self.type, _TYPE_BYTES))
         object.__setattr__(self, "input", preview(self.input))
 
+    @property
+    def param(self) -> str | None:
+        """Name of the field alone, without what leads to it; None where the body as a whole is meant."""
+        return next((part for part in self.field.split(" -> ")[1:] if part.isidentifier()), None)
+
 
 class ServiceError(Exception):
     """A failure the caller is told about.
@@ -246,6 +279,24 @@ class ServiceError(Exception):
         self.field_errors = tuple(field_errors)
         self.headers: Mapping[str, str] = headers or {}
         super().__init__(self.detail)
+
+
+def error_body(
+    code: ErrorCode, detail: str, request_id: str, *, status: int | None = None, param: str | None = None
+) -> dict[str, Any]:
+    """Lay out the body of an error, whoever makes it; ``status`` where it is not that of the code."""
+    kind = _TYPES.get(status or ERRORS[code].http_status, "invalid_request_error")
+    return {
+        "detail": detail,
+        "code": code.value,
+        "request_id": request_id,
+        "error": {
+            "message": detail,
+            "type": kind,
+            "param": param or _PARAMS.get(code),
+            "code": _ALIASES.get(code, code.value.lower()),
+        },
+    }
 
 
 def validation_error(field_errors: Sequence[FieldError]) -> ServiceError:

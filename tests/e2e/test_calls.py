@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
@@ -65,19 +66,56 @@ def test_openai_sdk(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "code"),
+    ("arguments", "error", "code", "param", "words"),
     [
-        ({"model": "nope", "input": "x"}, openai.BadRequestError, "INPUT_MODEL_NOT_FOUND"),
-        ({"model": MODEL, "input": []}, openai.UnprocessableEntityError, "VALIDATION_ERROR"),
+        (
+            {"model": "nope", "input": "x"},
+            openai.BadRequestError,
+            "model_not_found",
+            "model",
+            "'nope' not found",
+        ),
+        ({"model": MODEL, "input": []}, openai.UnprocessableEntityError, "validation_error", None, "empty"),
+        (
+            {"model": MODEL, "input": "x", "dimensions": -1},
+            openai.UnprocessableEntityError,
+            "validation_error",
+            "dimensions",
+            "greater than 0",
+        ),
+        (
+            {"model": MODEL, "input": "word " * 600},
+            openai.BadRequestError,
+            "context_length_exceeded",
+            "input",
+            "maximum of 512 tokens",
+        ),
     ],
+    ids=lambda value: str(value)[:40],
 )
-def test_openai_sdk_sees_our_errors(
-    client: openai.OpenAI, arguments: dict[str, object], error: type[openai.APIStatusError], code: str
+def test_openai_sdk_shows_our_errors(
+    client: openai.OpenAI,
+    arguments: dict[str, Any],
+    error: type[openai.APIStatusError],
+    code: str,
+    param: str | None,
+    words: str,
 ) -> None:
     with pytest.raises(error) as failure:
         client.embeddings.create(**arguments)
-    assert failure.value.body["code"] == code
-    assert failure.value.request_id == failure.value.body["request_id"]
+    shown = failure.value
+    assert (shown.code, shown.param, shown.type) == (code, param, "invalid_request_error")
+    assert words in str(shown)
+    assert shown.request_id == shown.response.json()["request_id"]
+
+
+def test_openai_sdk_shows_what_the_gateway_says(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="No such path") as failure:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
+    assert failure.value.code == "unknown_url"
+    with pytest.raises(openai.AuthenticationError, match="Invalid API key") as refused:
+        client.with_options(api_key="jina_" + "0" * 60).embeddings.create(model=MODEL, input="x")
+    assert (refused.value.code, refused.value.type) == ("invalid_api_key", "authentication_error")
 
 
 @pytest.mark.parametrize("port", ["http_port", "grpc_port"])

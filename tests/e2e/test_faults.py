@@ -36,7 +36,7 @@ def assert_documented(load: Load, *codes: str) -> None:
     """Every failure has the documented body and says when to come back."""
     for _, headers, body in load.failures:
         document = json.loads(body)
-        assert set(document) == {"detail", "code", "request_id"}
+        assert set(document) == {"detail", "code", "request_id", "error"}
         assert document["code"] in codes
         assert float(headers["retry-after"]) > 0
 

@@ -25,7 +25,9 @@ class Answer:
     def error(self) -> tuple[int, str]:
         """Status and code, after checking the documented shape."""
         body = self.json
-        assert set(body) >= {"detail", "code", "request_id"}, body
+        assert set(body) >= {"detail", "code", "request_id", "error"}, body
+        assert set(body["error"]) == {"message", "type", "param", "code"}
+        assert body["error"]["message"] == body["detail"]
         assert isinstance(body["detail"], str)
         assert body["request_id"] == self.headers.get("x-request-id")
         return self.status, body["code"]

@@ -23,6 +23,7 @@ from tests.serving.probe import failure, reason, running, trailers
 METADATA_LIMIT = 8192
 
 FIELDS = {
+    "codings": "gzip",
     "model": "m",
     "available": "a, b",
     "min_labels": 2,
@@ -86,7 +87,10 @@ async def test_every_code_of_the_table_reaches_both_wires(code: ErrorCode) -> No
     assert trailers(error)["sf-http-status"] == str(spec.http_status)
     assert trailers(error)["x-request-id"] == "r1"
     assert trailers(error)["x-ratelimit-remaining-requests"].isdigit()
-    assert body(error) == {"detail": detail, "code": code.value, "request_id": "r1"}
+    answer = body(error)
+    told = answer.pop("error")
+    assert answer == {"detail": detail, "code": code.value, "request_id": "r1"}
+    assert (told["message"], set(told)) == (detail, {"message", "type", "param", "code"})
     info = details(error, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == (code.value, "search-foundation")
     assert details(error, error_details_pb2.RequestInfo).request_id == "r1"
@@ -137,7 +141,7 @@ async def test_bad_fields_are_listed_on_both_wires() -> None:
         error = await failure(house.rest())
     assert trailers(error)["sf-http-status"] == "422"
     answer = body(error)
-    assert list(answer) == ["detail", "code", "request_id", "errors"]
+    assert list(answer) == ["detail", "code", "request_id", "error", "errors"]
     assert answer["errors"][1] == {
         "field": "body -> m -> dimensions",
         "message": "Too many",

@@ -14,7 +14,7 @@ from typing import Any, cast
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
-from services.core.errors import FieldError, ServiceError
+from services.core.errors import FieldError, ServiceError, error_body
 from services.core.preview import clip, percent_width
 
 DOMAIN = "search-foundation"
@@ -24,10 +24,11 @@ LENGTH_HEADER = "sf-content-length"
 """Tells the gateway how many bytes a streamed answer has: the transcoder drops what the service says."""
 
 # gRPC peers take 8 KiB of metadata in all unless told otherwise, names and base64 included.
-_BODY_BYTES = 3584
+_BODY_BYTES = 3200
 _MESSAGE_BYTES = 768
 _DETAILS_BYTES = 1536
-_INPUT_BYTES = 1024
+_INPUT_BYTES = 640
+_SECOND_DETAIL_BYTES = 384
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -52,15 +53,13 @@ def let_go(error: BaseException) -> None:
 
 
 def http_body(error: ServiceError, request_id: str) -> str:
-    """The REST body in printable ASCII: ``detail``, ``code``, ``request_id`` and, on 422, ``errors``.
+    """The REST body in printable ASCII: that of ``error_body`` and, on 422, ``errors``.
 
     At most ``_BODY_BYTES`` long: texts are cut, offending values previewed, entries beyond that left out.
     """
-    body: dict[str, Any] = {
-        "detail": error.detail,
-        "code": error.code.value,
-        "request_id": request_id,
-    }
+    param = error.field_errors[0].param if error.field_errors else None
+    body = error_body(error.code, error.detail, request_id, param=param)
+    body["error"]["message"] = clip(error.detail, _SECOND_DETAIL_BYTES)
     if error.field_errors:
         body["errors"] = list(_entries(error, _BODY_BYTES - len(_dump(body)) - len(',"errors":[]')))
     return _dump(body)
