@@ -1,4 +1,4 @@
-"""Shared pieces: the CPU, and the choice between the compiled kernels and torch."""
+"""Shared pieces: the CPU, and the choice between torch and the compiled kernels of each instruction set."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from services.core.modeling.native import decoder, encoder, ops
-from services.core.modeling.native.library import library
+from services.core.modeling.native import instructions
+from services.core.modeling.native.instructions import InstructionSet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,15 +30,19 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test on the compiled kernels, where this CPU can, and again on torch alone."""
-    if request.param == "torch":
-        monkeypatch.setattr(ops, "library", lambda: None)
-        monkeypatch.setattr(encoder, "library", lambda: None)
-        monkeypatch.setattr(decoder, "library", lambda: None)
-    elif not torch.cpu.get_capabilities().get("avx512_bf16"):
-        pytest.skip("this CPU has no AVX-512 BF16")
-    else:
-        assert library() is not None, "the kernels are not compiled: reinstall the project"
+SETS = [which for which in instructions.available() if which is not InstructionSet.TORCH]
+
+
+@pytest.fixture(params=SETS or ["none compiled"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> InstructionSet:
+    """Run a test on the kernels of each instruction set that this CPU has."""
+    assert request.param in SETS, "the kernels are not compiled: reinstall the project"
+    monkeypatch.setattr(instructions._chosen, "instructions", request.param)
+    return request.param
+
+
+@pytest.fixture(params=[*SETS, InstructionSet.TORCH])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> InstructionSet:
+    """Run a test on the kernels of each instruction set that this CPU has, and again on torch alone."""
+    monkeypatch.setattr(instructions._chosen, "instructions", request.param)
     return request.param

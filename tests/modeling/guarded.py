@@ -1,7 +1,8 @@
 """Runs the compiled kernels over memory that ends, or begins, at a page that nobody may touch.
 
 A read or write outside of a buffer ends the process, whatever instruction it is by: sanitizers do not see
-masked vector instructions. Run as a program by ``test_native``; prints how many runs went well.
+masked vector instructions. Run as a program by ``test_native`` with the name of an instruction set; prints
+how many runs went well.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from services.core.modeling.layers.attention import alibi_slopes
 from services.core.modeling.layers.packed import Limits, PackedBatch, pack
 from services.core.modeling.native import decoder, encoder, library, ops
+from services.core.modeling.native.instructions import InstructionSet, choose
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import minilm_directory, minilm_spec, spec
@@ -89,14 +91,13 @@ def _networks(fence: Fence, encoder_of: TextEncoder, tasks: tuple[str | None, ..
     return runs
 
 
-def _attention(fence: Fence) -> int:
+def _attention(fence: Fence, dtype: torch.dtype) -> int:
     runs = 0
     for heads, key_heads, head_dim in ((1, 1, 8), (3, 1, 12), (4, 2, 64), (7, 1, 34), (2, 2, 80)):
         for causal in (False, True):
             batch = _batch(fence, (1, 7, 513, 30), 8, (None,))
             parts = [
-                fence.empty(batch.tokens, n, head_dim, dtype=torch.bfloat16)
-                for n in (heads, key_heads, key_heads)
+                fence.empty(batch.tokens, n, head_dim, dtype=dtype) for n in (heads, key_heads, key_heads)
             ]
             query, key, value = (part.copy_(torch.randn(part.shape)) for part in parts)
             slopes = fence.copy(alibi_slopes(heads)) if runs % 2 else None
@@ -106,8 +107,10 @@ def _attention(fence: Fence) -> int:
     return runs
 
 
-def _with(fence: Fence, directory: Path) -> int:
-    runs = _attention(fence)
+def _with(fence: Fence, directory: Path, dtype: torch.dtype) -> int:
+    kernels = library.library(dtype)
+    assert kernels is not None
+    runs = _attention(fence, kernels.elements)
     sizes = (
         {},
         {"hidden_size": 34, "intermediate_size": 70, "num_attention_heads": 3, "num_key_value_heads": 1},
@@ -121,31 +124,38 @@ def _with(fence: Fence, directory: Path) -> int:
             tasks=V5_TASKS,
             adapters={task: task for task in V5_TASKS},
         )
-        network = load_text_encoder(entry, folder, device=_CPU, dtype=torch.bfloat16)
+        network = load_text_encoder(entry, folder, device=_CPU, dtype=dtype)
         runs += _networks(fence, network, (None, *V5_TASKS))
-    minilm = load_text_encoder(minilm_spec(), minilm_directory(), device=_CPU, dtype=torch.bfloat16)
+    minilm = load_text_encoder(minilm_spec(), minilm_directory(), device=_CPU, dtype=dtype)
     batch = _batch(fence, (1, 17, 512, 96), 30000, (None,))
     assert torch.isfinite(minilm._backbone(batch).float()).all()  # type: ignore[attr-defined]
     return runs + 1
 
 
-def main() -> None:
-    kernels = library.library()
+def _overrun(chosen: InstructionSet) -> None:
+    """Do what the fence is there for."""
+    kernels = library.load(chosen)
     assert kernels is not None
+    short, angles = Fence(behind=True).empty(4, 64, dtype=kernels.elements), torch.zeros(5, 32)
+    kernels.functions.sf_rope(short.data_ptr(), 5, 64, 1, 64, angles.data_ptr(), angles.data_ptr())
+
+
+def main() -> None:
+    chosen = choose(sys.argv[1])
+    if sys.argv[2:] == ["overrun"]:
+        _overrun(chosen)
     threads: Callable[[int], None] = torch.set_num_threads
     runs = 0
-    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for behind in (True, False):
-            threads(2 if behind else 1)
-            fence = Fence(behind=behind)
-            for module in (decoder, encoder, ops):
-                module.scratch = fence.scratch  # type: ignore[attr-defined]
-            torch.empty = fence.empty  # type: ignore[assignment]
-            runs += _with(fence, Path(name) / str(behind))
-            torch.empty = _empty
-    if sys.argv[1:] == ["overrun"]:
-        short, angles = Fence(behind=True).empty(4, 64, dtype=torch.bfloat16), torch.zeros(5, 32)
-        kernels.sf_turn(short.data_ptr(), 5, 64, 1, 64, angles.data_ptr(), angles.data_ptr())
+            for dtype in (torch.float32, torch.bfloat16):
+                threads(2 if behind else 1)
+                fence = Fence(behind=behind)
+                for module in (decoder, encoder, ops):
+                    module.scratch = fence.scratch  # type: ignore[attr-defined]
+                torch.empty = fence.empty  # type: ignore[assignment]
+                runs += _with(fence, Path(folder) / f"{behind}-{dtype}", dtype)
+                torch.empty = _empty
     print(runs)
 
 

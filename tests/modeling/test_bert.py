@@ -39,6 +39,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("heads", [1, 3, 4, 12])
 def test_hidden_states_are_those_of_transformers_in_fp32(tmp_path: Path, heads: int) -> None:
     width = heads * 8 if heads > 1 else 16

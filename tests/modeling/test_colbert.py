@@ -116,6 +116,7 @@ def test_queries_and_documents_are_written_as_the_original_writes_them(tmp_path:
         assert tokens.length == len(tokens.ids)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 24), (4, 32), (12, 96)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_are_those_of_float64(tmp_path: Path, family: str, heads: int, width: int) -> None:
@@ -141,6 +142,7 @@ def document_of(length: int, family: str, directory: Path) -> tuple[np.ndarray, 
     return ids, ~np.isin(ids, skipped)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_documents_of_any_length_in_both_number_formats(tmp_path: Path, family: str) -> None:
     FAMILIES[family](tmp_path, hidden_size=96, num_attention_heads=12, random=Random(gain=1.0))
@@ -181,6 +183,7 @@ def test_queries_and_documents_may_share_a_batch(tmp_path: Path, family: str, dt
         assert cosine(vectors.ravel(), alone.ravel()) > (0.999999 if dtype == torch.float32 else 0.9999)
 
 
+@pytest.mark.usefixtures("backend")
 def test_fillers_are_hidden_only_where_the_checkpoint_says_so(tmp_path: Path) -> None:
     write_colbert_v1(tmp_path)
     hidden = query(load(tmp_path, "colbert_v1"), "hello")

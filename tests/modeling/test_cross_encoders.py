@@ -85,6 +85,7 @@ def v2_score(model: XLMRobertaForSequenceClassification, ids: np.ndarray) -> flo
         return float(model(torch.from_numpy(ids).long()[None]).logits.sigmoid())
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 24), (4, 32), (12, 96)])
 def test_v1_scores_are_those_of_float64(tmp_path: Path, heads: int, width: int) -> None:
     write_reranker_v1(tmp_path, hidden_size=width, num_attention_heads=heads)
@@ -94,6 +95,7 @@ def test_v1_scores_are_those_of_float64(tmp_path: Path, heads: int, width: int) 
     np.testing.assert_allclose(model.forward(items), wanted, atol=1e-5)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 24), (4, 32), (12, 96)])
 def test_v2_scores_are_those_of_transformers(tmp_path: Path, heads: int, width: int) -> None:
     """Up to the 1,024 tokens that the network takes; longer documents are read in windows."""

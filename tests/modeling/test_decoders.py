@@ -64,6 +64,7 @@ def load(
     return load_text_encoder(entry, directory, device=device, dtype=dtype)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_vectors_are_those_of_transformers(tmp_path: Path, kind: str, task: str | None) -> None:
     write(tmp_path, kind)
@@ -74,6 +75,7 @@ def test_vectors_are_those_of_transformers(tmp_path: Path, kind: str, task: str 
         np.testing.assert_allclose(vector, last_state(tmp_path, kind, ids, task), atol=2e-5)
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("heads", "key_heads"), [(1, 1), (3, 1), (6, 3)])
 def test_any_number_of_heads(tmp_path: Path, kind: str, heads: int, key_heads: int) -> None:
@@ -114,6 +116,7 @@ def test_on_cuda_tasks_and_lengths_may_be_mixed(
         assert cosine(vector, last_state(tmp_path, kind, item.token_ids, item.adapter)) > least
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_long_text_is_right_in_both_number_formats(tmp_path: Path, kind: str) -> None:
     write(tmp_path, kind, num_hidden_layers=1, max_window_layers=1, random=Random(gain=1.0))
@@ -125,6 +128,7 @@ def test_a_long_text_is_right_in_both_number_formats(tmp_path: Path, kind: str) 
     assert cosine(vector, wanted) > 0.9995
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("size", ["nano", "small"])
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.999999), (torch.bfloat16, 0.999)])
 def test_tasks_and_lengths_may_be_mixed_in_a_batch(
@@ -187,6 +191,7 @@ def test_only_nano_reads_backwards(tmp_path: Path, kind: str) -> None:
     assert np.allclose(mean, longer, atol=1e-5) == (kind != "nano")
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("kind", ["small", "code"])
 @pytest.mark.parametrize(
     "window",

@@ -28,6 +28,7 @@ def expected(directory: Path, ids: np.ndarray) -> np.ndarray:
     return jina_bert(tensors_of(directory), config_of(directory), ids).mean(0).numpy()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("query_norm", [False, True])
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (4, 32), (6, 48), (12, 96)])
 def test_vectors_are_those_of_float64(tmp_path: Path, heads: int, width: int, query_norm: bool) -> None:
@@ -58,6 +59,7 @@ def test_bf16_stays_close_to_float64(tmp_path: Path, heads: int, width: int, que
         assert cosine(vector, expected(tmp_path, ids)) > 0.9999
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("query_norm", [False, True])
 def test_a_long_text_is_right_in_both_number_formats(tmp_path: Path, query_norm: bool) -> None:
     write_jina_bert(
@@ -76,6 +78,7 @@ def test_a_long_text_is_right_in_both_number_formats(tmp_path: Path, query_norm:
     assert cosine(vector, wanted) > 0.9999
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("query_norm", [False, True])
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.999999), (torch.bfloat16, 0.9999)])
 def test_a_mixed_batch_gives_each_text_the_vector_it_has_alone(

@@ -42,6 +42,7 @@ def expected(directory: Path, ids: np.ndarray, task: str | None) -> np.ndarray:
     return xlm_rotary(plain, config, ids).mean(0).numpy()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("task", EVERY_TASK)
 @pytest.mark.parametrize(("heads", "width"), [(3, 24), (4, 32), (12, 96)])
 def test_each_task_is_that_of_float64(tmp_path: Path, heads: int, width: int, task: str | None) -> None:
@@ -53,6 +54,7 @@ def test_each_task_is_that_of_float64(tmp_path: Path, heads: int, width: int, ta
         np.testing.assert_allclose(vector, expected(tmp_path, ids, task), atol=1e-5)
 
 
+@pytest.mark.usefixtures("backend")
 def test_a_scale_that_bf16_does_not_hold(tmp_path: Path) -> None:
     write_v3(tmp_path, lora_rank=3, lora_alpha=2)
     ids = random_ids(40, VOCABULARY)
@@ -118,6 +120,7 @@ def test_bf16_stays_close_to_float64(tmp_path: Path, heads: int, width: int) -> 
         assert cosine(vector, expected(tmp_path, ids, task)) > 0.9999
 
 
+@pytest.mark.usefixtures("backend")
 def test_a_long_text_is_right_in_both_number_formats(tmp_path: Path) -> None:
     write_v3(tmp_path, hidden_size=96, num_attention_heads=12, num_hidden_layers=1, random=Random(gain=1.0))
     ids = random_ids(LONG, VOCABULARY)
@@ -129,6 +132,7 @@ def test_a_long_text_is_right_in_both_number_formats(tmp_path: Path) -> None:
     assert cosine(vector, wanted) > 0.9999
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.999999), (torch.bfloat16, 0.9999)])
 def test_tasks_and_lengths_may_be_mixed_in_a_batch(tmp_path: Path, dtype: torch.dtype, least: float) -> None:
     write_v3(tmp_path)

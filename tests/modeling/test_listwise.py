@@ -54,6 +54,7 @@ def expected(directory: Path, ids: np.ndarray) -> np.ndarray:
     return (torch.clamp(hidden[rows] @ first.T, min=0) @ second.T).numpy()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("changes", [{}, HYBRID])
 def test_vectors_at_the_markers_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_ranker(tmp_path, **changes)

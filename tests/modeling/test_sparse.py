@@ -41,6 +41,7 @@ def whole(found: object, vocabulary: int = 19) -> np.ndarray:
     return dense
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("heads", [1, 3, 4, 12])
 def test_weights_are_those_of_transformers(tmp_path: Path, heads: int) -> None:
     write_elser(tmp_path, hidden_size=8 * heads, num_attention_heads=heads, max_position_embeddings=512)

@@ -78,7 +78,7 @@ def post_norm(
 ) -> Backbone:
     """Make a network of ``weights``, of the compiled kernels where they serve it."""
     if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
-        return native.FusedPostNorm(weights)
+        return native.FusedPostNorm(weights, dtype)
     return PostNorm(weights, device, dtype)
 
 

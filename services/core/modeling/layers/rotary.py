@@ -19,8 +19,8 @@ class Rotation:
 
     def turn(self, heads: torch.Tensor) -> None:
         """Turn ``heads`` (tokens, heads, head_dim) in place; computed in fp32."""
-        if ops.serves_turn(heads):
-            ops.turn(heads, self.cosines, self.sines)
+        if ops.serves_rope(heads):
+            ops.rope(heads, self.cosines, self.sines)
             return
         cosines, sines = self.cosines[:, None], self.sines[:, None]
         first, second = heads.chunk(2, dim=-1)

@@ -1,1 +1,1 @@
-"""Compiled kernels for CPUs with AVX-512 BF16; torch does the same work where they are not there."""
+"""Whole passes and single operations in C, once per instruction set; torch does the same work without."""

@@ -8,34 +8,23 @@ import torch
 
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
-from services.core.modeling.native.instructions import current
-from services.core.modeling.native.library import library, scratch
+from services.core.modeling.native.library import check_sizes, passes, scratch, storage
+from services.core.modeling.native.weights import Linear, Packer, task_runs
 
 _POINTER = ctypes.c_void_p
 _MOST_LAYERS = 127  # two phases each, see MOST_PHASES in team.h
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        ("weight", _POINTER),
-        ("bias", _POINTER),
-        ("into", ctypes.c_int64),
-        ("out", ctypes.c_int64),
-    )
 
 
 class _Norm(ctypes.Structure):
     _fields_ = (("weight", _POINTER), ("bias", _POINTER))
 
 
-class _Layer(ctypes.Structure):
+class _EncoderLayer(ctypes.Structure):
+    """``struct encoder_layer`` of encoder.h."""
+
     _fields_ = (
-        ("query_key_value", _Linear),
-        ("attended", _Linear),
-        ("up", _Linear),
-        ("down", _Linear),
-        ("attended_norm", _Norm),
-        ("down_norm", _Norm),
+        *((name, Linear) for name in ("query_key_value", "attention_output", "gate", "up", "down")),
+        *((f"{name}_norm", _Norm) for name in ("query", "key", "attention", "input", "output")),
     )
 
 
@@ -43,96 +32,96 @@ class _Encoder(ctypes.Structure):
     """``struct encoder`` of encoder.h."""
 
     _fields_ = (
-        ("width", ctypes.c_int32),
-        ("heads", ctypes.c_int32),
-        ("layers", ctypes.c_int32),
-        ("inner", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("width", "heads", "layers", "inner", "storage", "rank")),
         ("epsilon", ctypes.c_float),
-        ("words", _POINTER),
-        ("positions", _POINTER),
+        ("added_by_task", ctypes.c_int32),
+        *((name, _POINTER) for name in ("words", "added", "word_tasks", "slopes")),
         ("norm", _Norm),
         ("layer", _POINTER),
     )
 
 
+class _EncoderPass(ctypes.Structure):
+    """``struct encoder_pass`` of encoder.h."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("encoder", "ids", "ends", "visible", "cosines", "sines", "runs")),
+        *((name, ctypes.c_int64) for name in ("items", "longest")),
+        ("hidden", _POINTER),
+    )
+
+
 def serves(width: int, inner: int, heads: int, layers: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernels run a network of this form faster than torch."""
+    """Whether the kernels run a network of this form, and faster than torch."""
     return (
         device.type == "cpu"
-        and dtype == torch.bfloat16
-        and width % 16 == 0
-        and inner % 16 == 0
-        and (width // heads) % 2 == 0
-        and not current().passes_on_torch
+        and all(size % 2 == 0 for size in (width, inner, width // heads))
         and layers < _MOST_LAYERS
-        and library() is not None
+        and passes(dtype) is not None
     )
 
 
 class FusedPostNorm:
-    """The network of ``post_norm.PostNorm`` in bf16 with fp32 sums, norms and softmax."""
+    """The network of ``post_norm.PostNorm``, with fp32 sums, norms and softmax."""
 
-    def __init__(self, weights: PostNormWeights) -> None:
+    def __init__(self, weights: PostNormWeights, dtype: torch.dtype) -> None:
         """Lay the weights out for the kernels; ``serves`` must have said yes."""
-        kernels = library()
+        kernels = passes(dtype)
         assert kernels is not None
+        check_sizes(
+            kernels, encoder=_Encoder, encoder_layer=_EncoderLayer, encoder_pass=_EncoderPass, linear=Linear
+        )
         self._kernels = kernels
-        self._kept: list[torch.Tensor] = []
+        self._dtype = dtype
+        self._packer = Packer(kernels, dtype)
         layers = [self._layer(layer) for layer in weights.layers]
-        self._layers = (_Layer * len(layers))(*layers)
+        self._layers = (_EncoderLayer * len(layers))(*layers)
         self.width = weights.words.shape[1]
         self._encoder = _Encoder(
-            self.width,
-            weights.heads,
-            len(layers),
-            layers[0].up.out,
+            *(self.width, weights.heads, len(layers), layers[0].up.out, storage(dtype), self._packer.rank),
             weights.epsilon,
-            self._keep(weights.words, torch.bfloat16),
-            self._keep(weights.positions, torch.bfloat16),
+            False,
+            *(self._packer.table(weights.words), self._packer.table(weights.positions), None, None),
             self._norm(weights.norm),
             ctypes.addressof(self._layers),
         )
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states, (tokens, width) bf16.
+        """Return the last hidden states, (tokens, width).
 
         Up to ``torch.get_num_threads()`` threads of the calling thread's setting work on it.
         """
-        longest, threads = batch.max_length, torch.get_num_threads()
-        hidden = torch.empty(batch.tokens, self.width, dtype=torch.bfloat16)
+        threads = torch.get_num_threads()
+        hidden = torch.empty(batch.tokens, self.width, dtype=self._kernels.elements)
         encoder = ctypes.addressof(self._encoder)
-        self._kernels.sf_encode(
-            encoder,
-            batch.token_ids.data_ptr(),
-            batch.cu_lengths.data_ptr(),
-            len(batch.lengths),
-            longest,
-            hidden.data_ptr(),
-            scratch(self._kernels.sf_encoder_scratch(encoder, batch.tokens, threads)),
-            threads,
+        runs = task_runs(batch.adapter_runs, {})
+        given = _EncoderPass(
+            *(encoder, batch.token_ids.data_ptr(), batch.cu_lengths.data_ptr(), None, None, None),
+            *(runs.ctypes.data, len(batch.lengths), batch.max_length, hidden.data_ptr()),
         )
-        return hidden
+        functions = self._kernels.functions
+        own = scratch(functions.sf_encoder_scratch(encoder, batch.tokens, threads))
+        functions.sf_encode(ctypes.addressof(given), own, threads)
+        return hidden.to(self._dtype)
 
-    def _keep(self, tensor: torch.Tensor, dtype: torch.dtype) -> int:
-        self._kept.append(tensor.to(dtype).contiguous())
-        return self._kept[-1].data_ptr()
+    def _norm(self, gain: Gain | None) -> _Norm:
+        if gain is None:
+            return _Norm(None, None)
+        return _Norm(self._packer.numbers(gain.weight), self._packer.numbers(gain.bias))
 
-    def _norm(self, gain: Gain) -> _Norm:
-        return _Norm(self._keep(gain.weight, torch.float32), self._keep(gain.bias, torch.float32))
+    def _linear(self, dense: Dense) -> Linear:
+        return self._packer.linear(dense.weight, dense.bias)
 
-    def _linear(self, dense: Dense) -> _Linear:
-        out, into = dense.weight.shape
-        source = dense.weight.to(torch.bfloat16).contiguous()
-        packed = torch.empty(self._kernels.sf_packed_words(out, into), dtype=torch.int32)
-        self._kernels.sf_pack(source.data_ptr(), out, into, packed.data_ptr())
-        return _Linear(self._keep(packed, torch.int32), self._keep(dense.bias, torch.float32), into, out)
-
-    def _layer(self, layer: LayerWeights) -> _Layer:
-        return _Layer(
+    def _layer(self, layer: LayerWeights) -> _EncoderLayer:
+        return _EncoderLayer(
             self._linear(layer.query_key_value),
             self._linear(layer.attended),
+            Linear(),
             self._linear(layer.up),
             self._linear(layer.down),
+            _Norm(),
+            _Norm(),
             self._norm(layer.attended_norm),
+            _Norm(),
             self._norm(layer.down_norm),
         )

@@ -1,42 +1,91 @@
-"""The compiled kernels, where this CPU has the instructions and the package was built with a C compiler."""
+"""The compiled kernels of the instruction set that this process uses."""
 
 from __future__ import annotations
 
 import ctypes
 import threading
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from services.core.modeling.native.instructions import InstructionSet, current
 
 
-def library() -> ctypes.CDLL | None:
-    """The kernels of the chosen instruction set, loaded once; None where there are none."""
-    return _load(current())
+class Kernels(NamedTuple):
+    """The compiled kernels of one instruction set; ``elements`` is what they compute with between layers."""
+
+    functions: ctypes.CDLL
+    elements: torch.dtype
+
+
+def library(dtype: torch.dtype) -> Kernels | None:
+    """Return the kernels of the chosen instruction set for weights of ``dtype``, loaded once; None without.
+
+    Those that multiply bf16 know nothing else: there fp32 is that of the set below.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None
+    chosen = current()
+    below = chosen.multiplies_bf16 and dtype == torch.float32
+    return load(InstructionSet.AVX512 if below else chosen)
+
+
+def passes(dtype: torch.dtype) -> Kernels | None:
+    """As ``library``, but None too where torch runs whole networks of ``dtype`` faster."""
+    if dtype == torch.bfloat16 and current().passes_on_torch:
+        return None
+    return library(dtype)
 
 
 @cache
-def _load(instructions: InstructionSet) -> ctypes.CDLL | None:
+def load(instructions: InstructionSet) -> Kernels | None:
+    """Load the kernels of a set that the CPU has; None if they were not compiled."""
     path = instructions.kernels
-    return None if path is None else _declare(ctypes.CDLL(str(path)))
+    return None if path is None else open_library(path)
+
+
+def open_library(path: Path) -> Kernels:
+    """Load a compiled file."""
+    functions = _declare(ctypes.CDLL(str(path)))
+    return Kernels(functions, torch.bfloat16 if functions.sf_bf16_elements() else torch.float32)
+
+
+def storage(dtype: torch.dtype) -> int:
+    """Return what the kernels call weights of ``dtype``: ``enum storage`` of tile.h."""
+    return int(dtype == torch.bfloat16)
+
+
+def check_sizes(kernels: Kernels, **structs: type[ctypes.Structure]) -> None:
+    """Compare the mirrors of C structs, by their C names, with what the compiler made of them."""
+    names = (
+        *("attention", "encoder", "encoder_layer", "encoder_pass"),
+        *("decoder", "decoder_layer", "decoder_pass", "linear"),
+    )
+    for name, mirror in structs.items():
+        size = kernels.functions.sf_sizeof(names.index(name))
+        if size != ctypes.sizeof(mirror):
+            raise RuntimeError(f"struct {name} has {size} bytes in C, {ctypes.sizeof(mirror)} in Python")
 
 
 def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number, int32, size = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_size_t
     signatures: dict[str, tuple[type | None, tuple[type, ...]]] = {
-        "sf_packed_words": (size, (number, number)),
-        "sf_pack": (None, (pointer, number, number, pointer)),
+        "sf_bf16_elements": (int32, ()),
+        "sf_sizeof": (size, (int32,)),
+        "sf_packed_bytes": (size, (number, number, int32)),
+        "sf_pack": (None, (pointer, number, number, int32, pointer)),
         "sf_attention_scratch": (size, (int32, int32, int32)),
         "sf_attention": (
             None,
             (pointer, pointer, pointer, pointer, pointer, pointer, number, pointer, number, int32),
         ),
         "sf_encoder_scratch": (size, (pointer, number, int32)),
-        "sf_encode": (None, (pointer, pointer, pointer, number, number, pointer, pointer, int32)),
+        "sf_encode": (None, (pointer, pointer, int32)),
         "sf_decoder_scratch": (size, (pointer, int32)),
         "sf_decode": (None, (pointer, pointer, int32)),
-        "sf_turn": (None, (pointer, number, number, int32, int32, pointer, pointer)),
+        "sf_rope": (None, (pointer, number, number, int32, int32, pointer, pointer)),
         "sf_lora": (
             None,
             (pointer, number, number, pointer, pointer, number, number, int32, pointer),

@@ -1,4 +1,4 @@
-"""Attention, rotary positions, adapters and mean pooling of a packed bf16 batch on the CPU, off the GIL."""
+"""Attention, rotary positions, adapters and mean pooling of a packed batch on the CPU, off the GIL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import torch
 
 from services.core.modeling.layers.packed import PackedBatch
-from services.core.modeling.native.library import library, scratch
+from services.core.modeling.native.library import Kernels, library, scratch
 
 _MOST_RANK = 64  # LORA_RANK in lora.h
 
@@ -26,18 +26,31 @@ class _Attention(ctypes.Structure):
         ("window", ctypes.c_int64),
         ("scale", ctypes.c_float),
         ("slopes", ctypes.c_void_p),
+        ("visible", ctypes.c_void_p),
     )
+
+
+def _kernels(tensor: torch.Tensor) -> Kernels | None:
+    """Return the kernels that compute with ``tensor`` as it is."""
+    if tensor.device.type != "cpu":
+        return None
+    kernels = library(tensor.dtype)
+    return kernels if kernels is not None and kernels.elements == tensor.dtype else None
+
+
+def _functions(tensor: torch.Tensor) -> ctypes.CDLL:
+    kernels = _kernels(tensor)
+    assert kernels is not None
+    return kernels.functions
 
 
 def serves_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether the kernel takes these (tokens, heads, head_dim) tensors."""
     return (
-        query.dtype == torch.bfloat16
-        and query.device.type == "cpu"
-        and query.shape[2] % 2 == 0
+        query.shape[2] % 2 == 0
         and all(t.stride(2) == 1 and t.stride(1) == t.shape[2] for t in (query, key, value))
         and key.stride(0) == value.stride(0)
-        and library() is not None
+        and _kernels(query) is not None
     )
 
 
@@ -52,10 +65,9 @@ def attention(
     scale: float,
 ) -> torch.Tensor:
     """Attend inside each item; arguments as ``modeling.attention.attention``, see ``serves_attention``."""
-    kernels = library()
-    assert kernels is not None
+    kernels = _functions(query)
     tokens, heads, head_dim = query.shape
-    out = torch.empty(tokens, heads, head_dim, dtype=torch.bfloat16)
+    out = torch.empty(tokens, heads, head_dim, dtype=query.dtype)
     form = _Attention(
         heads,
         key.shape[1],
@@ -67,6 +79,7 @@ def attention(
         0,
         scale,
         None if slopes is None else slopes.data_ptr(),
+        None,
     )
     longest, threads = batch.max_length, torch.get_num_threads()
     kernels.sf_attention(
@@ -86,13 +99,7 @@ def attention(
 
 def serves_lora(x: torch.Tensor, rank: int) -> bool:
     """Whether the kernel adds an adapter of ``rank`` to products of ``x`` (rows, into)."""
-    return (
-        x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
-        and x.is_contiguous()
-        and rank <= _MOST_RANK
-        and library() is not None
-    )
+    return x.is_contiguous() and rank <= _MOST_RANK and _kernels(x) is not None
 
 
 def lora(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, y: torch.Tensor, *, gelu: bool) -> None:
@@ -100,8 +107,7 @@ def lora(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, y: torch.Tensor,
 
     ``down`` is (rank, into), ``up`` (rank, out), all of them contiguous.
     """
-    kernels = library()
-    assert kernels is not None
+    kernels = _functions(x)
     rows, into = x.shape
     rank, out = up.shape
     kernels.sf_lora(x.data_ptr(), rows, into, down.data_ptr(), up.data_ptr(), rank, out, gelu, y.data_ptr())
@@ -109,40 +115,27 @@ def lora(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, y: torch.Tensor,
 
 def serves_mean(hidden: torch.Tensor) -> bool:
     """Whether the kernel averages these (tokens, width) hidden states."""
-    return (
-        hidden.dtype == torch.bfloat16
-        and hidden.device.type == "cpu"
-        and hidden.is_contiguous()
-        and library() is not None
-    )
+    return hidden.is_contiguous() and _kernels(hidden) is not None
 
 
 def mean(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Average the tokens of each item in fp32; (items, width)."""
-    kernels = library()
-    assert kernels is not None
+    kernels = _functions(hidden)
     items, width = len(batch.lengths), hidden.shape[1]
     out = torch.empty(items, width, dtype=torch.float32)
     kernels.sf_mean(hidden.data_ptr(), batch.cu_lengths.data_ptr(), items, width, out.data_ptr())
     return out
 
 
-def serves_turn(heads: torch.Tensor) -> bool:
+def serves_rope(heads: torch.Tensor) -> bool:
     """Whether the kernel turns these (tokens, heads, head_dim)."""
-    return (
-        heads.dtype == torch.bfloat16
-        and heads.device.type == "cpu"
-        and heads.stride(2) == 1
-        and heads.stride(1) == heads.shape[2]
-        and library() is not None
-    )
+    return heads.stride(2) == 1 and heads.stride(1) == heads.shape[2] and _kernels(heads) is not None
 
 
-def turn(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
+def rope(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
     """Turn the halves of each head against each other, in place; angles are (tokens, head_dim / 2) fp32."""
-    kernels = library()
-    assert kernels is not None
+    kernels = _functions(heads)
     tokens, count, head_dim = heads.shape
-    kernels.sf_turn(
+    kernels.sf_rope(
         heads.data_ptr(), tokens, heads.stride(0), count, head_dim, cosines.data_ptr(), sines.data_ptr()
     )

@@ -1,0 +1,3 @@
+/* x86-64 with AVX2 and FMA. */
+#define SET_AVX2
+#include "kernels.h"
