@@ -72,6 +72,15 @@ class Pipeline:
         self._deadlines = Deadlines()
         self._calls = 0
         self._idle: asyncio.Event | None = None
+        self._last_refusal = float("-inf")
+
+    async def turn_away(self, seconds: float, *, at_most: float) -> None:
+        """Wait ``seconds`` behind a ``drain``, and behind each call that it refuses meanwhile."""
+        now = time.monotonic()
+        end, until = now + at_most, now + seconds
+        while (wait := min(until, end) - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+            until = self._last_refusal + seconds
 
     async def drain(self, seconds: float) -> None:
         """Refuse new calls as UNAVAILABLE and wait until those inside are answered, or ``seconds``."""
@@ -127,6 +136,7 @@ class Pipeline:
         task = self._watch(exchange)
         try:
             if self._calls > self._limit:
+                self._last_refusal = time.monotonic()
                 raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE)
             return await self._admitted(exchange, work)
         except BaseException as error:

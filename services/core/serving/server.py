@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # gRPC itself refuses without details; what is a little too large is told in words.
 _MESSAGE_OVERHEAD = 64 << 10
 
-_REFUSE_SECONDS = 0.1
+_REFUSE_SECONDS = 0.2
 
 
 class StopReason(Enum):
@@ -135,9 +135,11 @@ class Server:
         if drain:
             await asyncio.sleep(min(self._settings.drain_seconds, self._settings.grace_seconds / 2))
         # gRPC itself answers calls that arrive while it shuts down with CANCELLED, which no client retries.
-        # So callers who heed no health get some time of being told UNAVAILABLE first.
-        refusing = asyncio.sleep(min(_REFUSE_SECONDS, self._settings.grace_seconds / 10) if drain else 0)
-        await asyncio.gather(refusing, self._pipeline.drain(deadline - time.monotonic()))
+        # So callers who heed no health are told UNAVAILABLE first, as long as they come but not for ever.
+        refusing = self._pipeline.turn_away(
+            _REFUSE_SECONDS if drain else 0.0, at_most=self._settings.grace_seconds / 10
+        )
+        await asyncio.gather(self._pipeline.drain(deadline - time.monotonic()), refusing)
         self._dispatcher.close_public_streams()
         await self._grpc.stop(max(0.0, deadline - time.monotonic()))
         for capability in self._capabilities:
