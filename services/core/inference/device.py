@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 
 import torch
+
+from services.core.cores import usable_cores
 
 _ALLOCATOR_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
@@ -53,7 +56,12 @@ class TorchDevice:
             self._local.threads = threads
 
     def give_way(self) -> None:
-        """Let other threads go before the calling one from now on, and before those that it starts."""
+        """Let other threads go before the calling one from now on, and before those that it starts.
+
+        Only Linux knows the niceness of a thread; elsewhere all threads stay equal.
+        """
+        if not sys.platform.startswith("linux"):
+            return
         thread = threading.get_native_id()
         nice = os.getpriority(os.PRIO_PROCESS, thread) + _BACKGROUND_NICE
         os.setpriority(os.PRIO_PROCESS, thread, min(nice, _NICEST))
@@ -73,7 +81,7 @@ class TorchDevice:
 
 def available_cores(processes: int = 1, most: int | None = None) -> int:
     """CPUs this process may use when ``processes`` like it share the machine, or ``most`` of its cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return max(1, min(cores, most or cores) // processes)
 
 

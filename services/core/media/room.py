@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple
@@ -12,6 +11,7 @@ from typing import Any
 from services.core.call import Call
 from services.core.catalog.types import Modality
 from services.core.content import Fit, Image, Media
+from services.core.cores import usable_cores
 from services.core.media.budget import ByteBudget
 from services.core.media.connecting import Resolver, resolve
 from services.core.media.decoders import Decoders
@@ -47,7 +47,7 @@ class MediaRoom:
             limits=Limits(connect_seconds=min(10.0, seconds), idle_seconds=seconds, total_seconds=seconds),
             resolver=resolver,
         )
-        cores = settings.cores or len(os.sched_getaffinity(0))
+        cores = settings.cores or usable_cores()
         self.decoders = Decoders(
             settings.media_decoders or min(_MAX_DECODERS, cores),
             memory_bytes=settings.media_decoder_memory_bytes,
