@@ -161,7 +161,13 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"SF_DATA_DIR": str(self.folder / "data"), "SF_DRAIN_SECONDS": "0", **self.settings}
+        return {
+            "SF_DATA_DIR": str(self.folder / "data"),
+            "SF_DRAIN_SECONDS": "0",
+            # Calls are to end well on a machine that does much else, too.
+            "SF_REQUEST_TIMEOUT_SECONDS": str(START_SECONDS),
+            **self.settings,
+        }
 
     def serve(self, *words: str, models: Sequence[str] = (MODEL,), **settings: str) -> Services:
         """Start a service process and wait until it serves; ``words`` are ``serve``'s, "embed" by default."""
@@ -196,6 +202,7 @@ class Stack:
             "admin": {"host": self.host, "port": self.admin_port},
             "pools": [self.pool(s, f"pool-{index}") for index, s in enumerate(self.services)],
             "health_check": {"interval": 0.5, "unhealthy_interval": 0.2},
+            "timeouts": {"request": START_SECONDS},
             **(topology or {}),
         }
         path = self.folder / "topology.yaml"
@@ -272,7 +279,7 @@ def child_of(command: Command) -> int:
 
 def http_get(port: int, path: str) -> tuple[int, bytes]:
     """One GET on loopback."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = HTTPConnection("127.0.0.1", port, timeout=100)
     try:
         connection.request("GET", path)
         response = connection.getresponse()

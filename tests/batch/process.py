@@ -28,7 +28,7 @@ POISON = "this text ends the process"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.batch.preload"])
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Worker:
 
     def figure(self, name: str, **labels: str) -> float:
         """A sample of /metrics; 0 while there is none."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=100) as answer:
             page = answer.read().decode()
         samples = (sample for family in text_string_to_metric_families(page) for sample in family.samples)
         return sum(sample.value for sample in samples if sample.name == name and sample.labels == labels)
@@ -165,7 +165,7 @@ class Client:
 
     def download(self, job_id: str, file: int = batch_pb2.BATCH_FILE_OUTPUT, offset: int = 0) -> bytes:
         request = batch_pb2.DownloadBatchRequest(id=job_id, file=file, offset=offset)
-        return b"".join(piece.data for piece in self.typed.DownloadBatch(request, timeout=60))
+        return b"".join(piece.data for piece in self.typed.DownloadBatch(request, timeout=180))
 
 
 def run(environment: Mapping[str, str], log: str, poisoned: bool) -> None:

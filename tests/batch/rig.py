@@ -21,7 +21,7 @@ from services.core.settings import Settings
 from services.core.storage import Database
 from tests.rig import MINILM, serving
 
-_SECONDS = 60.0
+_SECONDS = 180.0
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

@@ -62,7 +62,7 @@ def _until_said(worker: Worker, *words: str) -> None:
 def _takes_no_job(client: Client) -> None:
     body = httpbody_pb2.HttpBody(data=b'{"model": "all-MiniLM-L6-v2", "input": [{}]}')
     with pytest.raises(grpc.RpcError) as caught:
-        client.rest.CreateBatch(body, timeout=60)
+        client.rest.CreateBatch(body, timeout=180)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 

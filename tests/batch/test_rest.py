@@ -67,7 +67,7 @@ def bob(stack: Stack) -> Iterator[Caller]:
 
 def _caller(stack: Stack) -> Iterator[Caller]:
     headers = {"authorization": f"Bearer {stack.create_key()}"}
-    with httpx.Client(base_url=stack.url, headers=headers, timeout=60) as http:
+    with httpx.Client(base_url=stack.url, headers=headers, timeout=180) as http:
         yield Caller(http)
 
 

@@ -6,6 +6,9 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
+
+from services.batch import inputs as job_inputs
 from services.batch.inputs import JobInputs
 from services.batch.keys import new_job_id
 from services.batch.lines import LineReader
@@ -38,10 +41,27 @@ async def test_cancelling_a_job_ends_the_fetch_of_its_input(tmp_path: Path) -> N
     chosen = settings(data_dir=tmp_path, fetch_allow_networks=("127.0.0.1/32",))
     async with web(trickling) as site, rig(chosen) as up:
         job = await up.create(input_url=site.url())
-        await asyncio.wait_for(asked.wait(), 60)
+        await asyncio.wait_for(asked.wait(), 100)
         await up.cancel(job)
-        await asyncio.wait_for(left.wait(), 60)
+        await asyncio.wait_for(left.wait(), 100)
         assert (await up.status(job))["status"] == "cancelled"
+
+
+async def test_an_input_that_takes_too_long_fails_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def trickling(_: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(head(200, 1_000_000))
+        while True:
+            writer.write(b"{")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    monkeypatch.setattr(job_inputs, "FETCH_SECONDS", 0.01)
+    chosen = settings(data_dir=tmp_path, fetch_allow_networks=("127.0.0.1/32",), fetch_timeout_seconds=0.5)
+    async with web(trickling) as site, rig(chosen) as up:
+        status = await up.wait(await up.create(input_url=site.url()), "failed")
+        assert status["error"] == f"Cannot fetch '{site.url()}': it took too long."
 
 
 async def test_who_fetches_an_input_late_leaves_the_planned_one_alone(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(command: Command, hub: Fake
 
 def _wait_for(condition: object, process: subprocess.Popen[str]) -> None:
     assert callable(condition)
-    for _ in range(600):
+    for _ in range(3600):
         if condition():
             return
         assert process.poll() is None, process.communicate()

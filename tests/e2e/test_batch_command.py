@@ -68,7 +68,7 @@ class Command:
 
     def run(self, *words: str) -> tuple[int, str, str]:
         with self.start(*words) as process:
-            output, errors = process.communicate(timeout=90)
+            output, errors = process.communicate(timeout=180)
         return process.returncode, output, errors
 
 
@@ -166,7 +166,7 @@ def test_ctrl_c_then_watch_again(command: Command) -> None:
     assert f"batch watch {batch_id}" in rest
     watching = command.start("watch", batch_id)
     assert command.run("cancel", batch_id)[0] == 0
-    _, errors = watching.communicate(timeout=60)
+    _, errors = watching.communicate(timeout=180)
     assert watching.returncode == 1
     assert "The job is cancelled" in errors
 

@@ -124,10 +124,10 @@ def test_typed_grpc_through_the_gateway(api: Api, port: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{getattr(api.stack, port)}") as channel:
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         metadata = list(api.authorization.items())
-        answer = stub.Embed(request, metadata=metadata, timeout=10)
+        answer = stub.Embed(request, metadata=metadata, timeout=100)
         np.testing.assert_allclose(answer.embeddings[0].dense.values[:5], HELLO_WORLD, atol=2e-3)
         with pytest.raises(grpc.RpcError) as failure:
-            stub.Embed(request, timeout=10)
+            stub.Embed(request, timeout=100)
         assert failure.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
         def messages():
@@ -135,7 +135,7 @@ def test_typed_grpc_through_the_gateway(api: Api, port: str) -> None:
                 text = common_pb2.Content(text=f"text {index}")
                 yield embed_pb2.EmbedStreamRequest(id=str(index), model=MODEL, input=text)
 
-        answers = list(stub.EmbedStream(messages(), metadata=metadata, timeout=60))
+        answers = list(stub.EmbedStream(messages(), metadata=metadata, timeout=100))
         assert [answer.id for answer in answers] == [str(index) for index in range(200)]
 
 

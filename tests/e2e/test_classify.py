@@ -168,7 +168,7 @@ def test_typed_callers_through_the_gateway(api: Api) -> None:
         inputs = [common_pb2.Content(text="The striker scored twice.")]
         request = classify_pb2.ClassifyRequest(model=MODEL, inputs=inputs, labels=LABELS)
         metadata = tuple(api.authorization.items())
-        answer = stub.Classify(request, metadata=metadata, timeout=20)
+        answer = stub.Classify(request, metadata=metadata, timeout=100)
     assert answer.classifications[0].predictions[0].label == "sport"
 
 

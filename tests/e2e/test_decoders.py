@@ -104,7 +104,7 @@ def test_both_doors_rank_alike(decoders: Api) -> None:
     port = decoders.stack.services[0].grpc_port
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = rerank_pb2_grpc.RerankServiceStub(channel)
-        answer = stub.Rerank(request, metadata=list(decoders.authorization.items()), timeout=30)
+        answer = stub.Rerank(request, metadata=list(decoders.authorization.items()), timeout=100)
     assert {r.index: pytest.approx(r.relevance_score, abs=1e-6) for r in answer.results} == rest
 
 

@@ -33,7 +33,7 @@ def test_tls_in_front_and_mutual_tls_behind(stack: Stack, tmp_path: Path) -> Non
         http_port=port,
     )
     trust = ssl.create_default_context(cafile=authority.ca)
-    connection = http.client.HTTPSConnection("localhost", port, context=trust, timeout=10)
+    connection = http.client.HTTPSConnection("localhost", port, context=trust, timeout=100)
     connection.request("POST", "/v1/embeddings", json.dumps(HELLO))
     assert connection.getresponse().status == 200
     connection.close()

@@ -119,7 +119,7 @@ def waiting(api: Api) -> float:
 
 def test_a_thousand_documents_beside_interactive_calls(api: Api) -> None:
     """While 1,000 documents are ranked, short calls of the same key are answered one after the other."""
-    documents = [" ".join(WORDS[(n + k * k) % 10] for k in range(100)) + f" {n}" for n in range(1000)]
+    documents = [" ".join(WORDS[(n + k * k) % 10] for k in range(20)) + f" {n}" for n in range(1000)]
     with ThreadPoolExecutor(1) as pool:
         large = pool.submit(api.rerank, "music in the garden", documents, return_documents=False)
         wait_for(lambda: waiting(api) > 0)
@@ -145,13 +145,13 @@ def test_grpc_through_the_gateway(api: Api) -> None:
     metadata = (("authorization", f"Bearer {api.key}"),)
     with grpc.insecure_channel(f"127.0.0.1:{api.stack.grpc_port}") as channel:
         stub = rerank_pb2_grpc.RerankServiceStub(channel)
-        streamed = stub.RerankStream(messages(), metadata=metadata, timeout=30)
+        streamed = stub.RerankStream(messages(), metadata=metadata, timeout=100)
         request = rerank_pb2.RerankRequest(
             model=MODEL, query=start.query, documents=[common_pb2.Content(text=text) for text in texts]
         )
-        single = stub.Rerank(request, metadata=metadata, timeout=30)
+        single = stub.Rerank(request, metadata=metadata, timeout=100)
         with pytest.raises(grpc.RpcError) as refused:
-            stub.RerankStream(messages(), timeout=30)
+            stub.RerankStream(messages(), timeout=100)
     assert (
         [each.index for each in streamed.results] == [each.index for each in single.results] == [1, 2, 0, 3]
     )

@@ -113,14 +113,14 @@ def test_both_doors_answer_as_if_all_were_in_memory(
         stub = embed_pb2_grpc.EmbedServiceStub(channel)
         inputs = [common_pb2.Content(text=text) for text in TEXTS]
         request = embed_pb2.EmbedRequest(model=model, inputs=inputs)
-        answer = stub.Embed(request, metadata=metadata, timeout=30)
+        answer = stub.Embed(request, metadata=metadata, timeout=100)
         found = [item.dense.values for item in answer.embeddings]
         np.testing.assert_allclose(np.array(found), wanted[model], atol=1e-5)
         send_away(api, *(name for name in NAMES if name != model))
         messages = [
             embed_pb2.EmbedStreamRequest(model=model, input=common_pb2.Content(text=text)) for text in TEXTS
         ]
-        streamed = list(stub.EmbedStream(iter(messages), metadata=metadata, timeout=30))
+        streamed = list(stub.EmbedStream(iter(messages), metadata=metadata, timeout=100))
         found = [item.result.embeddings[0].dense.values for item in streamed]
         np.testing.assert_allclose(np.array(found), wanted[model], atol=1e-5)
     assert figure(api, "resident") <= 2

@@ -77,7 +77,7 @@ def typed(
         options=embed_pb2.EmbedOptions(**options),
     )
     metadata = (("authorization", f"Bearer {api.key}"), ("x-model", model))
-    return embed_pb2_grpc.EmbedServiceStub(channel).Embed(request, metadata=metadata, timeout=20)
+    return embed_pb2_grpc.EmbedServiceStub(channel).Embed(request, metadata=metadata, timeout=100)
 
 
 def dense(response: embed_pb2.EmbedResponse) -> np.ndarray:
@@ -224,7 +224,7 @@ def test_the_order_of_documents_is_the_references(families: Api, channel: grpc.C
     )
     metadata = (("authorization", f"Bearer {families.key}"), ("x-model", model))
     stub = rerank_pb2_grpc.RerankServiceStub(channel)
-    response = stub.Rerank(request, metadata=metadata, timeout=20)
+    response = stub.Rerank(request, metadata=metadata, timeout=100)
     assert [result.index for result in response.results] == order
     assert [result.relevance_score for result in response.results] == wanted
     assert response.usage.total_tokens == answer.json["usage"]["total_tokens"]

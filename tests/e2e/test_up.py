@@ -103,7 +103,7 @@ def test_from_nothing_to_an_answer(tmp_path: Path, started: list[Up]) -> None:
     started.append(up)
     welcome = up.welcome()
     line = next(line for line in welcome.splitlines() if line.startswith("curl "))
-    answered = subprocess.run(shlex.split(line), capture_output=True, timeout=30, check=True)
+    answered = subprocess.run(shlex.split(line), capture_output=True, timeout=100, check=True)
     assert b'"embedding":[' in answered.stdout
     assert f"http://127.0.0.1:{up.port}/v1" in welcome
     assert get(up.port, "/ready").status == 200

@@ -240,9 +240,9 @@ async def each_bytes(items: list[bytes]) -> AsyncIterator[bytes]:
 async def test_nothing_stays_behind_when_the_caller_leaves(rig: Rig, leave: Callable[[Any], None]) -> None:
     before = asyncio.all_tasks()
     call = rig.typed.EmbedStream(each(message("bread " * 80, model=MINILM) for _ in range(500)), timeout=1.0)
-    await call.read()
-    leave(call)
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await call.read()
+        leave(call)
         while await call.read() is not grpc.aio.EOF:
             pass
         await call

@@ -70,7 +70,7 @@ def get(port: int, path: str, headers: Mapping[str, str] | None = None) -> Answe
     return call(port, "GET", path, headers=headers)
 
 
-def raw(port: int, data: bytes, *, timeout: float = 60.0) -> bytes:
+def raw(port: int, data: bytes, *, timeout: float = 120.0) -> bytes:
     """Send bytes, and read until the gateway closes, which resets if it has not read all of them."""
     received = b""
     with (
@@ -97,7 +97,7 @@ def http2_frames(port: int, body: bytes) -> list[tuple[int, bytes]]:
     sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"")
     sent += frame(1, 4, 1, headers) + frame(0, 1, 1, body)
     frames: list[tuple[int, bytes]] = []
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=100) as connection:
         connection.sendall(sent)
         received = connection.makefile("rb")
         while True:

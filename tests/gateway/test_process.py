@@ -93,7 +93,7 @@ def test_drain_from_beside(start_gateway: StartGateway, service: ScriptedService
     drained = subprocess.run(
         [sys.executable, "-m", "search_foundation.cli", "gateway", "--drain"],
         env=environment,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert drained.returncode == 0

@@ -44,7 +44,7 @@ def accepted(text: str, folder: Path) -> None:
         [find_envoy(), "--mode", "validate", "--disable-hot-restart", "-l", "warning", "-c", file],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]

@@ -31,7 +31,7 @@ def https(port: int, ca: Path, client: Pair | None = None) -> int:
     context = ssl.create_default_context(cafile=ca)
     if client is not None:
         context.load_cert_chain(client.certificate, client.key)
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=100, context=context)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status

@@ -110,7 +110,7 @@ def _render(values: str, release: str, files: tuple[Path, ...]) -> str:
         command[4:4] = ["--values", file]
     for api in _APIS:
         command += ["--api-versions", api]
-    done = subprocess.run(command, input=values, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, input=values, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode != 0:
         raise RefusedError(done.stderr)
     return done.stdout

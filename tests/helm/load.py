@@ -54,7 +54,7 @@ class Load:
             time.sleep(0.01)
 
     def _call(self) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=30)
+        connection = http.client.HTTPConnection(self._address, timeout=100)
         while not self._stop.is_set():
             began = time.monotonic()
             try:

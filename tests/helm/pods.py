@@ -32,7 +32,7 @@ from tests.helm.chart import Manifest, Release
 from tests.servers import free_port
 
 _BIN = Path(sys.executable).parent
-_START_SECONDS = 90.0
+_START_SECONDS = 180.0
 _CLUSTERS = itertools.count()
 _ENTRYPOINT = [str(_BIN / "search-foundation")]
 _PROGRAMS = {
@@ -348,7 +348,7 @@ def call(url: str, body: Any, headers: Mapping[str, str] | None = None) -> tuple
     for name, value in (headers or {}).items():
         request.add_header(name, value)
     try:
-        with urllib.request.urlopen(request, timeout=30, context=_unverified()) as response:
+        with urllib.request.urlopen(request, timeout=100, context=_unverified()) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:
@@ -373,7 +373,7 @@ def run_batch(url: str, headers: Mapping[str, str], lines: int = 5) -> list[str]
 def fetch(url: str, headers: Mapping[str, str] | None = None) -> str:
     """GET a text."""
     request = urllib.request.Request(url, headers=dict(headers or {}))
-    with urllib.request.urlopen(request, timeout=10, context=_unverified()) as response:
+    with urllib.request.urlopen(request, timeout=100, context=_unverified()) as response:
         return response.read().decode()
 
 

@@ -70,7 +70,7 @@ def test_commands_on_a_page_exist(page: str) -> None:
 def _help(*command: str) -> str:
     program = Path(sys.executable).parent / "search-foundation"
     done = subprocess.run(
-        [program, *command, "--help"], capture_output=True, text=True, timeout=60, check=True
+        [program, *command, "--help"], capture_output=True, text=True, timeout=180, check=True
     )
     return done.stdout
 

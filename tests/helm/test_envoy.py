@@ -50,7 +50,7 @@ def test_the_rendered_configuration_of_every_example(path: Path, certificates: P
         for word in init["args"]
     ]
     environment = {entry["name"]: entry["value"] for entry in init["env"]} | {"PATH": os.environ["PATH"]}
-    subprocess.run([COMMAND, *words], env=environment, check=True, timeout=60)
+    subprocess.run([COMMAND, *words], env=environment, check=True, timeout=180)
     _validate(tmp_path / "envoy.yaml")
     written = yaml.safe_load((tmp_path / "envoy.yaml").read_text(encoding="utf-8"))
     clusters = {cluster["name"]: cluster for cluster in written["static_resources"]["clusters"]}
@@ -110,7 +110,7 @@ def test_the_drain_uses_the_port_and_times_of_the_pod() -> None:
 
 def _validate(path: Path) -> None:
     command = [ENVOY, "--mode", "validate", "--config-path", path, "--log-level", "error"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=180)
 
 
 def _served(topology: dict[str, Any]) -> dict[str, Any]:

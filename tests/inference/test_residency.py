@@ -411,7 +411,7 @@ async def test_stopping_refuses_those_that_wait(folder: Path) -> None:
         model = engine.embedder(ONE)
         waiting = asyncio.ensure_future(embed(model, "hello"))
         await loads.wait()
-        await asyncio.wait_for(engine.stop(10.0), 10)
+        await asyncio.wait_for(engine.stop(200.0), 100)
         assert await code(waiting) is ErrorCode.SERVICE_UNAVAILABLE
         assert await code(embed(model, "hello")) is ErrorCode.SERVICE_UNAVAILABLE
         loads.goes_on.set()

@@ -115,13 +115,13 @@ async def test_the_call_is_in_the_context_variable_and_knows_its_deadline() -> N
 
     async with running(act, request_timeout_seconds=30) as house:
         await house.unary()
-        await house.unary(timeout=5)
+        await house.unary(timeout=1000)
         await anext(aiter(house.streaming("Both")(_messages("a"))))
     default, own, stream = seen
     assert default.deadline is not None
     assert default.deadline - default.started == pytest.approx(30)
     assert own.deadline is not None
-    assert 4 < own.deadline - own.started < 6, "gRPC rounds deadlines"
+    assert 900 < own.deadline - own.started < 1010, "gRPC rounds deadlines"
     assert stream.deadline is None, "a stream has no deadline but its caller's"
 
 
@@ -139,7 +139,7 @@ async def test_a_cancelled_call_cancels_its_work() -> None:
         call = house.unary()
         await begun.wait()
         call.cancel()
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), 100)
 
 
 async def test_a_caller_that_goes_away_cancels_its_stream() -> None:
@@ -161,7 +161,7 @@ async def test_a_caller_that_goes_away_cancels_its_stream() -> None:
             assert (await call.read()).value == "a"
             await call.write(StringValue(value="wait"))
             house.channel = keep
-        await asyncio.wait_for(cancelled.wait(), 5)
+        await asyncio.wait_for(cancelled.wait(), 100)
         assert (await house.unary("still here")).value == "still here"
 
 

@@ -230,18 +230,20 @@ async def test_a_call_over_its_time_is_ended() -> None:
 
 
 async def test_a_callers_own_deadline_ends_its_call_and_its_work() -> None:
-    cancelled = asyncio.Event()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def act(_call: Call, _request: Any) -> Any:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
             cancelled.set()
 
     async with running(act) as house:
-        error = await failure(house.unary(timeout=0.1))
-        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await asyncio.wait_for(cancelled.wait(), 5)
+        while not begun.is_set():
+            error = await failure(house.unary(timeout=0.1))
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.wait_for(cancelled.wait(), 100)
 
 
 async def test_bytes_that_do_not_parse_are_the_callers_error() -> None:

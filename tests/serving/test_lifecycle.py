@@ -58,7 +58,7 @@ async def test_health_says_serving_only_once_the_capabilities_are_ready() -> Non
     server = Server(chosen, [probe], ProbeEngine(), access)
     starting = asyncio.ensure_future(server.start())
     async with grpc.aio.insecure_channel(f"127.0.0.1:{chosen.grpc_port}") as channel:
-        await asyncio.wait_for(channel.channel_ready(), 10)
+        await asyncio.wait_for(channel.channel_ready(), 100)
         assert [await check(channel, name) for name in NAMES] == [NOT_SERVING] * 3
         assert not server.ready
         assert probe.warm is not None
@@ -77,7 +77,7 @@ async def test_an_engine_that_fails_takes_health_down_and_asks_for_the_end() -> 
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="probe.Probe"))
         assert (await watch.read()).status == SERVING
         await asyncio.to_thread(house.engine.fail)
-        assert await asyncio.wait_for(house.server.wait(), 5) is StopReason.ENGINE_FAILED
+        assert await asyncio.wait_for(house.server.wait(), 100) is StopReason.ENGINE_FAILED
         stopping = asyncio.ensure_future(house.stop(drain=False))
         assert (await watch.read()).status == NOT_SERVING
         await stopping
@@ -182,20 +182,20 @@ async def test_calls_that_outlast_the_grace_are_cancelled() -> None:
     async with running(gate, grace_seconds=0.2) as house:
         call = asyncio.ensure_future(house.unary())
         await gate.entered.acquire()
-        await asyncio.wait_for(house.stop(), 5)
+        await asyncio.wait_for(house.stop(), 100)
         error = await failure(call)
         assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
 async def test_watchers_of_health_do_not_hold_up_the_end() -> None:
-    async with running(grace_seconds=60) as house:
+    async with running(grace_seconds=200) as house:
         stub = health_pb2_grpc.HealthStub(house.channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest(service=""))
         assert (await watch.read()).status == SERVING
         reflect = reflection_pb2_grpc.ServerReflectionStub(house.channel).ServerReflectionInfo()
         await reflect.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         await reflect.read()
-        await asyncio.wait_for(house.stop(), 10)
+        await asyncio.wait_for(house.stop(), 100)
         assert (await watch.read()).status == NOT_SERVING
         assert (await failure(watch.read())).code() is grpc.StatusCode.UNAVAILABLE
 

@@ -266,7 +266,7 @@ async def test_spans_reach_the_collector(tmp_path: Path) -> None:
         await house.unary(metadata=(("traceparent", f"00-{trace_id}-{parent}-01"), ("x-request-id", "r1")))
         await failure(house.unary("no"))
         await house.stop()
-    await asyncio.wait_for(arrived.wait(), 10)
+    await asyncio.wait_for(arrived.wait(), 100)
     await collector.stop(None)
     first, second = sorted(received, key=lambda span: span.start_time_unix_nano)
     attributes = {each.key: each.value for each in first.attributes}

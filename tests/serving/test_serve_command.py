@@ -48,7 +48,7 @@ class Served:
 
     def page(self, path: str) -> str:
         url = f"http://127.0.0.1:{self.ports()['metrics_port']}/{path}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=100) as answer:
             return answer.read().decode()
 
     def end(self, number: int = signal.SIGTERM) -> int:
