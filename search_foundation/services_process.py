@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ class ServicesProcess:
             "SF_HOST": "127.0.0.1",
             "SF_GRPC_PORT": str(settings.grpc_port),
             "SF_METRICS_PORT": str(settings.metrics_port),
+            # Their gateway is on this machine.
+            "SF_TRUSTED_PROXIES": json.dumps([*map(str, settings.trusted_proxies), "127.0.0.0/8", "::1/128"]),
         }
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -319,6 +319,14 @@ class Settings(BaseSettings):
     tiers: Mapping[str, Tier] = Field(TIERS, description="Plans by name, added to the built-in ones.")
     default_tier: str = Field("unlimited", description="Tier of keys made without one and of keyless calls.")
     ip_requests_per_minute: int | None = Field(None, ge=1, description="Request limit per client address.")
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks, as `10.1.0.0/16`, of the gateways in front: only their word for a caller's "
+        "address is believed. `up` adds this machine.",
+    )
+    reflection: bool = Field(
+        True, description="false hides the contract: gRPC reflection needs no key and answers everybody."
+    )
 
     # Seeing
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.core.access.limits import NO_LIMIT, Lease, Limiter
-from services.core.access.local_limits import LocalLimiter
+from services.core.access.local_limits import MAX_ADDRESSES, LocalLimiter
 from services.core.access.principal import Limits
 from services.core.access.shared_limits import SharedLimiter, connect
 from services.core.errors import ErrorCode, ServiceError
@@ -232,6 +232,26 @@ async def test_addresses(limiter: Limiter, clock: HandClock) -> None:
     await limiter.count_address(address + "1", 2)
     clock.forward(61)
     await limiter.count_address(address, 2)
+
+
+async def test_a_clock_set_back_refuses_nobody_for_longer_than_a_minute(key: str, clock: HandClock) -> None:
+    client = connect(shared_redis().url, 5.0)
+    limiter = SharedLimiter(client, LocalLimiter(clock.now), timeout=5.0, now_ms=clock.now_ms)
+    limit = limits(requests=1, tokens=10)
+    await limiter.charge(await limiter.admit(key, limit), 10)
+    clock.forward(-3600)
+    await limiter.charge(await limiter.admit(key, limit), 10)
+    await refused(limiter, key, limit)
+    clock.forward(61)
+    await limiter.admit(key, limit)
+    await limiter.close()
+
+
+async def test_invented_addresses_are_bounded(clock: HandClock) -> None:
+    limiter = LocalLimiter(clock.now)
+    for number in range(MAX_ADDRESSES + 1_000):
+        await limiter.count_address(str(number), 1)
+    assert limiter.known == MAX_ADDRESSES
 
 
 async def test_what_is_idle_is_forgotten(clock: HandClock) -> None:

@@ -159,7 +159,7 @@ async def _until_admitted(house: Any) -> None:
 async def test_limits_by_address_take_the_address_the_gateway_saw(
     metadata: tuple[tuple[str, str], ...], refused: bool
 ) -> None:
-    async with running(ip_requests_per_minute=1) as house:
+    async with running(ip_requests_per_minute=1, trusted_proxies=("127.0.0.0/8",)) as house:
         await house.unary(metadata=(("x-forwarded-for", "10.0.0.1"),))
         call = house.unary(metadata=metadata)
         if refused:
@@ -167,6 +167,23 @@ async def test_limits_by_address_take_the_address_the_gateway_saw(
             assert reason(error) == "RATE_IP_LIMIT_EXCEEDED"
         else:
             await call
+
+
+@pytest.mark.parametrize("header", ["x-envoy-external-address", "x-forwarded-for"])
+@pytest.mark.parametrize("proxies", [(), ("10.0.0.0/8", "::1/128")])
+async def test_nobody_elses_word_for_an_address_is_believed(header: str, proxies: tuple[str, ...]) -> None:
+    async with running(ip_requests_per_minute=2, trusted_proxies=proxies) as house:
+        for last in (1, 2):
+            await house.unary(metadata=((header, f"10.0.0.{last}"),))
+        error = await failure(house.unary(metadata=((header, "10.0.0.3"),)))
+        assert reason(error) == "RATE_IP_LIMIT_EXCEEDED"
+
+
+async def test_two_keys_in_one_call_are_no_key(keyed: dict[str, Any]) -> None:
+    async with running(**keyed) as house:
+        await house.unary(metadata=bearer())
+        for both in (bearer() * 2, (*bearer(new_key()), *bearer())):
+            assert reason(await failure(house.unary(metadata=both))) == "AUTH_INVALID_FORMAT"
 
 
 async def test_a_callers_own_address_counts_without_a_gateway() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
+import orjson
 import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,8 +16,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from searchfoundation.v1 import ops_pb2, ops_pb2_grpc
 
 from services.core.access import AccessControl
+from services.core.access.control import Check
 from services.core.call import Call
 from services.core.serving import PortInUseError, Server, StopReason
+from services.core.serving.ready import ReadyServicer
 from tests.servers import free_port
 from tests.serving.probe import Probe, ProbeEngine, Running, failure, reason, running, settings, trailers
 
@@ -215,3 +219,42 @@ async def test_the_first_reason_to_stop_counts() -> None:
         house.server.request_stop(StopReason.TERMINATED)
         house.server.request_stop(StopReason.ENGINE_FAILED)
         assert await house.server.wait() is StopReason.TERMINATED
+
+
+async def test_reflection_can_be_switched_off() -> None:
+    async with running(reflection=False) as house:
+        for version in ("v1", "v1alpha"):
+            path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
+            error = await failure(house.channel.stream_unary(path)(iter([b""])))
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@dataclass
+class Pings:
+    """Access of which only the looks at what it stands on are real."""
+
+    down: set[str]
+    asked: int = 0
+
+    async def ping(self) -> dict[str, Check]:
+        self.asked += 1
+        return {name: Check(ok=name not in self.down, detail="away") for name in ("database", "redis")}
+
+
+@pytest.mark.parametrize(
+    ("down", "status"),
+    [
+        (set(), "ok"),
+        ({"redis"}, "degraded"),
+        ({"database"}, "unavailable"),
+        ({"database", "redis"}, "unavailable"),
+    ],
+)
+async def test_readiness_tells_what_calls_can_do_without(down: set[str], status: str) -> None:
+    pings = Pings(down)
+    servicer = ReadyServicer(lambda: True, pings)  # type: ignore[arg-type]
+    for _ in range(50):
+        answer = orjson.loads((await servicer.Ready(ops_pb2.ReadyRequest(), None)).data)  # type: ignore[arg-type]
+        assert answer["status"] == status
+        assert answer["checks"]["redis"] == ("unavailable: away" if "redis" in down else "ok")
+    assert pings.asked < 50, "an answer is given again for a moment"

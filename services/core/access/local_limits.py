@@ -26,6 +26,9 @@ from services.core.access.principal import Limits
 _SLOTS = WINDOW_MS // SLOT_MS
 _SWEEP_MS = WINDOW_MS
 
+MAX_ADDRESSES = 65_536
+"""Remembered at a time; beyond, the one that came first is forgotten."""
+
 
 class SlidingWindow:
     """Sum of the uses of the last minute, kept as (slot, count) pairs: exact to one slot, never too low."""
@@ -143,6 +146,8 @@ class LocalLimiter:
         window = self._addresses.get(address)
         if window is None:
             self._sweep(now_ms)
+            if len(self._addresses) >= MAX_ADDRESSES:
+                del self._addresses[next(iter(self._addresses))]
             window = self._addresses[address] = SlidingWindow()
         used = window.used(now_ms)
         if used >= limit:

@@ -17,7 +17,14 @@ local function parse(entry)
 end
 
 local function used(key, now)
-  local oldest = math.floor(now / SLOT_MS) - SLOTS
+  local current = math.floor(now / SLOT_MS)
+  local oldest = current - SLOTS
+  -- Slots that lie ahead are from before the clock was set back: nobody would ever see them pass.
+  local tail = redis.call('LINDEX', key, -1)
+  while tail and parse(tail) > current + 1 do
+    redis.call('RPOP', key)
+    tail = redis.call('LINDEX', key, -1)
+  end
   local head = redis.call('LINDEX', key, 0)
   while head do
     local slot, before = parse(head)

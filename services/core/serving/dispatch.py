@@ -50,20 +50,24 @@ class Dispatcher(grpc.GenericRpcHandler):
                 capability.name, path, handler, capability.max_body_bytes
             )
 
-    def add_public(self, health: Health, ready: ReadyServicer, service_names: Sequence[str]) -> None:
-        """Serve health, readiness and reflection, without a key and outside the pipeline."""
+    def add_public(
+        self, health: Health, ready: ReadyServicer, service_names: Sequence[str], *, reflect: bool
+    ) -> None:
+        """Serve health, readiness and, if wanted, reflection, without a key and outside the pipeline."""
 
         def register(server: grpc.aio.Server) -> None:
             health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
             ops_pb2_grpc.add_OpsServiceServicer_to_server(ready, server)
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-                reflection.aio.ReflectionServicer((*service_names, reflection.SERVICE_NAME)), server
-            )
+            if reflect:
+                reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+                    reflection.aio.ReflectionServicer((*service_names, reflection.SERVICE_NAME)), server
+                )
 
         for path, handler in _registered(register).items():
             self._handlers[path] = self._until_closing(handler)
-        # Both versions of reflection are the same bytes on the wire; new tools ask for v1 first.
-        self._handlers[_REFLECTION_V1] = self._handlers[_REFLECTION_V1ALPHA]
+        if reflect:
+            # Both versions of reflection are the same bytes on the wire; new tools ask for v1 first.
+            self._handlers[_REFLECTION_V1] = self._handlers[_REFLECTION_V1ALPHA]
 
     def close_public_streams(self) -> None:
         """End health watches and reflection streams, which would hold up a stopping server for ever."""

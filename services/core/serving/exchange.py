@@ -8,12 +8,15 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 from urllib.parse import unquote
 
 import grpc.aio
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
+from pydantic import IPvAnyNetwork
 
 from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
@@ -113,19 +116,23 @@ class Exchange:
             metadata += tuple(item for item in self.admission.headers().items() if item[0] not in present)
         await self.context.abort(error.spec.grpc_status, grpc_message(error), metadata)
 
-    def client_address(self, metadata: ArrivalMetadata) -> str:
-        """The caller's IP address: as the gateway saw it, or the peer's own.
+    def client_address(self, metadata: ArrivalMetadata, proxies: Sequence[IPvAnyNetwork]) -> str:
+        """The caller's IP address: as the gateway saw it where that is the peer, else the peer's own.
 
-        The last entry of ``x-forwarded-for`` is the gateway's; those before it are what a caller claims.
+        ``proxies`` are the networks of gateways. The last entry of ``x-forwarded-for`` is theirs; those
+        before it are what a caller claims.
         """
+        # ipv4:10.0.0.1:4242, ipv6:%5B::1%5D:4242, unix:...
+        peer = unquote(self.context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
+        if not _lies_in(peer, tuple(proxies)):
+            return peer
         for key, value in metadata:
             if key == "x-envoy-external-address" and isinstance(value, str):
                 return value
         for key, value in metadata:
             if key == "x-forwarded-for" and isinstance(value, str):
                 return value.rpartition(",")[2].strip()
-        # ipv4:10.0.0.1:4242, ipv6:%5B::1%5D:4242, unix:...
-        return unquote(self.context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
+        return peer
 
     def let_go(self) -> None:
         """Count what the call has sent out of the bytes held."""
@@ -171,6 +178,17 @@ class Exchange:
         )
 
 
+@lru_cache(maxsize=4096)
+def _lies_in(address: str, networks: tuple[IPvAnyNetwork, ...]) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return any(ip in network for network in networks)
+
+
 arrived_with: ContextVar[ArrivalMetadata] = ContextVar("arrived_with")
 """The metadata of the call, kept from the look-up of its handler, since each call of
 ``context.invocation_metadata()`` makes all of it anew."""
@@ -184,5 +202,6 @@ def begin(route: Route, context: Context, metadata: ArrivalMetadata, bodies: Bod
         if key == "x-request-id":
             request_id = value if isinstance(value, str) and _sane_request_id(value) else ""
         elif key == "authorization" and isinstance(value, str):
-            authorization = value
+            # Several are joined, as the gateway does it, and are then no key.
+            authorization = value if authorization is None else f"{authorization}, {value}"
     return Exchange(route, context, Call(request_id=request_id or uuid.uuid4().hex), authorization, bodies)

@@ -49,8 +49,14 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(_clean(line), default=str).decode()
 
 
+def _is_no_header(record: logging.LogRecord) -> bool:
+    """Whether a record is not gRPC's stack over a header that is no UTF-8: a caller's, which nobody reads."""
+    return not str(record.msg).startswith("Invalid encoding on")
+
+
 def configure(level: str) -> None:
     """Send all of Python's logging to standard error as JSON lines of at least ``level``."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

@@ -67,6 +67,7 @@ class Pipeline:
         self._tracing = tracing
         self._timeout = settings.request_timeout_seconds
         self._limit = settings.max_concurrent_calls
+        self._proxies = settings.trusted_proxies
         self._limits_addresses = settings.ip_requests_per_minute is not None
         self.bodies = Bodies(RequestLimits.of(settings))
         self._deadlines = Deadlines()
@@ -201,7 +202,9 @@ class Pipeline:
 
     async def _admitted(self, exchange: Exchange, work: Work) -> bytes | None:
         call = exchange.call
-        address = exchange.client_address(arrived_with.get()) if self._limits_addresses else None
+        address = None
+        if self._limits_addresses:
+            address = exchange.client_address(arrived_with.get(), self._proxies)
         principal = await self._access.authenticate(exchange.authorization, address)
         call.tenant = principal.key_id
         call.tier = principal.tier

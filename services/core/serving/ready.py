@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,13 @@ from searchfoundation.v1 import ops_pb2, ops_pb2_grpc
 from services.core.serving.doors import Access
 from services.core.serving.rest import encode
 
-OK, UNAVAILABLE = "ok", "unavailable"
+OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 PING_SECONDS = 1.5
+KEEP_SECONDS = 1.0
+"""An answer is given again for this long: nobody needs a key to ask, and each look asks the database."""
+
+_DISPENSABLE = frozenset({"redis"})
+"""Without these calls are answered all the same."""
 
 
 class ReadyServicer(ops_pb2_grpc.OpsServiceServicer):
@@ -23,14 +29,29 @@ class ReadyServicer(ops_pb2_grpc.OpsServiceServicer):
     def __init__(self, engine_serves: Callable[[], bool], access: Access) -> None:
         self._engine_serves = engine_serves
         self._access = access
+        self._looking: asyncio.Task[dict[str, str]] | None = None
+        self._looked_at = 0.0
 
     async def Ready(  # noqa: N802
         self,
         request: ops_pb2.ReadyRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> httpbody_pb2.HttpBody:
-        """Check everything now; ``status`` comes first, where the gateway looks for it."""
-        checks: dict[str, Any] = {"engine": OK if self._engine_serves() else UNAVAILABLE}
+        """Check everything, what lies outside at most once a second; ``status`` comes first, for the gateway.
+
+        ``degraded`` is a process that serves without something.
+        """
+        if self._looking is None or time.monotonic() > self._looked_at + KEEP_SECONDS:
+            self._looking = asyncio.create_task(self._look())
+            self._looked_at = time.monotonic()
+        checks = {"engine": OK if self._engine_serves() else UNAVAILABLE}
+        checks |= await asyncio.shield(self._looking)
+        failed = {name for name, value in checks.items() if value != OK}
+        status = UNAVAILABLE if failed - _DISPENSABLE else DEGRADED if failed else OK
+        return encode({"status": status, "checks": checks})
+
+    async def _look(self) -> dict[str, str]:
+        checks: dict[str, str] = {}
         try:
             async with asyncio.timeout(PING_SECONDS):
                 pings = await self._access.ping()
@@ -39,5 +60,4 @@ class ReadyServicer(ops_pb2_grpc.OpsServiceServicer):
         else:
             for name, check in pings.items():
                 checks[name] = OK if check.ok else f"{UNAVAILABLE}: {check.detail}"
-        status = OK if all(value == OK for value in checks.values()) else UNAVAILABLE
-        return encode({"status": status, "checks": checks})
+        return checks

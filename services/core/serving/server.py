@@ -94,7 +94,8 @@ class Server:
         self._reason = loop.create_future()
         for capability in self._capabilities:
             self._dispatcher.add_capability(capability)
-        self._dispatcher.add_public(self._health, self._ready, self._names)
+        reflect = self._settings.reflection
+        self._dispatcher.add_public(self._health, self._ready, self._names, reflect=reflect)
         await self._health.begin()
         largest = max(capability.max_body_bytes for capability in self._capabilities)
         self._grpc = grpc.aio.server(options=_options(self._settings, largest, self._share_port))
