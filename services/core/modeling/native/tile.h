@@ -19,7 +19,7 @@ enum { VECTORS = 4 };
 #else
 enum { VECTORS = 2 };
 #endif
-enum { PANEL = VECTORS * LANES, TILE_ROWS = 6, AHEAD = 32 };
+enum { PANEL = VECTORS * LANES, TILE_ROWS = 6, AHEAD = 2048 / PANEL }; /* steps that are fetched ahead: 8 KiB */
 
 /* How elements are stored, and what their number in an inner dimension must be a multiple of. */
 #ifdef BF16_PRODUCTS
