@@ -10,7 +10,8 @@ from typing import Any
 
 from gateway.topology import Topology
 
-_VENDOR_IN_PATH = "((jina-ai|jinaai)(/|%2[Ff]))?"
+_SLASH = "(/|%2[Ff])"
+_VENDORS = ("jina-ai", "jinaai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,10 @@ def documents(
     if openapi is not None:
         yield Document(_json(openapi), path="/openapi.json")
     for model, info in zip(topology.models, infos, strict=True):
-        yield Document(_json(info), pattern=f"/v1/models/{_VENDOR_IN_PATH}{re.escape(model)}")
+        owner, _, name = str(info["hugging_face_id"]).rpartition("/")
+        vendors = {*_VENDORS, owner} if owner and name == model else set(_VENDORS)
+        vendor = f"(({'|'.join(map(re.escape, sorted(vendors)))}){_SLASH})?"
+        yield Document(_json(info), pattern=f"/v1/models/{vendor}{re.escape(model)}")
 
 
 def _json(value: Any) -> str:

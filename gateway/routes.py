@@ -34,7 +34,8 @@ _LUA = "envoy.filters.http.lua"
 _READ_METHODS = ("GET", "HEAD")
 _MAKES_URLS = "/v1/batch/embeddings"
 _VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
-_MODEL_PREFIX = "((jina-ai|jinaai)/)?"
+# Whose model it is; the services know the repositories.
+_MODEL_PREFIX = "([^/]+/)?"
 _GRPC_HEADERS = (
     "grpc-status",
     "grpc-message",

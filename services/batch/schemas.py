@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from services.core.catalog.types import ModelSpec
-from services.core.requests.fields import Whole, class_name, clean_url, without_default
+from services.core.requests.fields import Flag, Whole, class_name, clean_url, without_default
 
 MAX_INLINE_LINES = 10_000
 SCHEMES = ("https", "http", "s3", "gs")
@@ -91,7 +91,7 @@ def task_of(spec: ModelSpec, asked: str | None) -> str | None:
 def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if spec.normalize_choice:
-        fields["normalized"] = (bool | None, Field(True, description="Scale vectors to length 1."))
+        fields["normalized"] = (Flag, Field(True, description="Scale vectors to length 1."))
     if spec.matryoshka or spec.dimension_choices:
         fields["dimensions"] = (
             _dimensions(spec) | None,

@@ -21,6 +21,8 @@ ENCODINGS = {
     common_pb2.VECTOR_ENCODING_FLOAT32_BYTES: Encoding.BASE64,
     common_pb2.VECTOR_ENCODING_BINARY: Encoding.BINARY,
     common_pb2.VECTOR_ENCODING_UBINARY: Encoding.UBINARY,
+    common_pb2.VECTOR_ENCODING_INT8: Encoding.INT8,
+    common_pb2.VECTOR_ENCODING_UINT8: Encoding.UINT8,
 }
 _ROLES = {
     int(common_pb2.INPUT_ROLE_QUERY): InputType.QUERY,

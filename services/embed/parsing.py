@@ -9,6 +9,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, InputType, ModelSpec
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
+from services.embed.spellings import Spellings
 from services.embed.types import EmbedRequest
 
 
@@ -16,11 +17,11 @@ class RequestParser:
     """Checks requests for the models that a process serves."""
 
     def __init__(self, catalog: Catalog, served: Iterable[ModelSpec], *, max_items: int) -> None:
-        schemas = {
-            spec.id: request_schema(spec, max_items) for spec in served if spec.supports(Capability.EMBED)
-        }
+        specs = [spec for spec in served if spec.supports(Capability.EMBED)]
+        schemas = {spec.id: request_schema(spec, max_items) for spec in specs}
+        translate = {spec.id: Spellings(spec).translate for spec in specs}
         # The hosted API speaks of the whole request when a list has the wrong length.
-        self._schemas = ModelSchemas(catalog, schemas, whole=INPUT_NAMES)
+        self._schemas = ModelSchemas(catalog, schemas, whole=INPUT_NAMES, translate=translate)
 
     def parse(self, fields: dict[str, Any], locate: Locate = rest_location) -> EmbedRequest:
         """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does."""

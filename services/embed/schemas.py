@@ -6,7 +6,7 @@ not have are ignored like all unknown ones; ``null`` stands for the default.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import (
     AliasChoices,
@@ -20,11 +20,11 @@ from pydantic import (
 )
 
 from services.core.catalog.types import ModelSpec, OutputKind
-from services.core.requests.fields import Whole, class_name, without_default
+from services.core.requests.fields import Flag, Whole, class_name, without_default
 from services.embed.inputs import input_field
 from services.embed.types import Encoding
 
-EncodingName = Literal["float", "base64", "binary", "ubinary"]
+EncodingName = Literal["float", "base64", "binary", "ubinary", "int8", "uint8"]
 EncodingNames = Annotated[list[EncodingName], Field(min_length=1)]
 
 INPUT_NAMES = ("input", "texts", "content")
@@ -32,7 +32,7 @@ INPUT_NAMES = ("input", "texts", "content")
 
 _one_encoding: TypeAdapter[Any] = TypeAdapter(EncodingName)
 _many_encodings: TypeAdapter[Any] = TypeAdapter(EncodingNames)
-_BY_NAME = {encoding.value: (encoding,) for encoding in Encoding}
+_BY_NAME = {name: (Encoding(name),) for name in get_args(EncodingName)}
 
 
 _ENCODING_NAMES = AliasChoices("embedding_type", "encoding_format", "encoding_type", "embedding_types")
@@ -49,11 +49,13 @@ def _parse_numbers(value: object) -> tuple[Encoding, ...]:
 def _parse_encodings(value: object) -> tuple[Encoding, ...]:
     if value is None:
         return (Encoding.FLOAT,)
-    if type(value) is str and value in _BY_NAME:
-        return _BY_NAME[value]
+    if type(value) is str and (known := _BY_NAME.get(value)):
+        return known
     if isinstance(value, list):
         names = cast("list[str]", _many_encodings.validate_python(value))
         return tuple(dict.fromkeys(map(Encoding, names)))
+    if isinstance(value, tuple):  # no JSON is one: it stands for another vendor's words
+        return cast("tuple[Encoding, ...]", value)
     return _BY_NAME[_one_encoding.validate_python(value)]
 
 
@@ -68,9 +70,10 @@ class EmbeddingRequest(BaseModel):
     ] = Field(
         (Encoding.FLOAT,),
         validation_alias=_ENCODING_NAMES,
-        description="How vectors are written: numbers, base64 of little-endian float32, or one bit per "
-        "component as bytes minus 128 (`binary`) or as bytes (`ubinary`). With several, `embedding` holds "
-        "the first and `embeddings_by_type` all of them.",
+        description="How vectors are written: numbers, base64 of little-endian float32, one bit per "
+        "component as bytes minus 128 (`binary`) or as bytes (`ubinary`), or one byte per component, scaled "
+        "so that the largest of a vector is 127 (`int8`), or the same plus 128 (`uint8`). With several, "
+        "`embedding` holds the first and `embeddings_by_type` all of them.",
         json_schema_extra={"default": Encoding.FLOAT.value},
     )
 
@@ -120,7 +123,7 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
         )
     if spec.late_chunking:
         fields["late_chunking"] = (
-            bool | None,
+            Flag,
             Field(
                 False,
                 description="Read all texts as one, so that each vector knows its neighbours; together they "
@@ -129,7 +132,7 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
         )
     if spec.truncate_choice:
         fields["truncate"] = (
-            bool | None,
+            Flag,
             Field(
                 False,
                 validation_alias=AliasChoices("truncate", "truncation"),
@@ -138,7 +141,7 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
         )
     if spec.normalize_choice:
         fields["normalized"] = (
-            bool | None,
+            Flag,
             Field(True, description="Scale vectors to length 1."),
         )
     if spec.matryoshka or spec.dimension_choices:
@@ -160,7 +163,7 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
                 None,
                 validation_alias=AliasChoices("task", "task_type"),
                 json_schema_extra=shown,
-                description="What the vectors are for.",
+                description="What the vectors are for. Gemini's `task_type` means the nearest of these.",
             ),
         )
     return fields

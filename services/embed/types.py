@@ -21,6 +21,18 @@ class Encoding(StrEnum):
     """Little-endian float32; raw bytes where the wire can carry them, base64 in JSON."""
     BINARY = "binary"
     UBINARY = "ubinary"
+    INT8 = "int8"
+    UINT8 = "uint8"
+    BINARY_BASE64 = "binary_base64"
+    """The bytes of the numbers in base64, as Voyage's clients ask for them; of the three below likewise."""
+    UBINARY_BASE64 = "ubinary_base64"
+    INT8_BASE64 = "int8_base64"
+    UINT8_BASE64 = "uint8_base64"
+
+    @property
+    def numbers(self) -> Encoding:
+        """The same without base64."""
+        return Encoding(self.value.removesuffix("_base64"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SkipValidation, create_model
 
 from services.core.catalog.types import ModelSpec
-from services.core.requests.fields import Whole, class_name, without_default
+from services.core.requests.fields import Flag, Whole, class_name, without_default
 from services.rerank.items import documents_field, query_field
 
 
@@ -26,8 +26,8 @@ class RerankingRequest(BaseModel):
         json_schema_extra=without_default,
         description="Return only the best results, this many. All when unset.",
     )
-    return_documents: bool | None = Field(True, description="Whether results carry their document.")
-    truncation: bool | None = Field(
+    return_documents: Flag = Field(True, description="Whether results carry their document.")
+    truncation: Flag = Field(
         True,
         validation_alias=AliasChoices("truncation", "truncate"),
         description="Cut a query or document that is too long instead of refusing it.",
@@ -67,7 +67,7 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
         )
     if spec.return_embeddings_choice:
         fields["return_embeddings"] = (
-            bool | None,
+            Flag,
             Field(False, description="Whether results carry the vector of their document."),
         )
     return fields

@@ -148,7 +148,7 @@ async def test_options_of_a_line_are_those_of_the_job_or_its_error(system: Syste
         ({"task": 7}, "task"),
         ({"dimensions": 0}, "dimensions"),
         ({"dimensions": 769}, "dimensions"),
-        ({"dimensions": "64"}, "dimensions"),
+        ({"dimensions": "wide"}, "dimensions"),
         ({"normalized": "no"}, "normalized"),
     ],
 )

@@ -203,6 +203,7 @@ async def test_validation_error_over_rest(rig: Rig) -> None:
         "detail": f"Validation error: '{field}' {message}",
         "code": "VALIDATION_ERROR",
         "request_id": body["request_id"],
+        "error": body["error"],
         "errors": [
             {
                 "field": field,

@@ -35,7 +35,7 @@ def paths(model: str, *inputs: common_pb2.Content, **options: object) -> list[st
 
 def test_every_encoding_has_a_number() -> None:
     assert set(messages.ENCODINGS) == set(common_pb2.VectorEncoding.values())
-    assert set(messages.ENCODINGS.values()) == set(Encoding)
+    assert set(messages.ENCODINGS.values()) == {encoding.numbers for encoding in Encoding}
 
 
 def test_options_reach_the_request() -> None:

@@ -87,7 +87,7 @@ V3 = {"model": "jina-embeddings-v3"}
         {**MINILM, "input": "a", "dimensions": 385},
         {**MINILM, "input": "a", "dimensions": 0},
         {**MINILM, "input": "a", "dimensions": 2.0},
-        {**MINILM, "input": "a", "dimensions": "2"},
+        {**MINILM, "input": "a", "dimensions": "two"},
         {**MINILM, "input": "a", "dimensions": None},
         {**MINILM, "input": "a", "normalized": None},
         {**MINILM, "input": "a", "normalized": 1},

@@ -21,7 +21,7 @@ SERVED = CATALOG.select([MINILM, V2, V3, CODE, COLBERT, "jina-reranker-v2-base-m
 PARSER = RequestParser(CATALOG, SERVED, max_items=8)
 
 ITEM = "Input should be a string or an object with 'text'"
-ENCODING = "Input should be 'float', 'base64', 'binary' or 'ubinary'"
+ENCODING = "Input should be 'float', 'base64', 'binary', 'ubinary', 'int8' or 'uint8'"
 TOKEN_IDS = (
     "Arrays of token ids are not supported. Send the text itself "
     "(with LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False)."
@@ -101,6 +101,121 @@ def test_fields_reach_the_request() -> None:
 )
 def test_names_of_other_vendors(alias: str, value: Any, name: str, parsed: Any) -> None:
     assert getattr(PARSER.parse({"model": V3, "input": "a", alias: value}), name) == parsed
+
+
+MANY_WORDS = [
+    ("query", "retrieval.query", "nl2code.query"),
+    ("document", "retrieval.passage", "nl2code.passage"),
+    ("search_query", "retrieval.query", "nl2code.query"),
+    ("search_document", "retrieval.passage", "nl2code.passage"),
+    ("classification", "classification", None),
+    ("clustering", "separation", None),
+]
+GEMINI = [
+    ("RETRIEVAL_QUERY", "retrieval.query", "nl2code.query"),
+    ("RETRIEVAL_DOCUMENT", "retrieval.passage", "nl2code.passage"),
+    ("QUESTION_ANSWERING", "retrieval.query", "qa.query"),
+    ("FACT_VERIFICATION", "retrieval.query", "nl2code.query"),
+    ("CODE_RETRIEVAL_QUERY", "retrieval.query", "nl2code.query"),
+    ("SEMANTIC_SIMILARITY", "text-matching", None),
+    ("CLASSIFICATION", "classification", None),
+    ("CLUSTERING", "separation", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "word", "of_v3", "of_code"),
+    [
+        *(("input_type", *row) for row in MANY_WORDS),
+        *(("task_type", *row) for row in GEMINI),
+        *(("task", *row) for row in GEMINI),
+        ("prompt_name", "query", "retrieval.query", "nl2code.query"),
+        ("prompt_name", "passage", "retrieval.passage", "nl2code.passage"),
+    ],
+)
+def test_what_others_say_of_the_use_of_vectors(
+    field: str, word: str, of_v3: str, of_code: str | None
+) -> None:
+    assert parse(model=V3, input="a", **{field: word}).task == of_v3
+    if of_code is not None:
+        assert parse(model=CODE, input="a", **{field: word}).task == of_code
+    else:
+        path = f"body -> {CODE} -> {field}"
+        ((place, kind, message),) = errors({"model": CODE, "input": "a", field: word})
+        assert (place, kind) == (path, "literal_error")
+        assert word in message
+
+
+def test_no_task_is_the_default() -> None:
+    assert parse(model=V3, input="a", task_type="TASK_TYPE_UNSPECIFIED").task is None
+    assert parse(model=V3, input="a", input_type=None, prompt_name=None).task is None
+
+
+def test_our_own_word_wins() -> None:
+    assert parse(model=V3, input="a", task="separation", input_type="query").task == "separation"
+
+
+def test_sides_of_a_model_without_tasks() -> None:
+    for word, side in [("query", "query"), ("search_query", "query"), ("search_document", "document")]:
+        assert parse(model=COLBERT, input="a", input_type=word).role.value == side
+    assert errors({"model": COLBERT, "input": "a", "input_type": "clustering"})
+
+
+@pytest.mark.parametrize("model", [MINILM, V2])
+def test_a_model_whose_sides_are_one(model: str) -> None:
+    plain = parse(model=model, input="a")
+    for word in ("query", "document", "search_query", "search_document", "classification", "clustering"):
+        assert parse(model=model, input="a", input_type=word) == plain
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "word"),
+    [
+        (MINILM, "input_type", "image"),
+        (MINILM, "input_type", "Query"),
+        (MINILM, "prompt_name", "query"),
+        (V3, "input_type", "passage"),
+        (V3, "input_type", 3),
+        (V3, "prompt_name", "s2p_query"),
+        (V3, "task_type", "RETRIEVAL"),
+        (COLBERT, "input_type", "image"),
+    ],
+)
+def test_words_that_mean_nothing_are_refused(model: str, field: str, word: Any) -> None:
+    ((place, kind, _),) = errors({"model": model, "input": "a", field: word})
+    assert kind == "literal_error"
+    assert place.startswith(
+        f"body -> {model} -> task" if field == "task_type" else f"body -> {model} -> {field}"
+    )
+
+
+@pytest.mark.parametrize("kind", ["float", "int8", "uint8", "binary", "ubinary"])
+def test_voyages_kinds_of_numbers(kind: str) -> None:
+    assert parse(model=MINILM, input="a", output_dtype=kind).encodings == (Encoding(kind),)
+    packed = parse(model=MINILM, input="a", output_dtype=kind, encoding_format="base64").encodings
+    assert packed == (Encoding.BASE64 if kind == "float" else Encoding(f"{kind}_base64"),)
+
+
+@pytest.mark.parametrize("kind", ["int4", "base64", "int8_base64", 8, []])
+def test_kinds_of_numbers_that_are_none(kind: Any) -> None:
+    for format in (None, "base64"):
+        body = {"model": MINILM, "input": "a", "output_dtype": kind, "encoding_format": format}
+        assert [place for place, _, _ in errors(body)] == [f"body -> {MINILM} -> output_dtype"]
+
+
+def test_numbers_and_flags_as_low_code_tools_write_them() -> None:
+    asked = parse(model=V3, input="a", dimensions="64", normalized="false", truncate=1, late_chunking="0")
+    assert (asked.dimensions, asked.normalized, asked.truncate, asked.late_chunking) == (
+        64,
+        False,
+        True,
+        False,
+    )
+
+
+def test_the_name_of_a_repository() -> None:
+    assert parse(model="sentence-transformers/all-MiniLM-L6-v2", input="a").model == MINILM
+    assert parse(model="jinaai/jina-embeddings-v3", input="a").model == V3
 
 
 @pytest.mark.parametrize("alias", ["texts", "content"])
@@ -206,11 +321,11 @@ def test_requests_without_a_model(body: dict[str, Any], expected: tuple[str, str
         ({"input": [101, 2023, 102]}, ["input"], "token_ids_not_supported", TOKEN_IDS),
         ({"input": [[101, 102], [101, 102]]}, ["input"], "token_ids_not_supported", TOKEN_IDS),
         ({"input": ["a", [101, 102]]}, ["input"], "token_ids_not_supported", TOKEN_IDS),
-        ({"embedding_type": "int8"}, ["embedding_type"], "literal_error", ENCODING),
+        ({"embedding_type": "int3"}, ["embedding_type"], "literal_error", ENCODING),
         ({"embedding_type": 1}, ["embedding_type"], "literal_error", ENCODING),
         ({"embedding_type": {}}, ["embedding_type"], "literal_error", ENCODING),
-        ({"embedding_type": ["float", "int8"]}, ["embedding_type", 1], "literal_error", ENCODING),
-        ({"encoding_format": "int8"}, ["encoding_format"], "literal_error", ENCODING),
+        ({"embedding_type": ["float", "int8_base64"]}, ["embedding_type", 1], "literal_error", ENCODING),
+        ({"encoding_format": "int8_base64"}, ["encoding_format"], "literal_error", ENCODING),
         (
             {"embedding_type": []},
             ["embedding_type"],
@@ -221,9 +336,9 @@ def test_requests_without_a_model(body: dict[str, Any], expected: tuple[str, str
         ({"dimensions": 0}, ["dimensions"], "greater_than", "Input should be greater than 0"),
         ({"dimensions": -1}, ["dimensions"], "greater_than", "Input should be greater than 0"),
         ({"dimensions": 1.5}, ["dimensions"], "int_type", "Input should be a valid integer"),
-        ({"dimensions": "64"}, ["dimensions"], "int_type", "Input should be a valid integer"),
+        ({"dimensions": "64.5"}, ["dimensions"], "int_type", "Input should be a valid integer"),
         ({"dimensions": True}, ["dimensions"], "int_type", "Input should be a valid integer"),
-        ({"normalized": 1}, ["normalized"], "bool_type", "Input should be a valid boolean"),
+        ({"normalized": 2}, ["normalized"], "bool_type", "Input should be a valid boolean"),
         ({"truncate": "yes"}, ["truncate"], "bool_type", "Input should be a valid boolean"),
         ({"truncation": "yes"}, ["truncation"], "bool_type", "Input should be a valid boolean"),
     ],
@@ -281,5 +396,5 @@ def test_many_bad_items_are_not_all_named() -> None:
 
 
 def test_refused_values_are_shown() -> None:
-    error = refusal({"model": MINILM, "input": ["a", {"image": "x"}], "dimensions": "64"})
-    assert [e.input for e in error.field_errors] == [{"image": "x"}, "64"]
+    error = refusal({"model": MINILM, "input": ["a", {"image": "x"}], "dimensions": "many"})
+    assert [e.input for e in error.field_errors] == [{"image": "x"}, "many"]

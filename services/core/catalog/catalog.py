@@ -30,6 +30,7 @@ class Catalog:
         models = {spec.id: spec for spec in specs}
         entries = {name: _alias(name, target, models) for name, target in (aliases or {}).items()}
         self.models: Mapping[str, ModelSpec] = MappingProxyType({**models, **entries})
+        self._repositories = {spec.repository: spec for spec in models.values() if spec.repository}
 
     @classmethod
     def load(cls, extra: Path | None = None, aliases: Mapping[str, str] | None = None) -> Catalog:
@@ -47,8 +48,8 @@ class Catalog:
         return cls(specs.values(), named)
 
     def get(self, name: str) -> ModelSpec | None:
-        """The entry of an id or alias, with or without Jina's prefix; None when there is none."""
-        return self.models.get(name) or self.models.get(canonical_id(name))
+        """The entry of an id, alias or repository, with or without Jina's prefix; None when there is none."""
+        return self.models.get(name) or self.models.get(canonical_id(name)) or self._repositories.get(name)
 
     def require(self, name: str) -> ModelSpec:
         """As ``get``, but raises ``CatalogError`` with the known ids."""

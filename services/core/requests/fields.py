@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -26,9 +26,30 @@ def clean_url(text: str) -> str:
     return f"{scheme.lower()}{separator}{rest}"
 
 
+_is_digits = re.compile(r"-?[0-9]{1,18}").fullmatch
+_FLAGS: dict[object, bool] = {
+    **dict.fromkeys(("true", "True", "TRUE", "1"), True),
+    **dict.fromkeys(("false", "False", "FALSE", "0"), False),
+}
+
+
 def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and _is_digits(value) else value
+
+
+def _flag(value: object) -> object:
+    if isinstance(value, str):
+        return _FLAGS.get(value, value)
+    return value == 1 if type(value) is int and value in (0, 1) else value
 
 
 Whole = BeforeValidator(_whole)
-"""JSON knows one kind of number: 256.0 is an integer there."""
+"""JSON knows one kind of number: 256.0 is an integer there. Forms and low-code tools send "256"."""
+
+Flag = Annotated[
+    bool | None,
+    BeforeValidator(_flag, json_schema_input_type=bool | Literal[tuple(_FLAGS)] | Literal[0, 1] | None),
+]
+"""A boolean, or what some clients write for one: "true", "false", 1, 0."""

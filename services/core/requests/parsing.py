@@ -16,6 +16,9 @@ S = TypeVar("S", bound=BaseModel)
 Locate = Callable[[str | None, Location], str]
 """From the model's id, once it is known, and a location in its schema to the path callers know a field by."""
 
+Translate = Callable[[dict[str, Any], Locate], dict[str, Any]]
+"""From the fields of a request to the same in our own words."""
+
 BODY = "body"
 SEPARATOR = " -> "
 
@@ -31,12 +34,19 @@ def rest_location(model: str | None, location: Location) -> str:
 class ModelSchemas(Generic[S]):
     """The request classes of a capability, by the id of the served model.
 
-    A wrong length of a field in ``whole`` is told as one of the whole request.
+    A wrong length of a field in ``whole`` is told as one of the whole request. ``translate`` puts what
+    other vendors' clients say to a model into the words of its schema first.
     """
 
     def __init__(
-        self, catalog: Catalog, schemas: Mapping[str, type[S]], *, whole: Sequence[str] = ()
+        self,
+        catalog: Catalog,
+        schemas: Mapping[str, type[S]],
+        *,
+        whole: Sequence[str] = (),
+        translate: Mapping[str, Translate] | None = None,
     ) -> None:
+        self._translate = translate or {}
         self._catalog = catalog
         self._schemas = schemas
         self._whole = whole
@@ -48,6 +58,8 @@ class ModelSchemas(Generic[S]):
         model that is unknown or not served here.
         """
         model = self._model(fields, locate)
+        if translate := self._translate.get(model):
+            fields = translate(fields, locate)
         return model, checked(self._schemas[model], fields, locate, model, whole=self._whole)
 
     def _model(self, fields: dict[str, Any], locate: Locate) -> str:
