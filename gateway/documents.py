@@ -10,6 +10,9 @@ from typing import Any
 
 from gateway.topology import Topology
 
+PREFIXES = ("/v1", "/openai/v1")
+"""Base URLs that clients of OpenAI are given; the second one has its files and batches, too."""
+
 _SLASH = "(/|%2[Ff])"
 _VENDORS = ("jina-ai", "jinaai")
 
@@ -30,14 +33,17 @@ def documents(
     for path in ("/health", "/live"):
         yield Document(_json({"status": "ok"}), path=path)
     infos = [model_infos[model] for model in topology.models]
-    yield Document(_json({"object": "list", "data": infos}), path="/v1/models")
+    listed = _json({"object": "list", "data": infos})
+    for prefix in PREFIXES:
+        yield Document(listed, path=f"{prefix}/models")
     if openapi is not None:
         yield Document(_json(openapi), path="/openapi.json")
     for model, info in zip(topology.models, infos, strict=True):
         owner, _, name = str(info["hugging_face_id"]).rpartition("/")
         vendors = {*_VENDORS, owner} if owner and name == model else set(_VENDORS)
         vendor = f"(({'|'.join(map(re.escape, sorted(vendors)))}){_SLASH})?"
-        yield Document(_json(info), pattern=f"/v1/models/{vendor}{re.escape(model)}")
+        names = f"({'|'.join(PREFIXES)})/models/{vendor}{re.escape(model)}"
+        yield Document(_json(info), pattern=names)
 
 
 def _json(value: Any) -> str:

@@ -8,7 +8,7 @@ local request_id = envoy_on_request
 
 function envoy_on_request(handle)
   request_id(handle)
-  local name = string.match(handle:headers():get(":path"), "^/v1/models/([^?]*)")
+  local name = string.match(handle:headers():get(":path"), "/v1/models/([^?]*)")
   name = string.gsub(name or "", "%%(%x%x)", unescape)
   handle:streamInfo():dynamicMetadata():set(NAMESPACE, UNKNOWN_MODEL, string.sub(name, 1, 128))
 end

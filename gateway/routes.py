@@ -9,7 +9,7 @@ from typing import Any
 from gateway.clusters import seconds
 from gateway.contract import RestCall, rest_calls, typed_services
 from gateway.cors import preflight_route
-from gateway.documents import Document
+from gateway.documents import PREFIXES, Document
 from gateway.replies import METADATA_NAMESPACE
 from gateway.scripts import GRPC_SCRIPT, HEAD_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
 from gateway.topology import Pool, Topology
@@ -27,7 +27,7 @@ BASE_URL_HEADER = "x-sf-base-url"
 METHOD_HEADER = "x-sf-method"
 """Tells a service that its caller wants the headers of an answer alone (HEAD)."""
 READY_PATH = "/ready"
-MODELS_PREFIX = "/v1/models/"
+MODELS_PREFIXES = tuple(f"{prefix}/models/" for prefix in PREFIXES)
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 _LUA = "envoy.filters.http.lua"
@@ -61,6 +61,7 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
     routes = [
         # A gRPC call is no REST call, whatever its path: without this the transcoder would let it pass.
         _no_such_rpc("/v1/"),
+        _no_such_rpc("/openai/"),
         *_rest_routes(topology),
         *grpc_routes(topology),
         _no_such_rpc("/"),
@@ -68,7 +69,7 @@ def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
         *(_document(document) for document in documents),
         _ready(),
         *_wrong_methods(topology, documents),
-        _unknown_model(),
+        *map(_unknown_model, MODELS_PREFIXES),
         _error({"prefix": "/"}, ErrorCode.ROUTE_NOT_FOUND),
     ]
     host: Config = {"name": "rest", "domains": ["*"], "routes": routes}
@@ -221,7 +222,8 @@ def _wrong_methods(topology: Topology, documents: tuple[Document, ...]) -> Itera
             yield _wrong_method(_path_match(document.path), _READ_METHODS)
     yield _wrong_method(_path_match(READY_PATH), _READ_METHODS)
     unread = {"name": ":method", "string_match": _regex("|".join(_READ_METHODS)), "invert_match": True}
-    yield _wrong_method({"prefix": MODELS_PREFIX, "headers": [unread]}, _READ_METHODS)
+    for prefix in MODELS_PREFIXES:
+        yield _wrong_method({"prefix": prefix, "headers": [unread]}, _READ_METHODS)
 
 
 def _wrong_method(match: Config, allowed: Iterable[str]) -> Config:
@@ -230,8 +232,8 @@ def _wrong_method(match: Config, allowed: Iterable[str]) -> Config:
     return route
 
 
-def _unknown_model() -> Config:
-    route = _error({"prefix": MODELS_PREFIX}, ErrorCode.ROUTE_NOT_FOUND)
+def _unknown_model(prefix: str) -> Config:
+    route = _error({"prefix": prefix}, ErrorCode.ROUTE_NOT_FOUND)
     route["typed_per_filter_config"] = {_LUA: _script(MODEL_SCRIPT)}
     return route
 

@@ -10,6 +10,7 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from gateway.openapi.batch import batch
 from gateway.openapi.classification import classification
+from gateway.openapi.openai import openai
 from gateway.openapi.own import own
 from gateway.openapi.parts import REF, Chapter, Document
 from gateway.openapi.ranking import embeddings, rerank
@@ -28,6 +29,7 @@ _TAGS = {
     "Rerank": "Order documents by their relevance to a query.",
     "Classification": "Sort texts under labels, known or learned.",
     "Batch Embeddings": "Embed many texts in the background.",
+    "OpenAI": "Files and batches for OpenAI's clients. `/openai/v1/embeddings` and `/models` answer as well.",
     "Models": "What this server runs.",
     "Health": "For load balancers and people.",
 }
@@ -81,6 +83,7 @@ def _chapters(
         yield classification(specs, max_classify_items)
     if specs := served.get(Capability.BATCH):
         yield batch(specs)
+        yield openai()
 
 
 def _schemas(chapters: Sequence[Chapter]) -> Document:

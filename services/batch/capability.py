@@ -13,6 +13,7 @@ from services.batch.grpc import BatchServicer
 from services.batch.inputs import JobInputs
 from services.batch.lines import LineReader
 from services.batch.metrics import BacklogGauges
+from services.batch.openai import OpenAIBatchServicer
 from services.batch.parsing import RequestParser
 from services.batch.periodic import repeat
 from services.batch.rest import BatchRestServicer
@@ -21,6 +22,7 @@ from services.batch.secrets import WebhookSecrets
 from services.batch.service import BatchService, Housekeeper
 from services.batch.sources import Sources
 from services.batch.table import JobTable
+from services.batch.uploads import Uploads
 from services.batch.webhook import Webhooks
 from services.batch.worker import Worker
 from services.core.access.balances import Balances
@@ -50,6 +52,7 @@ class BatchCapability:
     service_names = (
         batch_pb2.DESCRIPTOR.services_by_name["BatchService"].full_name,
         batch_rest_pb2.DESCRIPTOR.services_by_name["BatchRestService"].full_name,
+        batch_rest_pb2.DESCRIPTOR.services_by_name["OpenAIBatchRestService"].full_name,
     )
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
@@ -91,11 +94,14 @@ class BatchCapability:
         self._loops: list[asyncio.Task[None]] = []
         self._typed = BatchServicer(parser, service, settings.public_url)
         self._rest = BatchRestServicer(parser, service, settings.public_url)
+        self._uploads = Uploads(settings, database, table, store, files)
+        self._openai = OpenAIBatchServicer(parser, service, self._uploads)
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Register both services."""
         batch_pb2_grpc.add_BatchServiceServicer_to_server(self._typed, server)
         batch_rest_pb2_grpc.add_BatchRestServiceServicer_to_server(self._rest, server)
+        batch_rest_pb2_grpc.add_OpenAIBatchRestServiceServicer_to_server(self._openai, server)
 
     async def start(self) -> None:
         """Make the tables and take tasks; a database that is away is tried again."""
@@ -105,6 +111,7 @@ class BatchCapability:
             asyncio.create_task(repeat(work, seconds, self._closing))
             for work, seconds in (
                 (self._housekeeper.look, _LOOK_SECONDS),
+                (self._uploads.expire, _LOOK_SECONDS),
                 (self._gauges.read, _LOOK_SECONDS),
                 (self._worker.interrupt, _INTERRUPT_SECONDS),
             )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.batch.lines import Fault, Line, error_line, output_line
 from services.batch.table import Job
@@ -130,9 +130,15 @@ class ChunkEmbedder:
         return results
 
     async def _embed(self, job: Job, lines: Sequence[Line], results: Results) -> None:
+        """Embed the lines that ask for the same together."""
+        groups: dict[object, list[Line]] = {}
+        for line in lines:
+            groups.setdefault(_asked(line), []).append(line)
+        for group in groups.values():
+            await self._embed_alike(job, group, results)
+
+    async def _embed_alike(self, job: Job, lines: Sequence[Line], results: Results) -> None:
         """Embed lines together; if that cannot be, halves of them, down to the line that is to blame."""
-        if not lines:
-            return
         try:
             await self._run(job, lines, results)
             return
@@ -146,14 +152,14 @@ class ChunkEmbedder:
             results.errors[lines[0].number] = error_line(job.id, lines[0], fault)
             return
         middle = len(lines) // 2
-        await self._embed(job, lines[:middle], results)
-        await self._embed(job, lines[middle:], results)
+        await self._embed_alike(job, lines[:middle], results)
+        await self._embed_alike(job, lines[middle:], results)
 
     async def _run(self, job: Job, lines: Sequence[Line], results: Results) -> None:
         model = self._engine.embedder(job.model)
         requests = [line.request for line in lines if line.request is not None]
         first = requests[0]
-        options = EmbedOptions(first.task, first.truncate)
+        options = EmbedOptions(first.task, first.truncate, first.late_chunking)
         texts = [text for request in requests for text in request.texts]
         delay = _RETRY_SECONDS[0]
         while True:
@@ -178,3 +184,11 @@ class ChunkEmbedder:
             begin = end
             if line.number % GROUP == 0:
                 await asyncio.sleep(0)
+
+
+def _asked(line: Line) -> object:
+    """Give what a line has in common with those it may be embedded with."""
+    assert line.request is not None
+    # Texts that are read as one have nobody else among them.
+    alone = line.number if line.request.late_chunking else None
+    return replace(line.request, texts=(), encodings=()), alone

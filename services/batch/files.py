@@ -107,6 +107,8 @@ class Files:
 
     async def delete_input(self, job: Job) -> None:
         """Make room at once; what cannot be deleted now is when the job expires."""
+        if job.input_file is not None:  # its owner's
+            return
         with suppress(ObjectStoreError):
             await self._store.delete([input_key(job.id, job.input_name)])
 

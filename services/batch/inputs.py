@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.batch.keys import input_key
+from services.batch.keys import file_key, input_key
 from services.batch.lines import Line, LineReader, split_lines
 from services.batch.planning import TooManyLines, cut
 from services.batch.sources import SourceError
@@ -44,6 +44,11 @@ class Planned:
     length: int
 
 
+def input_of(job: Job, name: str | None) -> str:
+    """Give the key of a job's input, which may be a file that was uploaded before."""
+    return input_key(job.id, name) if job.input_file is None else file_key(job.input_file)
+
+
 class Inputs(Protocol):
     """Reads input files of callers."""
 
@@ -68,7 +73,7 @@ class JobInputs:
         was taken for dead may still be fetching when another has planned the job.
         """
         name = None if job.input_url is None else uuid.uuid4().hex[:12]
-        key = input_key(job.id, name)
+        key = input_of(job, name)
         length = job.input_bytes
         try:
             if job.input_url is not None:
@@ -90,7 +95,7 @@ class JobInputs:
 
     async def lines(self, job: Job, plan: Plan) -> list[Line]:
         """Read the lines of a chunk."""
-        key = input_key(job.id, job.input_name)
+        key = input_of(job, job.input_name)
         data = await self._store.get(key, plan.start, plan.length) if plan.length else b""
         given = split_lines(data, plan.place) if plan.length else [(plan.place, b"")]
         return [

@@ -20,6 +20,21 @@ def is_job_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def new_file_id() -> str:
+    """Make the id of an uploaded file."""
+    return f"file-{uuid.uuid4().hex}"
+
+
+def job_file_id(job_id: str, file: File) -> str:
+    """Give the id of a job's file beside the uploaded ones."""
+    return f"file-{job_id.removeprefix('batch_')}-{file}"
+
+
+def file_key(file_id: str) -> str:
+    """Give the key of an uploaded file."""
+    return f"files/{file_id}.jsonl"
+
+
 def folder(job_id: str) -> str:
     """Give what the keys of all files of a job begin with."""
     return f"batches/{job_id}"

@@ -12,8 +12,10 @@ import orjson
 from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from services.batch.openai_schemas import ENDPOINT
 from services.batch.schemas import task_of
 from services.batch.table import Job
+from services.batch.types import Form
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.preview import preview
@@ -92,6 +94,8 @@ class LineReader:
             return Line(number, place, custom_id, fault=Fault(_INVALID, str(refused)))
 
     def _request(self, job: Job, fields: dict[str, Any]) -> EmbedRequest:
+        if job.form is Form.OPENAI:
+            _check_call(fields)
         body = fields.get("body")
         if not isinstance(body, dict) or not any(name in body for name in INPUT_NAMES):
             raise _Refused("'body' should be an object with 'input'.")
@@ -104,9 +108,13 @@ class LineReader:
             checked = self._schemas[job.model].model_validate({**given, "model": job.model})
         except ValidationError as error:
             raise _Refused(_words(error)) from None
+        request = to_request(job.model, checked)
+        if job.form is Form.OPENAI:  # each line is a call of its own
+            self._compare(replace(request, truncate=True), spec, given, checked, lacked_only=True)
+            return replace(request, texts=tuple(request.texts))
         options = _options_of(job, spec)
         self._compare(options, spec, given, checked)
-        return replace(options, texts=to_request(job.model, checked).texts)
+        return replace(options, texts=request.texts)
 
     def _check_model(self, job: Job, body: Mapping[str, Any]) -> None:
         name = body.get("model", job.model)
@@ -118,13 +126,19 @@ class LineReader:
             raise _Refused(_differs("model", name, job.model))
 
     def _compare(
-        self, options: EmbedRequest, spec: ModelSpec, body: Mapping[str, Any], checked: EmbeddingRequest
+        self,
+        options: EmbedRequest,
+        spec: ModelSpec,
+        body: Mapping[str, Any],
+        checked: EmbeddingRequest,
+        *,
+        lacked_only: bool = False,
     ) -> None:
-        """Refuse an option of a line that is not the job's."""
+        """Refuse an option of a line that is not the job's, or only one that the model lacks."""
         line = to_request(options.model, checked)
         for name, names in self._known.items():
             given = next((each for each in names if each in body), None)
-            if given is None:
+            if given is None or (lacked_only and name in type(checked).model_fields):
                 continue
             attribute = _ATTRIBUTES.get(name, name)
             wanted = getattr(options, attribute, None)
@@ -134,6 +148,14 @@ class LineReader:
             if asked != wanted:
                 shown = [str(each) for each in wanted] if isinstance(wanted, tuple) else wanted
                 raise _Refused(_differs(given, body[given], shown))
+
+
+def _check_call(fields: Mapping[str, Any]) -> None:
+    """Refuse a line for another endpoint, as OpenAI's form names one in each."""
+    for name, wanted in (("method", "POST"), ("url", ENDPOINT)):
+        given = fields.get(name)
+        if given is not None and given != wanted:
+            raise _Refused(f"'{name}' is {_shown(given)}, and only {_shown(wanted)} is served.")
 
 
 def custom_id_of(data: bytes) -> str | None:

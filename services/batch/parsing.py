@@ -29,6 +29,10 @@ class RequestParser:
         """Ids of the models that jobs may name."""
         return tuple(self._specs)
 
+    def model(self, name: str) -> str:
+        """Give the id of the served model of a name; raises INPUT_MODEL_NOT_FOUND."""
+        return self._schemas.model({"model": name})
+
     def parse(self, fields: dict[str, Any], locate: Locate = rest_location) -> BatchRequest:
         """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does."""
         model, checked = self._schemas.check(fields, locate)
@@ -48,15 +52,16 @@ def parse_limit(text: str) -> int:
     """Read the length of a list; empty is the default, and more than there may be is the most."""
     if not text:
         return DEFAULT_LIMIT
-    return min(_whole_number(text, "limit", 1), MAX_LIMIT)
+    return min(whole_number(text, "limit", 1), MAX_LIMIT)
 
 
 def parse_offset(text: str) -> int:
     """Read how many bytes to leave out."""
-    return _whole_number(text, "offset", 0) if text else 0
+    return whole_number(text, "offset", 0) if text else 0
 
 
-def _whole_number(text: str, name: str, least: int) -> int:
+def whole_number(text: str, name: str, least: int) -> int:
+    """Read a number of a query; raises ``ServiceError`` VALIDATION_ERROR."""
     place = f"query -> {name}"
     if not (text.isascii() and text.lstrip("-").isdigit() and len(text) < 19):
         raise validation_error([FieldError(place, "Input should be a valid integer", "int_parsing", text)])

@@ -72,6 +72,20 @@ _WORKERS = Table(
     Column("id", String(200), primary_key=True),
     Column("seen", Double, nullable=False),
 )
+# Files that callers have uploaded, and those of the jobs made from them, which have a ``job_id``.
+_FILES = Table(
+    "batch_files",
+    MetaData(),
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("job_id", String(40)),
+)
+_FILES_BY_OWNER = Index("batch_files_by_owner", _FILES.c.owner, _FILES.c.created_at)
 # One row: what signs webhooks, the newest first, with spaces between; empty until it is first needed.
 _SECRETS = Table("batch_webhook_secrets", _V1, Column("secrets", Text, nullable=False))
 _BY_OWNER = Index("batch_jobs_by_owner", _JOBS.c.owner, _JOBS.c.created_at)
@@ -115,6 +129,17 @@ BATCH = Schema(
                 text("ALTER TABLE batch_jobs ADD COLUMN tier VARCHAR(64) NOT NULL DEFAULT ''"),
                 text("ALTER TABLE batch_jobs ADD COLUMN input_bytes BIGINT NOT NULL DEFAULT 0"),
                 text("ALTER TABLE batch_jobs ADD COLUMN file_bytes BIGINT NOT NULL DEFAULT 0"),
+            ),
+        ),
+        Migration(
+            6,
+            "uploaded files",
+            (
+                CreateTable(_FILES),
+                CreateIndex(_FILES_BY_OWNER),
+                text("ALTER TABLE batch_jobs ADD COLUMN form VARCHAR(16) NOT NULL DEFAULT 'own'"),
+                text("ALTER TABLE batch_jobs ADD COLUMN input_file VARCHAR(64)"),
+                text("ALTER TABLE batch_jobs ADD COLUMN metadata TEXT NOT NULL DEFAULT ''"),
             ),
         ),
     ),

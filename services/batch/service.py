@@ -17,7 +17,7 @@ from services.batch.jobs import JobEngine
 from services.batch.keys import input_key, is_job_id, new_job_id
 from services.batch.quotas import Usage, check
 from services.batch.table import Job, JobTable
-from services.batch.types import BatchRequest, BatchStatus, File, State
+from services.batch.types import BatchRequest, BatchStatus, File, Form, State
 from services.batch.worker import Worker, open_task
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
 from services.core.settings import Settings, Tier
@@ -61,7 +61,7 @@ class Download:
         except ObjectMissingError as error:
             raise file_not_found(self._batch_id, self._file) from error
         except ObjectStoreError as error:
-            raise _store_away() from error
+            raise store_away() from error
 
 
 class BatchService:
@@ -118,12 +118,15 @@ class BatchService:
             expires_at=now + self._expire_seconds,
             base_url=base_url,
             total=len(request.lines or ()),
+            form=request.form,
+            input_file=request.input_file,
+            metadata=request.metadata,
         )
         if request.lines is not None:
             try:
                 length = await self._store.put_stream(input_key(job.id), _written(request.lines))
             except ObjectStoreError as error:
-                raise _store_away() from error
+                raise store_away() from error
             job = replace(job, input_bytes=length)
         try:
             await self._table.create(
@@ -202,6 +205,14 @@ class BatchService:
             raise file_not_found(batch_id, file)
         return Download(batch_id, file, await self._files.open(job, file))
 
+    async def job(self, batch_id: str, owner: str) -> Job:
+        """Give a job as it is kept, expired as soon as its time is over."""
+        return _now(await self._find(batch_id, owner))
+
+    async def page(self, owner: str, form: Form, after: str | None, limit: int) -> list[Job]:
+        """Give the newest jobs of a form behind the job ``after``."""
+        return [_now(job) for job in await self._table.page(owner, form, after, limit)]
+
     async def _find(self, batch_id: str, owner: str) -> Job:
         job = await self._table.find(batch_id) if is_job_id(batch_id) else None
         if job is None or job.owner != owner:
@@ -212,7 +223,7 @@ class BatchService:
         try:
             return await self._files.status(job)
         except ObjectStoreError as error:
-            raise _store_away() from error
+            raise store_away() from error
 
 
 class Housekeeper:
@@ -241,6 +252,10 @@ class Housekeeper:
         await self._table.forget(now - self._FORGET_SECONDS)
 
 
+def _now(job: Job) -> Job:
+    return replace(job, state=State.EXPIRED) if job.expires_at <= time.time() else job
+
+
 async def _written(lines: Sequence[Any]) -> AsyncIterator[bytes]:
     for first in range(0, len(lines), _SLICE):
         part = lines[first : first + _SLICE]
@@ -248,5 +263,6 @@ async def _written(lines: Sequence[Any]) -> AsyncIterator[bytes]:
         await asyncio.sleep(0)
 
 
-def _store_away() -> ServiceError:
+def store_away() -> ServiceError:
+    """Say that files can be neither read nor written just now."""
     return ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -23,8 +23,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.batch.keys import job_file_id
 from services.batch.quotas import Usage
-from services.batch.types import RUNNING, State
+from services.batch.types import RUNNING, File, Form, State
 from services.core.access.booking import book
 from services.core.storage import Database
 
@@ -33,11 +34,15 @@ _JOB = (
     *("webhook_url", "webhook_tries", "webhook_ended", "state", "error", "base_url", "joined"),
     *("created_at", "completed_at", "expires_at"),
     *("chunks", "total", "completed", "failed", "total_tokens"),
-    *("tier", "input_bytes", "file_bytes"),
+    *("tier", "input_bytes", "file_bytes", "form", "input_file", "metadata"),
 )
 _CHUNK = (
     *("job_id", "number", "first", "lines", "start", "length", "faults", "place"),
     *("attempts", "tries", "done", "name", "output_bytes", "error_bytes"),
+)
+FILES = table(
+    "batch_files",
+    *map(column, ("id", "owner", "purpose", "filename", "bytes", "created_at", "expires_at", "job_id")),
 )
 _JOBS = table("batch_jobs", *map(column, _JOB))
 _CHUNKS = table("batch_chunks", *map(column, _CHUNK))
@@ -53,8 +58,25 @@ def _anything(usage: Usage) -> None:
     del usage
 
 
+OUTPUT_PURPOSE = "batch_output"
+"""Of the files that jobs make, of either kind."""
+
 UNPLANNED = -1
 """Chunks of a job whose lines have not been counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedFile:
+    """A row of ``batch_files``; one with a ``job_id`` is a file that the job made."""
+
+    id: str
+    owner: str
+    purpose: str
+    filename: str
+    bytes: int
+    created_at: float
+    expires_at: float
+    job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,9 @@ class Job:
     tier: str = ""
     input_bytes: int = 0
     file_bytes: int = 0
+    form: Form = Form.OWN
+    input_file: str | None = None
+    metadata: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +180,27 @@ class JobTable:
 
     async def create(self, job: Job, check: Check = _anything) -> None:
         """Store a new job, unless ``check`` of what its owner has already raises."""
-        row = {name: getattr(job, name) for name in _JOB} | {"state": job.state.value}
+        row = {name: getattr(job, name) for name in _JOB}
+        row |= {"state": job.state.value, "form": job.form.value}
         async with self._database.write() as connection:
             await _let_owner_in_alone(connection, job.owner)
             check(await _usage(connection, job.owner))
             await connection.execute(insert(_JOBS).values(row))
+
+    async def add_file(self, file: UploadedFile, check: Check) -> None:
+        """Note an uploaded file, unless ``check`` of what its owner has already raises."""
+        async with self._database.write() as connection:
+            await _let_owner_in_alone(connection, file.owner)
+            check(await _usage(connection, file.owner))
+            await connection.execute(insert(FILES).values(asdict(file)))
+
+    async def drop_file(self, file: UploadedFile) -> None:
+        """Note that a file's content is gone."""
+        async with self._database.write() as connection:
+            gone = await connection.execute(delete(FILES).where(FILES.c.id == file.id))
+            if gone.rowcount and file.job_id is not None:
+                change = update(_JOBS).where(_J.id == file.job_id)
+                await connection.execute(change.values(file_bytes=_J.file_bytes - file.bytes))
 
     async def usage(self, owner: str) -> Usage:
         """Sum up what an owner has stored and unfinished."""
@@ -181,8 +222,10 @@ class JobTable:
     async def stored_bytes(self) -> int:
         """Sum up the bytes of all owners."""
         async with self._database.read() as connection:
-            query = select(func.sum(_J.input_bytes + _J.file_bytes))
-            return int((await connection.execute(query)).scalar_one() or 0)
+            jobs = select(func.sum(_J.input_bytes + _J.file_bytes))
+            uploads = select(func.sum(FILES.c.bytes)).where(FILES.c.job_id.is_(None))
+            sums = [(await connection.execute(query)).scalar_one() for query in (jobs, uploads)]
+            return sum(int(figure or 0) for figure in sums)
 
     async def plan(
         self,
@@ -300,7 +343,10 @@ class JobTable:
         change = update(_JOBS).where(_J.id == job_id, _J.state.in_(_RUNNING))
         async with self._database.write() as connection:
             values = {"state": state.value, "completed_at": now, "error": error, "input_bytes": 0}
-            return bool((await connection.execute(change.values(values))).rowcount)
+            ended = bool((await connection.execute(change.values(values))).rowcount)
+            if ended:
+                await _list_files(connection, job_id, now)
+        return ended
 
     async def join(self, job_id: str) -> None:
         """Note that the parts of a job's files have been made into one object each."""
@@ -337,6 +383,22 @@ class JobTable:
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
+    async def page(self, owner: str, form: Form, after: str | None, limit: int) -> list[Job]:
+        """Give an owner's jobs of a form, newest first, behind the job ``after``."""
+        query = select(*_J).where(_J.owner == owner, _J.form == form.value)
+        if after is not None:
+            last = select(_J.created_at).where(_J.id == after).scalar_subquery()
+            query = query.where(or_(_J.created_at < last, and_(_J.created_at == last, _J.id > after)))
+        query = query.order_by(_J.created_at.desc(), _J.id).limit(limit)
+        async with self._database.read() as connection:
+            return [_job(row) for row in (await connection.execute(query)).mappings()]
+
+    async def uses(self, file_id: str) -> str | None:
+        """Give the id of an unfinished job that is made from a file."""
+        query = select(_J.id).where(_J.input_file == file_id, _J.state.in_(_RUNNING)).limit(1)
+        async with self._database.read() as connection:
+            return (await connection.execute(query)).scalar_one_or_none()
+
     async def backlog(self) -> Backlog:
         """Sum up the unfinished jobs of all owners."""
         done = _J.completed + _J.failed
@@ -361,6 +423,7 @@ class JobTable:
         change = update(_JOBS).where(_J.id == job_id)
         async with self._database.write() as connection:
             await connection.execute(delete(_CHUNKS).where(_C.job_id == job_id))
+            await connection.execute(delete(FILES).where(FILES.c.job_id == job_id))
             values: dict[str, Any] = {
                 "state": State.EXPIRED.value,
                 "completed_at": completed_at,
@@ -385,7 +448,33 @@ async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Usag
         func.sum(case((untold, 1), else_=0)),
         func.sum(_J.input_bytes + _J.file_bytes),
     ).where(_J.owner == owner, _J.id != but)
-    return Usage(*(int(figure or 0) for figure in (await connection.execute(query)).one()))
+    jobs, lines, webhooks, stored = (int(figure or 0) for figure in (await connection.execute(query)).one())
+    # What jobs have made is counted with them.
+    uploads = select(func.sum(FILES.c.bytes)).where(FILES.c.owner == owner, FILES.c.job_id.is_(None))
+    uploaded = int((await connection.execute(uploads)).scalar_one() or 0)
+    return Usage(jobs, lines, webhooks, stored + uploaded)
+
+
+async def _list_files(connection: AsyncConnection, job_id: str, now: float) -> None:
+    """List the files of a job that has ended among its owner's, if it was made from one of those."""
+    job = _job((await connection.execute(select(*_J).where(_J.id == job_id))).mappings().one())
+    if job.form is not Form.OPENAI:
+        return
+    sums = select(func.sum(_C.output_bytes), func.sum(_C.error_bytes))
+    sums = sums.where(_C.job_id == job_id, _C.done.is_(True))
+    for file, length in zip(File, (await connection.execute(sums)).one(), strict=True):
+        if length:
+            row = UploadedFile(
+                job_file_id(job_id, file),
+                job.owner,
+                OUTPUT_PURPOSE,
+                f"{job_id}_{file}.jsonl",
+                int(length),
+                now,
+                job.expires_at,
+                job_id,
+            )
+            await connection.execute(insert(FILES).values(asdict(row)))
 
 
 async def _let_owner_in_alone(connection: AsyncConnection, owner: str) -> None:
@@ -405,5 +494,10 @@ async def _is_running(connection: AsyncConnection, job_id: str) -> bool:
 
 def _job(row: RowMapping) -> Job:
     booleans = {name: bool(row[name]) for name in ("normalized", "joined", "webhook_ended")}
-    values: dict[str, Any] = {**row, **booleans, "state": State(row["state"])}
+    values: dict[str, Any] = {
+        **row,
+        **booleans,
+        "state": State(row["state"]),
+        "form": Form(row["form"]),
+    }
     return Job(**values)

@@ -35,6 +35,13 @@ class File(StrEnum):
     ERRORS = "errors"
 
 
+class Form(StrEnum):
+    """Whose shape a job has: what its lines may say, and by which paths it is told of beside our own."""
+
+    OWN = "own"
+    OPENAI = "openai"
+
+
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
     """What is told of a job. Times are seconds since the epoch; ``total`` is 0 until lines are counted."""
@@ -56,7 +63,10 @@ class BatchStatus:
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """A checked request for a job: either ``lines`` (JSON objects as they came) or ``input_url``."""
+    """A checked request for a job: ``lines`` (JSON objects as they came), ``input_url`` or ``input_file``.
+
+    ``input_file`` is the id of an uploaded file; ``metadata`` JSON that its owner wants to see again.
+    """
 
     model: str
     lines: Sequence[Any] | None
@@ -65,6 +75,9 @@ class BatchRequest:
     dimensions: int | None = None
     normalized: bool = True
     webhook_url: str | None = None
+    form: Form = Form.OWN
+    input_file: str | None = None
+    metadata: str = ""
 
 
 def status_json(status: BatchStatus) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class Worker:
     def _check(self, job: Job, planned: Planned, usage: Usage) -> None:
         """Hold an input that was only now seen whole to the quotas of its owner."""
         tier = self._tiers.get(job.tier)
-        if job.input_url is not None and tier is not None:
+        if job.total == 0 and tier is not None:
             lines = sum(plan.lines for plan in planned.chunks)
             check(tier, usage, Usage(lines=lines, stored_bytes=planned.length))
 

@@ -57,12 +57,12 @@ class ModelSchemas(Generic[S]):
         Raises ``ServiceError``: ``VALIDATION_ERROR`` naming the fields, ``INPUT_MODEL_NOT_FOUND`` for a
         model that is unknown or not served here.
         """
-        model = self._model(fields, locate)
+        model = self.model(fields, locate)
         if translate := self._translate.get(model):
             fields = translate(fields, locate)
         return model, checked(self._schemas[model], fields, locate, model, whole=self._whole)
 
-    def _model(self, fields: dict[str, Any], locate: Locate) -> str:
+    def model(self, fields: dict[str, Any], locate: Locate = rest_location) -> str:
         """Return the id of the served model that is named, which may be by an alias or with a prefix."""
         place = locate(None, ("model",))
         if "model" not in fields:
