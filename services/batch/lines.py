@@ -18,11 +18,13 @@ from services.batch.table import Job
 from services.batch.types import Form
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
+from services.core.errors import ServiceError
 from services.core.preview import preview
 from services.core.requests.texts import Location
 from services.embed.parsing import to_request
 from services.embed.rest import response_body, response_items
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
+from services.embed.spellings import Spellings
 from services.embed.types import EmbedRequest, EmbedResult
 
 DUPLICATE = "duplicate"
@@ -32,6 +34,9 @@ MAX_LINE_BYTES = 1 << 20
 _INVALID = "VALIDATION_ERROR"
 _ATTRIBUTES = {"embedding_type": "encodings", "input_type": "role"}
 """Of an ``EmbedRequest``, where they are not called as the field is."""
+
+_TRANSLATED = frozenset({"input_type"})
+"""Options that, to a model that lacks them, are put into other words, if they mean anything."""
 
 _NO_OPTIONS = frozenset({"model", "input"})
 
@@ -72,6 +77,7 @@ class LineReader:
         self._catalog = catalog
         self._specs = {spec.id: spec for spec in served}
         self._schemas = {name: request_schema(spec, max_items) for name, spec in self._specs.items()}
+        self._spellings = {name: Spellings(spec) for name, spec in self._specs.items()}
         # A model that lacks an option ignores it in a call of its own. In a line, whose vectors nobody looks
         # at one by one, what is not done as it was asked for is refused.
         self._known = dict(_options(catalog))
@@ -105,9 +111,13 @@ class LineReader:
         if "task" in given and isinstance(given["task"], str):
             given = {**given, "task": task_of(spec, given["task"])}
         try:
+            given = self._spellings[job.model].translate(given, _place)
             checked = self._schemas[job.model].model_validate({**given, "model": job.model})
         except ValidationError as error:
             raise _Refused(_words(error)) from None
+        except ServiceError as error:
+            wrong = error.field_errors[0]
+            raise _Refused(f"'{wrong.field}' {wrong.message}.") from None
         request = to_request(job.model, checked)
         if job.form is Form.OPENAI:  # each line is a call of its own
             self._compare(replace(request, truncate=True), spec, given, checked, lacked_only=True)
@@ -138,11 +148,12 @@ class LineReader:
         line = to_request(options.model, checked)
         for name, names in self._known.items():
             given = next((each for each in names if each in body), None)
-            if given is None or (lacked_only and name in type(checked).model_fields):
+            lacks = name not in type(checked).model_fields
+            if given is None or (lacked_only and not lacks) or (lacks and name in _TRANSLATED):
                 continue
             attribute = _ATTRIBUTES.get(name, name)
             wanted = getattr(options, attribute, None)
-            asked = getattr(line, attribute, None) if name in type(checked).model_fields else body[given]
+            asked = body[given] if lacks else getattr(line, attribute, None)
             if wanted is None:  # the model's own
                 wanted = {"dimensions": spec.dimensions, "task": spec.default_task}.get(name)
             if asked != wanted:
@@ -287,6 +298,10 @@ def _shown(value: object) -> str:
 def _words(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return f"'body{_path(first['loc'])}' {first['msg']}"
+
+
+def _place(_model: str | None, location: Location) -> str:
+    return f"body{_path(location)}"
 
 
 def _path(location: Location) -> str:

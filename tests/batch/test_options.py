@@ -101,6 +101,8 @@ SAME: list[dict[str, Any]] = [
     {"encoding_format": "float", "normalized": True, "truncate": False},
     {"embedding_type": ["float"], "task": None, "dimensions": None, "late_chunking": False},
     {"user": "somebody", "method": "POST"},
+    {"input_type": "document"},
+    {"task_type": "RETRIEVAL_DOCUMENT"},
 ]
 OTHER: list[tuple[dict[str, Any], str]] = [
     (
@@ -116,6 +118,9 @@ OTHER: list[tuple[dict[str, Any], str]] = [
     ({"embedding_type": ["float", "binary"]}, '\'body.embedding_type\' is ["float","binary"], and'),
     ({"normalized": False}, "'body.normalized' is false, and true in this job."),
     ({"truncation": True}, "'body.truncation' is true, and false in this job."),
+    ({"input_type": "query"}, "'body.task' is \"retrieval.query\""),
+    ({"input_type": "upside-down"}, "'body.input_type' Input should be one of 'query'"),
+    ({"output_dtype": "int8"}, "'body.embedding_type' is \"int8\""),
     ({"late_chunking": True}, "'body.late_chunking' is true, and false in this job."),
     ({"dimensions": "many"}, "'body.dimensions' Input should be a valid integer"),
     ({"task": "separation"}, "'body.task' Input should be "),
