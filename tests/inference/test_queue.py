@@ -203,6 +203,25 @@ async def test_overload_is_refused_at_once_by_the_same_rule_for_one_text_and_for
     assert dropped("refused") - before == 5 + 1 + 200
 
 
+async def test_a_queue_that_others_have_filled_has_room_for_a_little_of_everybodys() -> None:
+    gate = Gate()
+    async with running(gate, dtype="auto", max_queue_tokens=1600) as engine:
+        model = engine.embedder(MINILM)
+        heavy = asyncio.ensure_future(embed(model, *(text(18, seed) for seed in range(200)), tenant="heavy"))
+        await gate.reached()
+        waiting = [asyncio.ensure_future(embed(model, "hello", tenant="light")) for _ in range(3)]
+        for _ in range(200):
+            if (queued("items") or 0) >= 200 - len(gate.items) + len(waiting):
+                break
+            await asyncio.sleep(0.01)
+        for tenant, texts in (("heavy", ["x"]), ("light", [text(150)])):
+            with pytest.raises(ServiceError) as refused:
+                await embed(model, *texts, tenant=tenant)
+            assert refused.value.code is ErrorCode.SERVICE_UNAVAILABLE
+        gate.open()
+        await asyncio.gather(heavy, *waiting)
+
+
 async def test_texts_being_tokenised_count_as_queued() -> None:
     async with running(dtype="auto", max_queue_tokens=1000) as engine:
         model = engine.embedder(MINILM)

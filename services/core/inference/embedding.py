@@ -132,7 +132,7 @@ class EmbeddingModel:
     async def _encode(self, stages: Stages, groups: Sequence[Texts], truncate: bool, call: Call) -> Encoded:
         count = sum(len(group.texts) for group in groups)
         expected = sum(self._guess(stages, group) for group in groups)
-        with self._runtime.admitted(self._slot.lane, count, expected) as ticket:
+        with self._runtime.admitted(self._slot.lane, count, expected, call.tenant) as ticket:
             items: list[EncodeItem] = []
             counts: list[int] = []
             billed = 0
@@ -154,7 +154,7 @@ class EmbeddingModel:
         """Run ``texts`` as one, the prompt before the first; errors are as of one text."""
         first, rest = Texts(texts[:1], options.task), Texts(texts[1:])
         expected = min(self._guess(stages, first) + self._guess(stages, rest), self._limit(stages, first))
-        with self._runtime.admitted(self._slot.lane, 1, expected) as ticket:
+        with self._runtime.admitted(self._slot.lane, 1, expected, call.tenant) as ticket:
             tokens = await self._tokenize(stages, first, True, call)
             tokens += await self._tokenize(stages, rest, True, call, prompt="")
             stage = stages[InputType.DOCUMENT]

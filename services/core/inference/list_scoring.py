@@ -63,7 +63,7 @@ class ListScorer:
     ) -> Scores:
         expected = 1 + (2 * len(query) + sum(map(len, documents))) // CHARACTERS_PER_TOKEN
         blocks = 1 + len(documents) // _BLOCK_DOCUMENTS
-        with self._runtime.admitted(self._slot.lane, blocks, expected) as ticket:
+        with self._runtime.admitted(self._slot.lane, blocks, expected, call.tenant) as ticket:
             prepared = await self._prepare(tokenizer, query, documents, options, call)
             await call.charge(prepared.billed)
             ticket.counted()

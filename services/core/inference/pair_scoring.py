@@ -49,7 +49,7 @@ class PairScorer:
     ) -> Scores:
         texts, places = distinct(documents)
         expected = sum(1 + (len(query) + len(text)) // CHARACTERS_PER_TOKEN for text in texts)
-        with self._runtime.admitted(self._slot.lane, len(texts), expected) as ticket:
+        with self._runtime.admitted(self._slot.lane, len(texts), expected, call.tenant) as ticket:
             asked, pairs = await self._pairs(tokenizer, query, texts, options, call)
             lengths = np.array([pair.document_length for pair in pairs])
             billed = len(asked.ids) + tokenizer.special_length + int(lengths[places].sum())

@@ -24,6 +24,10 @@ R = TypeVar("R")
 _RETRY_SOON = 1.0
 _RETRY_AT_MOST = 60.0
 
+_RESERVED_PART = 16
+"""A tenant with less than this part of the queue in it is let in though others fill it. All of these
+together are at most as much again as the queue takes."""
+
 _LAST_BATCH_SECONDS = 1.0
 """What a batch that runs when the grace is over still gets."""
 
@@ -52,6 +56,8 @@ class Runtime:
             on_death=self._on_death,
         )
         self._promised_tokens = 0
+        self._reserved = 0
+        self._inside: dict[str, int] = {}
         self._calls = 0
         self._closing = False
         self._idle = asyncio.Event()
@@ -70,19 +76,22 @@ class Runtime:
         """Start the workers."""
         self._workers.start()
 
-    def admitted(self, lane: AnyLane, items: int, tokens: int) -> Ticket:
+    def admitted(self, lane: AnyLane, items: int, tokens: int, tenant: str = "") -> Ticket:
         """Let a call in that will queue ``items`` of about ``tokens``, for as long as the ticket is held.
 
-        Raises ServiceError SERVICE_UNAVAILABLE when the queue is full or the engine stops.
+        Raises ServiceError SERVICE_UNAVAILABLE when the queue is full or the engine stops. A queue that
+        others have filled has room for a little of each tenant's.
         """
         if not self.healthy:
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SOON)
         try:
             self._scheduler.check_room(self._promised_tokens)
         except QueueFullError as full:
+            if self._has_reserve(full, tokens, tenant):
+                return Ticket(self, tokens, tenant, reserved=True)
             self._metrics.dropped(lane, items, "refused")
             raise self._refusal(full) from None
-        return Ticket(self, tokens)
+        return Ticket(self, tokens, tenant)
 
     async def run(self, job: Job[P, R], call: Call) -> list[R]:
         """Queue ``job`` for ``call`` and wait for its results; see ``EmbeddingModel.embed`` for errors."""
@@ -129,18 +138,30 @@ class Runtime:
             job.error = DeviceLostError("the engine stopped")
         _finish_all(left)
 
-    def enter(self, tokens: int) -> None:
-        """Count a call in."""
+    def _has_reserve(self, full: QueueFullError, tokens: int, tenant: str) -> bool:
+        filled = self._scheduler.queued_tokens + self._promised_tokens
+        limit = filled - full.excess_tokens + 1
+        little = self._inside.get(tenant, 0) + tokens <= limit // _RESERVED_PART
+        return little and self._reserved + tokens <= limit
+
+    def enter(self, tokens: int, tenant: str, *, reserved: bool) -> None:
+        """Count a call in; ``reserved`` is one that came into a full queue."""
         self._calls += 1
+        self._reserved += tokens * reserved
+        self._inside[tenant] = self._inside.get(tenant, 0) + tokens
         self._promised_tokens += tokens
 
     def counted(self, tokens: int) -> None:
         """Take back a promise: the real tokens are about to be queued."""
         self._promised_tokens -= tokens
 
-    def leave(self) -> None:
+    def leave(self, tokens: int, tenant: str, *, reserved: bool) -> None:
         """Count a call out."""
         self._calls -= 1
+        self._reserved -= tokens * reserved
+        left = self._inside.pop(tenant, 0) - tokens
+        if left > 0:
+            self._inside[tenant] = left
         if self._closing and self._calls == 0:
             self._idle.set()
 
@@ -180,26 +201,28 @@ class Runtime:
 class Ticket:
     """A call inside the engine; a context manager."""
 
-    __slots__ = ("_runtime", "_tokens")
+    __slots__ = ("_promised", "_reserved", "_runtime", "_tenant", "_tokens")
 
-    def __init__(self, runtime: Runtime, tokens: int) -> None:
+    def __init__(self, runtime: Runtime, tokens: int, tenant: str, *, reserved: bool = False) -> None:
         self._runtime = runtime
-        self._tokens = tokens
+        self._tokens = self._promised = tokens
+        self._tenant = tenant
+        self._reserved = reserved
 
     def __enter__(self) -> Ticket:
-        self._runtime.enter(self._tokens)
+        self._runtime.enter(self._tokens, self._tenant, reserved=self._reserved)
         return self
 
     def counted(self) -> None:
         """The call's tokens are known and go to the queue now."""
-        self._runtime.counted(self._tokens)
-        self._tokens = 0
+        self._runtime.counted(self._promised)
+        self._promised = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runtime.counted(self._tokens)
-        self._runtime.leave()
+        self._runtime.counted(self._promised)
+        self._runtime.leave(self._tokens, self._tenant, reserved=self._reserved)
 
 
 def _finish_all(jobs: list[AnyJob]) -> None:

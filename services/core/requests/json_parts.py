@@ -8,7 +8,6 @@ the parts and what stands between them are the whole of it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,7 +27,7 @@ _MOST_LEVELS = 64
 _QUOTE, _BACKSLASH, _COMMA, _COLON = 0x22, 0x5C, 0x2C, 0x3A
 _OPEN, _CLOSE, _BRACKET, _BRACE = 0x7B, 0x7D, 0x5B, 0x20  # a bracket with the bit of _BRACE is a brace
 
-_is_blank = re.compile(rb"[ \t\n\r]*").fullmatch
+_BLANKS = b" \t\n\r"
 
 Marks = NDArray[np.int64]
 Steps = Generator[None, None, Any]
@@ -116,6 +115,12 @@ def items(parts: Outline, name: str) -> list[memoryview]:
         edges = _between(parts, first + 2, end - 1, 2) if is_list else []
         found = [data[int(marks[a]) + 1 : int(marks[b])] for a, b in edges]
     return found
+
+
+def _is_blank(data: memoryview) -> bool:
+    if len(data) > 1 and data[0] not in _BLANKS:
+        return False  # most are texts, which are not worth a copy
+    return not bytes(data).strip(_BLANKS)
 
 
 def _between(parts: Outline, first: int, last: int, depth: int) -> list[tuple[int, int]]:
