@@ -105,5 +105,6 @@ async def _until_live(envoy: Kept[Envoy]) -> None:
     while True:
         if await envoy.child.live():
             envoy.works = True
+            print("search-foundation: the gateway takes calls", file=sys.stderr, flush=True)
             return
         await asyncio.sleep(_POLL_SECONDS)

@@ -120,6 +120,7 @@ def test_the_end_of_envoy_ends_the_command(start_gateway: StartGateway, service:
 def test_envoy_is_started_again(start_gateway: StartGateway, service: ScriptedService) -> None:
     stack = start_gateway(pool(service))
     assert stack.envoy is not None
+    wait_for(lambda: "the gateway takes calls" in stack.envoy.text(), stack.envoy)
     os.kill(child_of(stack.envoy), signal.SIGKILL)
     wait_for(lambda: "starting again in 0.5 s" in stack.envoy.text(), stack.envoy)
     stack.wait_until_ready()
