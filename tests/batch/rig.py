@@ -11,7 +11,13 @@ from typing import Any
 
 import orjson
 from google.api import httpbody_pb2
-from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch_rest_pb2_grpc
+from searchfoundation.v1 import (
+    batch_pb2,
+    batch_pb2_grpc,
+    batch_rest_pb2,
+    batch_rest_pb2_grpc,
+    ops_pb2_grpc,
+)
 
 from services.batch.capability import BatchCapability
 from services.core.access.key_table import KeyTable
@@ -39,6 +45,7 @@ class Rig:
     rest: Any
     typed: Any
     database: Database
+    ops: Any = None
     metadata: tuple[tuple[str, str], ...] = ()
 
     async def of_a_key(self, tier: str = "unlimited", balance: int | None = None) -> Rig:
@@ -86,6 +93,7 @@ async def rig(chosen: Settings) -> AsyncIterator[Rig]:
                 batch_rest_pb2_grpc.BatchRestServiceStub(up.channel),
                 batch_pb2_grpc.BatchServiceStub(up.channel),
                 database,
+                ops_pb2_grpc.OpsServiceStub(up.channel),
             )
     finally:
         await database.close()

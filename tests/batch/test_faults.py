@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import grpc
+import orjson
 import pytest
 from searchfoundation.v1 import batch_pb2
 
@@ -30,7 +34,12 @@ def _survive(worker: Worker, expect: Expect, *, lines: int, kills: int, seed: in
         done = client.wait(job, 300)
         assert killed == kills
         assert (done.succeeded, done.failed, done.total) == (lines, 0, lines)
-        assert client.download(job) == expect(job, lines)
+        output = client.download(job)
+        assert output == expect(job, lines)
+        tokens = [
+            orjson.loads(line)["response"]["body"]["usage"]["total_tokens"] for line in output.splitlines()
+        ]
+        assert sum(tokens) == done.total_tokens
 
 
 def test_the_only_worker_is_killed_again_and_again(workers: Make, expect: Expect) -> None:
@@ -40,6 +49,32 @@ def test_the_only_worker_is_killed_again_and_again(workers: Make, expect: Expect
 @pytest.mark.soak
 def test_the_only_worker_is_killed_twenty_times(workers: Make, expect: Expect) -> None:
     _survive(workers(), expect, lines=5_000, kills=20, seed=2)
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(7.0, id="short"), pytest.param(40.0, id="long", marks=pytest.mark.soak)]
+)
+def test_another_process_holds_the_locks_of_sqlite(
+    workers: Make, expect: Expect, tmp_path: Path, seconds: float
+) -> None:
+    """Both files stay locked for longer than is waited for a lock; the job goes on afterwards."""
+    worker = workers()
+    with Client(worker) as client:
+        job = client.submit(input=expected.lines(expected.texts(500)))
+        client.wait_for_lines(job, 1)
+        with ExitStack() as locks:
+            for file in sorted((tmp_path / "data").glob("*.sqlite3")):
+                connection = locks.enter_context(closing(sqlite3.connect(file, timeout=60)))
+                connection.execute("BEGIN IMMEDIATE")
+            done = client.status(job).succeeded
+            assert done < 500
+            time.sleep(seconds)
+            assert client.status(job).succeeded == done
+            with pytest.raises(grpc.RpcError) as caught:
+                client.submit(input=expected.lines(expected.texts(1)), once=True)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert client.wait(job).succeeded == 500
+        assert client.download(job) == expect(job, 500)
 
 
 def test_a_line_that_kills_is_left_out(workers: Make, expect: Expect) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 import orjson
 import pytest
-from searchfoundation.v1 import batch_rest_pb2
+from searchfoundation.v1 import batch_rest_pb2, ops_pb2
 
 from services.core.access.key_table import KeyTable
 from services.core.settings import Tier
@@ -161,3 +161,16 @@ async def test_what_has_ended_holds_no_input(tmp_path: Path) -> None:
 
         await until(gone)
         assert len((await up.download(done)).splitlines()) == 3
+
+
+async def test_a_disk_that_is_nearly_full_takes_no_new_jobs_and_says_so(tmp_path: Path) -> None:
+    """As if nothing were left of the disk but the reserve."""
+    async with rig(settings(data_dir=tmp_path, disk_reserve_bytes=1 << 60)) as up:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await up.create(_LINES)
+        status, body = told(caught.value)
+        assert (status, body["code"]) == (507, "STORAGE_FULL")
+        assert body["detail"].startswith("The server's disk is nearly full, so it takes no new batch jobs.")
+        ready = orjson.loads((await up.ops.Ready(ops_pb2.ReadyRequest())).data)
+        assert (ready["status"], ready["checks"]["engine"]) == ("degraded", "ok")
+        assert "nearly full" in ready["checks"]["disk"]

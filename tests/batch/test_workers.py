@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -166,6 +169,22 @@ def test_the_database_is_away(server: PostgresServer, workers: Make, expect: Exp
         _as_expected(client, job, expect)
 
 
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(2.0, id="short"), pytest.param(30.0, id="long", marks=pytest.mark.soak)]
+)
+def test_the_database_is_frozen(
+    server: PostgresServer, workers: Make, expect: Expect, seconds: float
+) -> None:
+    """No connection breaks, and nobody answers on any."""
+    settings = {"SF_DATABASE_TIMEOUT_SECONDS": "1", **QUICK}
+    worker = workers("only", SF_DATABASE_URL=server.new_database(), **settings)
+    with Client(worker) as client:
+        job = _begun(client)
+        with _frozen(server):
+            time.sleep(seconds)
+        _as_expected(client, job, expect)
+
+
 def test_the_database_comes_after_the_worker(server: PostgresServer, workers: Make, expect: Expect) -> None:
     url = server.new_database()
     server.stop()
@@ -174,6 +193,22 @@ def test_the_database_comes_after_the_worker(server: PostgresServer, workers: Ma
     server.start()
     with Client(worker) as client:
         _as_expected(client, client.submit(input=expected.lines(expected.texts(LINES))), expect)
+
+
+@contextmanager
+def _frozen(server: PostgresServer) -> Iterator[None]:
+    """Stop a server and the processes that it has for each connection, first the one that makes them."""
+    assert server.process is not None
+    pid = server.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for each in children:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in (*children, pid):
+            os.kill(each, signal.SIGCONT)
 
 
 def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -24,6 +24,7 @@ from services.core.access.schema import ACCESS
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
 from services.core.storage import Database
+from services.core.storage.disk import Disk
 
 if TYPE_CHECKING:
     from services.core.access.shared_limits import SharedLimiter
@@ -105,6 +106,7 @@ class AccessControl:
         self._ledger = ledger
         self._database = database
         self._closes_database = False
+        self._disk = Disk.of(settings)
         self._ip_limit = settings.ip_requests_per_minute
         self._usage = KeyUsage()
         tier = settings.tiers[settings.default_tier]
@@ -188,13 +190,19 @@ class AccessControl:
         return Admission(self, principal, lease)
 
     async def ping(self) -> dict[str, Check]:
-        """Ask what this room stands on, for readiness: ``database`` and ``redis``, where used."""
+        """Ask what this room stands on, for readiness: ``database`` and ``redis``, where used.
+
+        A ``disk`` is told of while it takes nothing new.
+        """
         asked: dict[str, Awaitable[None]] = {}
         if self._database is not None:
             asked["database"] = self._database.ping()
         if self._shared is not None:
             asked["redis"] = self._shared.ping()
-        return dict(zip(asked, await asyncio.gather(*map(_check, asked.values())), strict=True))
+        checks = dict(zip(asked, await asyncio.gather(*map(_check, asked.values())), strict=True))
+        if await asyncio.to_thread(lambda: self._disk.low):
+            checks["disk"] = Check(ok=False, detail="nearly full, nothing new is stored")
+        return checks
 
     async def charge(self, principal: Principal, lease: Lease | None, tokens: int) -> None:
         """Book tokens of an admission; use ``Admission.charge``."""
