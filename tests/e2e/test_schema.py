@@ -38,7 +38,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 @pytest.mark.parametrize(
     ("examples", "seconds"),
     [
-        pytest.param(5, 100, id="short"),
+        pytest.param(5, 280, id="short"),
         pytest.param(500, 3000, id="long", marks=[pytest.mark.soak, pytest.mark.timeout(3600)]),
     ],
 )
