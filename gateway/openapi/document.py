@@ -15,6 +15,7 @@ from gateway.openapi.own import own
 from gateway.openapi.parts import REF, Chapter, Document
 from gateway.openapi.ranking import embeddings, rerank
 from gateway.openapi.schemas import ErrorObject, ErrorResponse, HTTPValidationError
+from gateway.openapi.vendors import COHERE, TEI, vendor_embeddings, vendor_rankings
 from services.core.catalog.types import Capability, ModelSpec
 
 _DESCRIPTION = """\
@@ -30,6 +31,8 @@ _TAGS = {
     "Classification": "Sort texts under labels, known or learned.",
     "Batch Embeddings": "Embed many texts in the background.",
     "OpenAI": "Files and batches for OpenAI's clients. `/openai/v1/embeddings` and `/models` answer as well.",
+    COHERE: "The forms that Cohere's clients send, answered by the models above.",
+    TEI: "The forms of Text Embeddings Inference, answered by the default model.",
     "Models": "What this server runs.",
     "Health": "For load balancers and people.",
 }
@@ -77,8 +80,10 @@ def _chapters(
 ) -> Iterator[Chapter]:
     if specs := served.get(Capability.EMBED):
         yield embeddings(specs, max_items)
+        yield vendor_embeddings(specs)
     if specs := served.get(Capability.RERANK):
         yield rerank(specs, max_documents)
+        yield vendor_rankings(specs)
     if specs := served.get(Capability.CLASSIFY):
         yield classification(specs, max_classify_items)
     if specs := served.get(Capability.BATCH):

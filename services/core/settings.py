@@ -139,6 +139,11 @@ class Settings(BaseSettings):
     model_aliases: Mapping[str, str] = Field(
         {}, description='JSON object: further name -> model id, as {"my-embedder": "all-MiniLM-L6-v2"}.'
     )
+    default_model: str | None = Field(
+        None,
+        description="Model of calls that cannot name one (`/embed` and `/rerank` of Text Embeddings "
+        "Inference); the first of SF_MODELS that can answer when unset.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bf16 on CUDA and on CPUs with avx512_bf16 or AMX, else fp32."

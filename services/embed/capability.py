@@ -7,6 +7,7 @@ from searchfoundation.v1 import embed_pb2, embed_pb2_grpc, embed_rest_pb2, embed
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine
+from services.core.requests.defaults import default_model
 from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
 from services.embed.grpc import EmbedServicer
@@ -35,7 +36,8 @@ class EmbedCapability:
             timeout=settings.request_timeout_seconds,
         )
         self._typed = EmbedServicer(parser, embedder, limits)
-        self._rest = EmbedRestServicer(parser, embedder)
+        default = default_model(settings, engine.served, "embed")
+        self._rest = EmbedRestServicer(parser, embedder, default)
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Register both services."""

@@ -7,6 +7,7 @@ from searchfoundation.v1 import rerank_pb2, rerank_pb2_grpc, rerank_rest_pb2, re
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine
+from services.core.requests.defaults import default_model
 from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
 from services.rerank.grpc import RerankServicer
@@ -38,7 +39,8 @@ class RerankCapability:
             spec.id for spec in engine.served if spec.rerank_objects or settings.rerank_objects
         )
         self._typed = RerankServicer(parser, reranker, limits)
-        self._rest = RerankRestServicer(parser, reranker, object_models)
+        default = default_model(settings, engine.served, "rerank")
+        self._rest = RerankRestServicer(parser, reranker, object_models, default)
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Register both services."""

@@ -14,6 +14,7 @@ from searchfoundation.v1 import rerank_rest_pb2_grpc
 
 from services.core.call import current_call
 from services.core.serving.rest import Body, decode, encode, in_slices, raw_items
+from services.rerank import cohere, tei
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.types import RerankResult
@@ -32,7 +33,10 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
     ``object_models`` are the ids of models whose results show a string document as ``{"text": ...}``.
     """
 
-    def __init__(self, parser: RequestParser, reranker: Reranker, object_models: Collection[str]) -> None:
+    def __init__(
+        self, parser: RequestParser, reranker: Reranker, object_models: Collection[str], default_model: str
+    ) -> None:
+        self._default_model = default_model
         self._parser = parser
         self._reranker = reranker
         self._object_models = object_models
@@ -41,8 +45,34 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
         self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/rerank``."""
+        return await self._ranking(request, await decode(request, keep=True))
+
+    async def CohereRerank(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``POST /v2/rerank``."""
+        call = current_call.get()
+        sent = await decode(request)
+        parsed = self._parser.parse(cohere.our_fields(sent))
+        result = await self._reranker.rank(parsed, call)
+        shown = sent["documents"] if parsed.return_documents else None
+        return encode(cohere.answer(result, shown, call.request_id))
+
+    async def TeiRerank(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, request: Body, context: Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answer ``POST /rerank``."""
+        sent = await decode(request, keep=True)
+        if "texts" not in sent:
+            return await self._ranking(request, sent)
+        parsed = self._parser.parse(tei.our_fields(sent, self._default_model))
+        result = await self._reranker.rank(parsed, current_call.get())
+        return encode(tei.answer(result, sent["texts"] if parsed.return_documents else None))
+
+    async def _ranking(self, request: Body, fields: dict[str, Any]) -> httpbody_pb2.HttpBody:
         size = len(request.data)
-        fields = await decode(request, keep=True)
+        # Voyage's clients look for the results under another name; they spell this field so.
+        voyage = "top_k" in fields
         parsed = self._parser.parse(fields)
         shown = None
         if parsed.return_documents:
@@ -53,7 +83,9 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
         if shown is not None:
             numbers += size // len(shown) // _BYTES_OF_A_NUMBER
         items = partial(response_items, result, shown)
-        return encode(response_body(result, await in_slices(len(result.indices), numbers, items)))
+        results = await in_slices(len(result.indices), numbers, items)
+        body = response_body(result, results)
+        return encode(body | {"data": results} if voyage else body)
 
     def _shown(self, model: str, documents: Sequence[Any]) -> Sequence[Any]:
         if model not in self._object_models:

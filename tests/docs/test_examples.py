@@ -26,7 +26,11 @@ def key(stack: Stack) -> str:
     return stack.create_key()
 
 
-ALL = [each for page in (*PAGES, "docs/python.md", "docs/openai.md") for each in examples(page)]
+ALL = [
+    each
+    for page in (*PAGES, "docs/python.md", "docs/openai.md", "docs/clients.md")
+    for each in examples(page)
+]
 
 
 @pytest.mark.parametrize("example", ALL, ids=str)

@@ -112,9 +112,10 @@ def test_a_capability_without_a_service_is_told_in_a_sentence() -> None:
 
 
 def test_rest_calls_come_from_the_annotations() -> None:
-    call, again = contract.rest_calls(Capability.EMBED)
+    call, again, second, *_ = contract.rest_calls(Capability.EMBED)
     assert (again.path, again.rpc) == ("/openai/v1/embeddings", call.rpc)
     assert (call.method, call.path) == ("POST", "/v1/embeddings")
+    assert (second.method, second.path, second.rpc) == ("POST", "/embeddings", call.rpc)
     assert (call.service, call.rpc) == ("searchfoundation.v1.EmbedRestService", "CreateEmbeddings")
     assert contract.typed_services(Capability.EMBED) == ("searchfoundation.v1.EmbedService",)
     assert contract.has_services(Capability.EMBED)

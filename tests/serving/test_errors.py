@@ -24,6 +24,7 @@ METADATA_LIMIT = 8192
 
 FIELDS = {
     "codings": "gzip",
+    "what": "A job",
     "model": "m",
     "available": "a, b",
     "min_labels": 2,

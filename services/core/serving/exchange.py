@@ -110,7 +110,8 @@ class Exchange:
 
     async def fail(self, error: ServiceError) -> None:
         """End the call with an error; raises ``grpc.aio.AbortError`` as every abort does."""
-        metadata = trailing_metadata(error, self.call.request_id, rest=self.route.rest)
+        rpc = self.route.path.rpartition("/")[2]
+        metadata = trailing_metadata(error, self.call.request_id, rest=self.route.rest, rpc=rpc)
         if self.admission is not None:
             present = {name for name, _ in metadata}
             metadata += tuple(item for item in self.admission.headers().items() if item[0] not in present)

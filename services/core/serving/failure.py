@@ -52,14 +52,32 @@ def let_go(error: BaseException) -> None:
         each.__traceback__ = each.__cause__ = each.__context__ = None
 
 
-def http_body(error: ServiceError, request_id: str) -> str:
+def _as_cohere(error: ServiceError, detail: str) -> dict[str, Any]:
+    return {"message": detail}
+
+
+def _as_tei(error: ServiceError, detail: str) -> dict[str, Any]:
+    kinds = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Overloaded"}
+    return {"error": detail, "error_type": kinds.get(error.spec.http_status, "Backend")}
+
+
+_FORMS = {"Cohere": _as_cohere, "Tei": _as_tei}
+"""What an error body holds beside ours, or in its place, by how the name of the rpc begins."""
+
+
+def http_body(error: ServiceError, request_id: str, rpc: str = "") -> str:
     """The REST body in printable ASCII: that of ``error_body`` and, on 422, ``errors``.
+
+    ``rpc`` is the name of the method: those of other vendors' paths fail in their form.
 
     At most ``_BODY_BYTES`` long: texts are cut, offending values previewed, entries beyond that left out.
     """
     param = error.field_errors[0].param if error.field_errors else None
     body = error_body(error.code, error.detail, request_id, param=param)
-    body["error"]["message"] = clip(error.detail, _SECOND_DETAIL_BYTES)
+    detail = body["error"]["message"] = clip(error.detail, _SECOND_DETAIL_BYTES)
+    for vendor, form in _FORMS.items():
+        if rpc.startswith(vendor):
+            body |= form(error, detail)
     if error.field_errors:
         body["errors"] = list(_entries(error, _BODY_BYTES - len(_dump(body)) - len(',"errors":[]')))
     return _dump(body)
@@ -99,23 +117,23 @@ def grpc_message(error: ServiceError) -> str:
     return clip(error.detail, _MESSAGE_BYTES, percent_width)
 
 
-def trailing_metadata(error: ServiceError, request_id: str, *, rest: bool) -> Metadata:
-    """Everything that goes beside the gRPC status of a failed call; ``rest`` adds the HTTP answer."""
+def trailing_metadata(error: ServiceError, request_id: str, *, rest: bool, rpc: str = "") -> Metadata:
+    """Everything that goes beside the gRPC status of a failed ``rpc``; ``rest`` adds the HTTP answer."""
     seconds = retry_after(error)
     retry = () if seconds is None else (("retry-after", str(max(1, math.ceil(seconds)))),)
     return (
         ("x-request-id", request_id),
-        *(_http_answer(error, request_id) if rest else ()),
+        *(_http_answer(error, request_id, rpc) if rest else ()),
         ("grpc-status-details-bin", rpc_status(error, request_id).SerializeToString()),
         *retry,
         *error.headers.items(),
     )
 
 
-def _http_answer(error: ServiceError, request_id: str) -> Metadata:
+def _http_answer(error: ServiceError, request_id: str, rpc: str) -> Metadata:
     return (
         (HTTP_STATUS_HEADER, str(error.spec.http_status)),
-        ("sf-http-body", http_body(error, request_id)),
+        ("sf-http-body", http_body(error, request_id, rpc)),
     )
 
 
