@@ -1,5 +1,7 @@
 """All figures in one run, written to benchmarks/README.md with the machine they were measured on.
 
+The last section of that page, by ``benchmarks.gpu`` on another machine, is left as it is.
+
 ``python -m benchmarks [--only SECTION ...]``; without sections, all of them. The machine should do nothing
 else meanwhile. With ``--device cuda`` the sections that can run there do.
 """
@@ -128,7 +130,8 @@ def main() -> None:
         text += ["", f"## {name.capitalize()}", "", title, "", run()]
         print("\n".join(text[-2:]), flush=True)
     if chosen == list(SECTIONS):
-        TARGET.write_text("\n".join(text) + "\n", encoding="utf-8")
+        _, heading, cuda = TARGET.read_text(encoding="utf-8").partition("\n## CUDA\n")
+        TARGET.write_text("\n".join(text) + "\n" + heading + cuda, encoding="utf-8")
 
 
 if __name__ == "__main__":

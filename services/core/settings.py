@@ -169,7 +169,11 @@ class Settings(BaseSettings):
     )
 
     # Scheduling
-    max_batch_tokens: int = Field(16384, ge=1, description="Token budget of one forward pass.")
+    max_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Token budget of one forward pass; on CUDA found for each model unless given.",
+    )
     max_queue_tokens: int = Field(1_000_000, ge=1, description="Queued tokens above which calls get 503.")
 
     sparse_top_k: int | None = Field(

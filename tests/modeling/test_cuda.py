@@ -26,10 +26,10 @@ def results(folder: Path, model: str, device: torch.device, dtype: torch.dtype) 
         EncodeItem(random_ids(length, config_of(folder)["vocab_size"], i), adapters[i % len(adapters)])
         for i, length in enumerate(LENGTHS)
     ]
-    return [_flat(each, config_of(folder)["vocab_size"]) for each in network.forward(items)]  # type: ignore[union-attr]
+    return [flat(each, config_of(folder)["vocab_size"]) for each in network.forward(items)]  # type: ignore[union-attr]
 
 
-def _flat(result: object, vocabulary: int) -> np.ndarray:
+def flat(result: object, vocabulary: int) -> np.ndarray:
     """Any kind of result as one vector; of a score, the side of the logit too."""
     if isinstance(result, SparseVector):
         dense = np.zeros(vocabulary, np.float32)

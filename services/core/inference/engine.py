@@ -34,6 +34,9 @@ from services.core.modeling.registry import Network
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
 
+_BATCH_TOKENS = 16384
+"""Where neither the operator nor a warm-up says how large a pass should be."""
+
 _CPU_BATCH_TOKENS = 128
 """The grain of the queue, about 8 ms of a core. Four times as much is 8 % faster with short texts, and four
 times as long is the wait of a call that comes while all workers are busy."""
@@ -205,16 +208,19 @@ class Engine:
     def _slot(self, spec: ModelSpec, settings: Settings, load: Loader, weigh: Weigher) -> AnySlot:
         device = self._device.torch
         passes: Passes[Any] = Passes()
+        lane = self._lane(spec, passes, settings)
 
         def bring() -> Loaded[Any, Any]:
             # Batches of other models may be running meanwhile.
             self._device.claim_cores(alone=settings.model_residency == "eager")
             network = load(spec, settings, device)
+            if settings.max_batch_tokens is None and not self._device.on_cpu:
+                lane.max_tokens = lane.min_tokens = network.batch_tokens
             return Loaded(network.forward, self._content(network))
 
         return Slot(
             spec,
-            self._lane(spec, passes, settings),
+            lane,
             passes,
             self._residency,
             weigh=lambda: weigh(spec, settings, device),
@@ -233,7 +239,7 @@ class Engine:
     def _lane(
         self, spec: ModelSpec, run: Callable[[Sequence[EncodeItem]], Sequence[R]], settings: Settings
     ) -> Lane[EncodeItem, R]:
-        budget = settings.max_batch_tokens
+        budget = settings.max_batch_tokens or _BATCH_TOKENS
         lane = Lane(spec.id, run, weight=max(1.0, spec.parameters))
         if self._device.on_cpu:
             lane.max_tokens = min(budget, _CPU_BATCH_TOKENS)

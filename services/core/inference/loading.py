@@ -9,6 +9,7 @@ import torch
 from services.core.catalog.types import ModelSpec
 from services.core.catalog.weights import locate
 from services.core.inference.memory import weight_bytes
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.device import choose_dtype
 from services.core.modeling.registry import Network, load_network
 from services.core.settings import Settings
@@ -30,4 +31,5 @@ def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Net
 
 def weigh_model(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
     """Return the bytes that the weights will take; raises WeightsNotFound and CheckpointError."""
-    return weight_bytes(locate(spec, settings), choose_dtype(device, settings.dtype))
+    dtype = choose_dtype(device, settings.dtype)
+    return weight_bytes(locate(spec, settings), dtype, merged=cuda.serves_device(device))

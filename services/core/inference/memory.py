@@ -21,6 +21,11 @@ _STATM = Path("/proc/self/statm")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
+_CHANGED_INSIDE = ".parametrizations.weight.original"
+_CHANGED_BESIDE = "_proj.weight"
+"""In the names of tensors that adapters change: those of the same checkpoint, those of folders beside it."""
+
+
 class NotEnoughMemoryError(Exception):
     """A model that does not fit; the text is for the operator."""
 
@@ -95,11 +100,20 @@ class Budget:
         return f"{limit / _GIB:.2f} GiB {self._where} are free for models"
 
 
-def weight_bytes(directory: Path, dtype: torch.dtype) -> int:
-    """Bytes that all tensors of a checkpoint, adapters included, take as ``dtype``."""
-    files = [*directory.glob("*.safetensors"), *directory.glob("adapters/*/*.safetensors")]
+def weight_bytes(directory: Path, dtype: torch.dtype, *, merged: bool = False) -> int:
+    """Bytes that all tensors of a checkpoint, adapters included, take as ``dtype``.
+
+    With ``merged`` what adapters change is there twice: as it is, and with the changes of the task in use.
+    """
+    base, adapters = list(directory.glob("*.safetensors")), list(directory.glob("adapters/*/*.safetensors"))
     try:
-        return dtype.itemsize * sum(tensor.elements for file in files for tensor in read_header(file))
+        tensors = [tensor for file in base for tensor in read_header(file)]
+        elements = sum(tensor.elements for tensor in tensors)
+        elements += sum(tensor.elements for file in adapters for tensor in read_header(file))
+        if merged:
+            changed = _CHANGED_BESIDE if adapters else _CHANGED_INSIDE
+            elements += sum(tensor.elements for tensor in tensors if changed in tensor.name)
+        return dtype.itemsize * elements
     except BrokenFileError as error:
         raise CheckpointError(str(error)) from error
 

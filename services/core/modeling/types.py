@@ -229,12 +229,19 @@ class Backbone(Protocol):
 
 
 class Head(Protocol):
-    """What turns hidden states into the result of each item."""
+    """What turns hidden states into the result of each item, first on the device, then on the host.
 
-    def __call__(
-        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
+    ``items`` are in packed order, as ``hidden`` is.
+    """
+
+    def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
+        """Return all numbers of the results, (rows, numbers) fp32 on the device, without waiting for it."""
+        ...
+
+    def results(
+        self, rows: NDArray[np.float32], batch: PackedBatch, items: Sequence[EncodeItem]
     ) -> list[Encoding]:
-        """Return one result per item of ``items``, which are in packed order as ``hidden`` is."""
+        """Return one result per item, made of those numbers."""
         ...
 
 
@@ -254,6 +261,11 @@ class TextEncoder(Protocol):
     @property
     def width(self) -> int:
         """Length of one vector of the result."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a pass from which on a larger one makes no more of a device, as the warm-up found."""
         ...
 
     def forward(self, batch: Sequence[EncodeItem]) -> list[Encoding]:

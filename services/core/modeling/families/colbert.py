@@ -25,7 +25,7 @@ from services.core.modeling.checkpoints.checkpoint import (
 )
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families import jina_bert, xlm_rotary
-from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.encoder_config import EncoderConfig, refuse_short
 from services.core.modeling.layers.linear import Linear
 from services.core.modeling.layers.lora import Adapters
@@ -195,11 +195,14 @@ class ColbertHead:
         self._prefix = prefix
         self._skipped = np.array(sorted(ids.skipped), np.int32)
 
-    def __call__(
-        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
+    def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
+        """Return (tokens, dimensions) fp32."""
+        return self._projection(hidden).float()
+
+    def results(
+        self, rows: NDArray[np.float32], batch: PackedBatch, items: Sequence[EncodeItem]
     ) -> list[Encoding]:
         """Return (vectors, dimensions) for each item."""
-        rows = to_numpy(self._projection(hidden).float())
         results: list[Encoding] = []
         start = 0
         for item in items:
@@ -227,6 +230,11 @@ class ColbertEncoder:
         self._ids = ids
         self._prefix = plain.prefix_length
         self._hides = not attend_to_fillers
+
+    @property
+    def batch_tokens(self) -> int:
+        """See ``types.TextEncoder``."""
+        return self._encoder.batch_tokens
 
     def forward(self, batch: Sequence[EncodeItem]) -> list[Encoding]:
         """Run the network; (vectors, width) fp32 per item, not normalised."""

@@ -14,7 +14,7 @@ from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families import jina_bert, xlm_absolute
-from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.encoder_config import refuse_short
 from services.core.modeling.families.pairs import PairRules, PairTokenizer
 from services.core.modeling.layers.packed import Limits, PackedBatch
@@ -41,6 +41,11 @@ class CrossEncoder:
         self.tokenizer = tokenizer
         self._encoder = Encoder(tokenizer.plain, backbone, head, device=device, limits=limits, width=1)
 
+    @property
+    def batch_tokens(self) -> int:
+        """See ``types.TextEncoder``."""
+        return self._encoder.batch_tokens
+
     def forward(self, batch: Sequence[EncodeItem]) -> list[float]:
         """Score each sequence, 0 to 1, in the order of ``batch``; raises as ``TextEncoder.forward``."""
         scores = cast("list[NDArray[np.float32]]", self._encoder.forward(batch))
@@ -63,13 +68,17 @@ class ScoreHead:
         self._dense = read(f"{dense}.weight"), read(f"{dense}.bias")
         self._out = read(f"{out}.weight"), read(f"{out}.bias")
 
-    def __call__(
-        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
-    ) -> list[Encoding]:
-        """Return (1,) fp32 for each item."""
+    def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
+        """Return (items, 1) fp32."""
         first = hidden[batch.cu_lengths[:-1]].float()
         pooled = functional.linear(first, *self._dense).tanh_()
-        return list(to_numpy(functional.linear(pooled, *self._out).sigmoid_()))
+        return functional.linear(pooled, *self._out).sigmoid_()
+
+    def results(
+        self, rows: NDArray[np.float32], batch: PackedBatch, items: Sequence[EncodeItem]
+    ) -> list[Encoding]:
+        """Return (1,) fp32 for each item."""
+        return list(rows)
 
 
 def head_shapes(dense: str, out: str, width: int) -> dict[str, Shape]:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
 
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
 from services.core.modeling.checkpoints.peft import PeftAdapters
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.families.decoder_config import DecoderConfig
+from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import AdapterRun, PackedBatch
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.layers.rotary import Rotation
@@ -28,7 +31,7 @@ from services.core.modeling.native.decoder import FusedDecoder
 from services.core.modeling.types import Backbone
 
 _CPU_ROWS = 512
-_CUDA_ROWS = 16384
+_CUDA_ROWS = 1 << 16
 """Rows that go through the layers between two attentions together."""
 
 UNUSED = ("lm_head.*",)
@@ -103,6 +106,8 @@ class RmsNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the norm of ``x``, (..., width)."""
+        if x.ndim == 2 and cuda.serves(x):
+            return cuda.rms_norm(x, self.weight, self.epsilon)
         return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
@@ -119,11 +124,12 @@ class Decoder:
     """The network."""
 
     def __init__(self, layers: Layers, config: DecoderConfig, adapters: PeftAdapters) -> None:
-        """Read the weights."""
+        """Read the weights; ``merges`` has what the network rests on, if anything."""
+        self.merges = Merges.on(layers.device) if adapters.names else None
         self._config = config
         self._rows = _CPU_ROWS if layers.device.type == "cpu" else _CUDA_ROWS
         self._words = layers.tensor("embed_tokens.weight")
-        self._blocks = [_Block.read(layers, config, adapters, i) for i in range(config.layers)]
+        self._blocks = [_Block.read(layers, config, adapters, self.merges, i) for i in range(config.layers)]
         self._norm = RmsNorm(layers.tensor("norm.weight"), config.epsilon)
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
@@ -137,7 +143,7 @@ class Decoder:
             x = last(x, batch, parts)
             return _by_rows(parts, lambda part: self._norm(x[part.rows]))
         attended = last.attend(x, batch, parts)
-        rows = torch.from_numpy(batch.wanted).to(x.device).long()
+        rows = torch.from_numpy(batch.wanted).long() if batch.wanted_rows is None else batch.wanted_rows
         x[rows] = self._norm(last.feed(x[rows], attended[rows], batch.wanted_runs))
         return x
 
@@ -151,6 +157,35 @@ class Decoder:
         return parts
 
 
+class _Gated(Protocol):
+    """``silu(gate x) * (up x)``."""
+
+    def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _JoinedGate:
+    """One product, and one kernel behind it."""
+
+    joined: TaskLinear
+
+    def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
+        return cuda.gate(self.joined(x, runs), gelu=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _TwoProducts:
+    """In two products where no adapter comes between."""
+
+    gate: TaskLinear
+    up: TaskLinear
+
+    def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
+        if self.gate.plain(runs) and self.up.plain(runs):
+            return self.up.base.mul(x, self.gate.base.silu(x))
+        return functional.silu(self.gate(x, runs), inplace=True).mul_(self.up(x, runs))
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     config: DecoderConfig
@@ -160,12 +195,18 @@ class _Block:
     head_norms: tuple[RmsNorm, RmsNorm] | None
     attended: TaskLinear
     inner_norm: RmsNorm
-    gate: TaskLinear
-    up: TaskLinear
+    gated: _Gated
     down: TaskLinear
 
     @classmethod
-    def read(cls, layers: Layers, config: DecoderConfig, adapters: PeftAdapters, index: int) -> _Block:
+    def read(
+        cls,
+        layers: Layers,
+        config: DecoderConfig,
+        adapters: PeftAdapters,
+        merges: Merges | None,
+        index: int,
+    ) -> _Block:
         """Read block ``index``."""
         name = f"layers.{index}"
 
@@ -173,7 +214,7 @@ class _Block:
             return RmsNorm(layers.tensor(f"{name}.{of}.weight"), config.epsilon)
 
         def linear(*of: str, bias: bool = False) -> TaskLinear:
-            return task_linear(layers, adapters, [f"{name}.{each}" for each in of], bias=bias)
+            return task_linear(layers, adapters, [f"{name}.{each}" for each in of], bias=bias, merges=merges)
 
         attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         return cls(
@@ -184,8 +225,9 @@ class _Block:
             head_norms=(norm("self_attn.q_norm"), norm("self_attn.k_norm")) if config.head_norms else None,
             attended=linear("self_attn.o_proj"),
             inner_norm=norm("post_attention_layernorm"),
-            gate=linear("mlp.gate_proj"),
-            up=linear("mlp.up_proj"),
+            gated=_JoinedGate(linear("mlp.gate_proj", "mlp.up_proj"))
+            if cuda.serves_device(layers.device)
+            else _TwoProducts(linear("mlp.gate_proj"), linear("mlp.up_proj")),
             down=linear("mlp.down_proj"),
         )
 
@@ -207,6 +249,9 @@ class _Block:
         joined = self.query_key_value(self.attention_norm(x), part.runs)
         joined = joined.view(x.shape[0], -1, self.config.head_dim)
         turning = self.config.heads + self.config.key_heads
+        if cuda.serves(joined):
+            self._turn(joined, part.rotation)
+            return joined
         if self.head_norms is not None:
             query, key = joined[:, :turning].split((self.config.heads, self.config.key_heads), dim=1)
             query.copy_(self.head_norms[0](query))
@@ -214,18 +259,23 @@ class _Block:
         part.rotation.turn(joined[:, :turning])
         return joined
 
+    def _turn(self, joined: torch.Tensor, rotation: Rotation) -> None:
+        """Norm and turn the heads of query and key in one kernel."""
+        norms = None if self.head_norms is None else (self.head_norms[0].weight, self.head_norms[1].weight)
+        cuda.turn(
+            joined,
+            rotation.cosines,
+            rotation.sines,
+            self.config.heads,
+            self.config.key_heads,
+            norms,
+            self.config.epsilon,
+        )
+
     def feed(self, x: torch.Tensor, attended: torch.Tensor, runs: Runs) -> torch.Tensor:
-        """Return what becomes of rows of states and of what they gathered."""
-        x = self.attended.add(attended, runs, x)
-        normed = self.inner_norm(x)
-        return self.down.add(_gated(self.gate, self.up, normed, runs), runs, x)
-
-
-def _gated(gate: TaskLinear, up: TaskLinear, x: torch.Tensor, runs: Runs) -> torch.Tensor:
-    """Return ``silu(gate x) * (up x)``, in two products where no adapter comes between."""
-    if gate.plain(runs) and up.plain(runs):
-        return up.base.mul(x, gate.base.silu(x))
-    return functional.silu(gate(x, runs), inplace=True).mul_(up(x, runs))
+        """Return what becomes of rows of states, maybe in their memory, and of what they gathered."""
+        x = self.attended.add_to(x, attended, runs)
+        return self.down.add_to(x, self.gated(self.inner_norm(x), runs), runs)
 
 
 def _by_rows(parts: Sequence[_Part], work: Callable[[_Part], torch.Tensor]) -> torch.Tensor:

@@ -82,7 +82,15 @@ def load_jina_v3(
     limits = Limits(config.vocabulary, config.positions, frozenset(adapters.names))
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     tokenizer = Tokenizer.load(checkpoint.directory)
-    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
+    return Encoder(
+        tokenizer,
+        network,
+        head,
+        device=device,
+        limits=limits,
+        width=config.width,
+        merges=network.merges,
+    )
 
 
 def sentence_transformers_pooling(directory: Path) -> Pooling:

@@ -12,7 +12,7 @@ from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config
 from services.core.modeling.checkpoints.peft import PeftAdapters
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
-from services.core.modeling.families.decoder import linear_sizes, load_decoder
+from services.core.modeling.families.decoder import Decoder, linear_sizes, load_decoder
 from services.core.modeling.families.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
 from services.core.modeling.families.encoder import DenseHead, Encoder
 from services.core.modeling.layers.packed import Limits, PackedBatch
@@ -70,7 +70,14 @@ def _encoder(
     limits = Limits(config.vocabulary, config.positions, adapters)
     tokenizer = Tokenizer.load(checkpoint.directory)
     return Encoder(
-        tokenizer, network, DenseHead(last), device=device, limits=limits, width=config.width, wanted=_ends
+        tokenizer,
+        network,
+        DenseHead(last),
+        device=device,
+        limits=limits,
+        width=config.width,
+        wanted=_ends,
+        merges=network.merges if isinstance(network, Decoder) else None,
     )
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
 from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
 from services.core.modeling.layers.attention import alibi_slopes, attention
-from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.linear import GatedUnit, Linear
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.post_norm import Norm
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
@@ -91,14 +91,16 @@ class JinaBert:
 
 @dataclass(frozen=True, slots=True)
 class _Gated:
-    """``down(gelu(gate x) * (up x))``; two products, so that the activation and the gating join them."""
+    """``down(gelu(gate x) * (up x))``."""
 
-    gate: Linear
-    up: Linear
+    unit: GatedUnit
     down: Linear
 
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.unit(x))
+
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.down.add(self.up.mul(x, self.gate.gelu(x)), residual)
+        return self.down.add(self.unit(x), residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,8 @@ class _StandardBlock:
     def __call__(self, x: torch.Tensor, batch: PackedBatch, slopes: torch.Tensor) -> torch.Tensor:
         query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
         attended = attention(query, key, value, batch, alibi_slopes=slopes).view(x.shape)
-        x = self.attended_norm(self.attended.add(attended, x))
-        return self.gated_norm(self.gated.add(x, x))
+        x = self.attended_norm.behind(self.attended, attended, x)
+        return self.gated_norm.behind(self.gated, x, x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +141,8 @@ class _QueryNormBlock:
         key = self.key_norm(self.key(x)).view(form)
         value = self.value(x).view(form)
         attended = attention(query, key, value, batch, alibi_slopes=slopes).view(x.shape)
-        x = self.input_norm(self.attended_norm(self.attended.add(attended, x)).add_(x))
-        return self.gated_norm(self.gated.add(x, x))
+        x = self.input_norm(self.attended_norm.behind(self.attended, attended, x).add_(x))
+        return self.gated_norm.behind(self.gated, x, x)
 
 
 def _embedding_shapes(config: EncoderConfig) -> dict[str, Shape]:
@@ -189,7 +191,7 @@ def _standard_block(layers: Layers, config: EncoderConfig, name: str) -> _Standa
         query_key_value=layers.linear(*(f"{name}.attention.self.{p}" for p in ("query", "key", "value"))),
         attended=layers.linear(f"{name}.attention.output.dense"),
         attended_norm=layers.norm(f"{name}.attention.output.LayerNorm"),
-        gated=_Gated(layers.joined(gate, None), layers.joined(up, None), layers.linear(f"{name}.mlp.wo")),
+        gated=_Gated(layers.gated_gelu(gate, up), layers.linear(f"{name}.mlp.wo")),
         gated_norm=layers.norm(f"{name}.mlp.layernorm"),
     )
 
@@ -208,8 +210,6 @@ def _query_norm_block(layers: Layers, config: EncoderConfig, name: str) -> _Quer
         attended=layers.linear(f"{name}.attention.output.dense"),
         attended_norm=layers.norm(f"{name}.attention.output.LayerNorm"),
         input_norm=layers.norm(f"{name}.layer_norm_1"),
-        gated=_Gated(
-            layers.joined(gate, None), layers.joined(up, None), layers.linear(f"{name}.mlp.down_layer")
-        ),
+        gated=_Gated(layers.gated_gelu(gate, up), layers.linear(f"{name}.mlp.down_layer")),
         gated_norm=layers.norm(f"{name}.layer_norm_2"),
     )

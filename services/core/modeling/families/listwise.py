@@ -20,8 +20,8 @@ from services.core.modeling.checkpoints.checkpoint import Checkpoint, Checkpoint
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families.decoder import load_decoder
 from services.core.modeling.families.decoder_config import QWEN3, DecoderConfig
-from services.core.modeling.families.encoder import Encoder, to_numpy
-from services.core.modeling.layers.packed import Limits, PackedBatch
+from services.core.modeling.families.encoder import Encoder
+from services.core.modeling.layers.packed import Limits, PackedBatch, pinned
 from services.core.modeling.types import Backbone, EncodeItem, Encoding, TokenIds
 
 DOCUMENT_MARKER = "<|embed_token|>"
@@ -126,6 +126,11 @@ class ListwiseRanker:
             tokenizer.plain, backbone, head, device=device, limits=limits, width=head.width, wanted=head.rows
         )
 
+    @property
+    def batch_tokens(self) -> int:
+        """See ``types.TextEncoder``."""
+        return self._encoder.batch_tokens
+
     def forward(self, batch: Sequence[EncodeItem]) -> list[NDArray[np.float32]]:
         """Read each prompt; (1 + documents, width) fp32, the query's vector first, not of unit length.
 
@@ -136,6 +141,7 @@ class ListwiseRanker:
     def warm_up(self) -> None:
         """Run what the first real call would otherwise pay for."""
         self.forward([EncodeItem(ids) for ids in self.tokenizer.prompts([prompt("warm", ["up", "warm up"])])])
+        self._encoder.prepare()
 
 
 class MarkerHead:
@@ -148,16 +154,19 @@ class MarkerHead:
         self._query = query
         self.width = layers[1].shape[0]
 
-    def __call__(
-        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
+    def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
+        """Return (markers, width) fp32: of each item its query's, then its documents'."""
+        index = torch.from_numpy(np.concatenate(self._of_items(batch, items)))
+        first, second = self._layers
+        states = hidden[pinned(index).to(hidden.device, non_blocking=True)].float()
+        return functional.linear(functional.linear(states, first).relu_(), second)
+
+    def results(
+        self, rows: NDArray[np.float32], batch: PackedBatch, items: Sequence[EncodeItem]
     ) -> list[Encoding]:
         """Return (1 + documents, width) fp32 for each item."""
-        places = self._of_items(batch, items)
-        index = torch.from_numpy(np.concatenate(places)).to(hidden.device)
-        first, second = self._layers
-        vectors = functional.linear(functional.linear(hidden[index].float(), first).relu_(), second)
-        ends = np.cumsum([len(each) for each in places])[:-1]
-        return list(np.split(to_numpy(vectors), ends))
+        ends = np.cumsum([len(each) for each in self._of_items(batch, items)])[:-1]
+        return list(np.split(rows, ends))
 
     def rows(self, batch: PackedBatch, items: Sequence[EncodeItem]) -> NDArray[np.int32]:
         """Return the places of all markers in the batch, in rising order."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from services.core.catalog.types import ModelSpec
@@ -17,7 +18,7 @@ from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Sh
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families import bert
 from services.core.modeling.families.dense import is_bert
-from services.core.modeling.families.encoder import Encoder, to_numpy
+from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.encoder_config import EncoderConfig, refuse_short
 from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
@@ -75,10 +76,8 @@ class SparseHead:
         self._rows = max(1, _LOGITS // config.vocabulary)
         self._vocabulary = config.vocabulary
 
-    def __call__(
-        self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]
-    ) -> list[Encoding]:
-        """Return the entries above zero of each item."""
+    def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
+        """Return the weight of each entry, (items, vocabulary) fp32."""
         states = self._norm(self._dense.gelu(hidden.float()))
         best = torch.full((len(items), self._vocabulary), 0.0, device=hidden.device)
         starts = np.cumsum([0, *batch.lengths])
@@ -89,10 +88,16 @@ class SparseHead:
             for i in range(first, last + 1):
                 rows = logits[max(starts[i], start) - start : min(starts[i + 1], end) - start]
                 torch.maximum(best[i], rows.amax(0), out=best[i])
-        return [_entries(row) for row in to_numpy(functional.relu(best).log1p_())]
+        return functional.relu(best).log1p_()
+
+    def results(
+        self, rows: NDArray[np.float32], batch: PackedBatch, items: Sequence[EncodeItem]
+    ) -> list[Encoding]:
+        """Return the entries above zero of each item."""
+        return [_entries(row) for row in rows]
 
 
-def _entries(weights: np.ndarray[tuple[int], np.dtype[np.float32]]) -> SparseVector:
+def _entries(weights: NDArray[np.float32]) -> SparseVector:
     indices = np.flatnonzero(weights).astype(np.int32)
     return SparseVector(indices, weights[indices])
 

@@ -21,6 +21,7 @@ from services.core.modeling.layers.lora import (
     adapted_embedding_shapes,
     adapted_linear_shapes,
 )
+from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.post_norm import Norm
 from services.core.modeling.layers.reading import Layers, norm_shapes
@@ -76,8 +77,12 @@ class XlmRotary:
     """The network."""
 
     def __init__(self, layers: Layers, config: EncoderConfig, adapters: Adapters, base: float) -> None:
-        """Read the weights; ``base`` is that of the rotary angles."""
-        adapted = AdaptedLayers(layers, adapters)
+        """Read the weights; ``base`` is that of the rotary angles.
+
+        ``merges`` has the weights that the network rests on, if it does.
+        """
+        self.merges = Merges.on(layers.device) if adapters.names else None
+        adapted = AdaptedLayers(layers, adapters, self.merges)
         self._head_dim = config.width // config.heads
         self._base = base
         self._words = adapted.embedding("embeddings.word_embeddings")
@@ -114,8 +119,8 @@ class _Block:
         rotation.turn(joined[:, : 2 * self.heads])
         query, key, value = joined.chunk(3, dim=1)
         attended = attention(query, key, value, batch).view(x.shape)
-        x = self.attended_norm(self.attended.add(attended, runs, x))
-        return self.down_norm(self.down.add(self.up.gelu(x, runs), runs, x))
+        x = self.attended.normed(attended, runs, x, self.attended_norm)
+        return self.down.normed(self.up.gelu(x, runs), runs, x, self.down_norm)
 
 
 def _block(adapted: AdaptedLayers, layers: Layers, config: EncoderConfig, name: str) -> _Block:

@@ -1,8 +1,8 @@
 """The one door to attention over a packed batch.
 
-Nothing is padded and nothing masked. In bf16 the whole batch is one call: of the compiled kernel on a CPU
-that has AVX-512 BF16, of variable-length flash attention on CUDA. Otherwise (fp32, other CPUs, a bias on
-CUDA) each group of equally long items runs as one dense call of torch.
+Nothing is padded. On CUDA the whole batch is one call of a kernel of our own, and so it is in bf16 on a CPU
+that has AVX-512 BF16. On CUDA without Triton it is one of flash attention where that takes it. Otherwise
+(fp32, other CPUs) each group of equally long items runs as one dense call of torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.layers.packed import Group, PackedBatch
 from services.core.modeling.native import ops
 
@@ -37,6 +38,19 @@ def attention(
     ``head_dim ** -0.5``. Items of which ``batch.attended`` hides the end are computed by torch. Returns
     (tokens, heads, head_dim), contiguous.
     """
+    if batch.rows is not None:
+        longest = batch.max_length
+        return cuda.attention(
+            query,
+            key,
+            value,
+            batch.rows,
+            longest=longest,
+            items=len(batch.lengths),
+            causal=causal,
+            slopes=alibi_slopes,
+            scale=scale,
+        )
     out = _unmasked(query, key, value, batch, causal=causal, alibi_slopes=alibi_slopes, scale=scale)
     for group, visible in _partly_hidden(batch):
         rows = slice(group.start, group.end)
@@ -114,10 +128,10 @@ def varlen_attention(
     scale: float | None,
 ) -> torch.Tensor:
     """Attend inside each item to so many tokens before and behind, -1 for all; needs ``serves_varlen``."""
-    from torch.nn.attention.varlen import varlen_attn
-
     longest = batch.max_length
-    result = varlen_attn(
+    before, behind = window
+    # The operator itself: torch.nn.attention.varlen wraps it in another that takes the host 45 us a call.
+    return torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
@@ -125,12 +139,13 @@ def varlen_attention(
         batch.cu_lengths,
         longest,
         longest,
+        0.0,
+        window == (-1, 0),
+        False,
         scale=scale,
-        window_size=window,
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
-    assert isinstance(result, torch.Tensor)
-    return result
+        window_size_left=before,
+        window_size_right=behind,
+    )[0]
 
 
 def _group(

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.native.instructions import InstructionSet, current
 
 
@@ -34,6 +35,10 @@ class Linear(Protocol):
         """Return the product plus ``residual``, (rows, out); ``residual`` itself is left alone."""
         ...
 
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return the product plus ``residual`` (rows, out), maybe in the memory of that."""
+        ...
+
     def mul(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """Return the product times ``factor`` (rows, out), number by number."""
         ...
@@ -41,11 +46,14 @@ class Linear(Protocol):
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device) -> Linear:
     """Make a layer on ``device`` of ``weight`` (out, in) and ``bias`` (out,), in their dtype."""
-    if device.type == "cpu" and weight.dtype == torch.bfloat16 and not _onednn_takes_bf16():
+    if device.type != "cpu" or cuda.serves_device(device):
+        make = _FusedLinear if cuda.serves_device(device) else _TorchLinear
+        return make(weight.to(device), None if bias is None else bias.to(device))
+    if weight.dtype == torch.bfloat16 and not _onednn_takes_bf16():
         return _WidenedLinear(weight, bias)
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available():
         return _OneDnnLinear(weight, bias)
-    return _TorchLinear(weight.to(device), None if bias is None else bias.to(device))
+    return _TorchLinear(weight, bias)
 
 
 def _onednn_takes_bf16() -> bool:
@@ -70,8 +78,23 @@ class _TorchLinear:
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self(x).add_(residual)
 
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.add(x, residual)
+
     def mul(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         return self(x).mul_(factor)
+
+
+class _FusedLinear(_TorchLinear):
+    """On CUDA: what comes behind the product is a kernel of our own, or joins the product."""
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return cuda.gelu_(self(x))
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if self._bias is not None:
+            return self.add(x, residual)
+        return residual.addmm_(x, self._weight.t())
 
 
 class _WidenedLinear(_TorchLinear):
@@ -104,5 +127,44 @@ class _OneDnnLinear:
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self._joined_product(x, residual, self._weight, self._bias, "add")
 
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.add(x, residual)
+
     def mul(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         return self._joined_product(x, factor, self._weight, self._bias, "mul")
+
+
+class GatedUnit(Protocol):
+    """``gelu(gate x) * (up x)``."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return it for ``x`` (rows, in), (rows, inner)."""
+        ...
+
+
+def gated_gelu(gate: torch.Tensor, up: torch.Tensor, device: torch.device) -> GatedUnit:
+    """Make a unit of the weights ``gate`` and ``up``, (inner, in) each, in their dtype."""
+    if cuda.serves_device(device):
+        return _JoinedGate(linear(torch.cat([gate, up]), None, device))
+    return _TwoProducts(linear(gate, None, device), linear(up, None, device))
+
+
+class _JoinedGate:
+    """One product, and one kernel behind it."""
+
+    def __init__(self, joined: Linear) -> None:
+        self._joined = joined
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return cuda.gate(self._joined(x), gelu=True)
+
+
+class _TwoProducts:
+    """Two products, so that the activation and the gating join them."""
+
+    def __init__(self, gate: Linear, up: Linear) -> None:
+        self._gate = gate
+        self._up = up
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._up.mul(x, self._gate.gelu(x))

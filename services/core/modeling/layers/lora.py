@@ -16,12 +16,18 @@ from torch.nn import functional
 
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
 from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import AdapterRun
+from services.core.modeling.layers.post_norm import Norm
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.native import ops
 
 Runs: TypeAlias = Sequence[AdapterRun]
 """The adapters of all rows, in order and without gaps."""
+
+
+_ALIGNED = 8
+"""Columns, in 16 bits each, to which products on CUDA want their factors aligned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,12 @@ class AdaptedLinear:
         """Return the product plus ``residual`` (rows, out), which is left alone."""
         return self._adapt(x, runs, self.base.add(x, residual))
 
+    def normed(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """Return ``norm`` of the product plus ``residual`` (rows, out)."""
+        if self.tasks:
+            return norm(self.add(x, runs, residual))
+        return norm.behind(self.base, x, residual)
+
     def _adapt(self, x: torch.Tensor, runs: Runs, y: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
         """Add to ``y`` in place what the adapters make of ``x``."""
         for run in runs:
@@ -92,14 +104,21 @@ def add_low_rank(
 
 @dataclass(frozen=True, slots=True)
 class AdaptedEmbedding:
-    """A table (entries, width) with, for each task, an A (entries, rank) and a scaled B (rank, width)."""
+    """A table (entries, width) with, for each task, an A (entries, rank) and a scaled B (rank, width).
+
+    ``rests`` has the A and B of the task that the network rests on, where it does.
+    """
 
     table: torch.Tensor
     tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    rests: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, ids: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the rows of ``ids`` (tokens,), (tokens, width)."""
         rows = functional.embedding(ids, self.table)
+        if self.rests is not None:
+            down, up = self.rests
+            return rows.addmm_(functional.embedding(ids, down), up)
         for run in runs:
             if run.adapter is not None:
                 down, up = self.tasks[run.adapter]
@@ -123,8 +142,10 @@ class AdaptedRow:
 class AdaptedLayers:
     """Reads layers and their adapters, if ``adapters`` names any, from the checkpoint of ``layers``."""
 
-    def __init__(self, layers: Layers, adapters: Adapters) -> None:
+    def __init__(self, layers: Layers, adapters: Adapters, merges: Merges | None = None) -> None:
+        """With ``merges`` the layers have the task on which the network rests, whatever the runs say."""
         self._layers = layers
+        self._merges = merges
         self._checkpoint: Checkpoint = layers.checkpoint
         self._adapters = adapters
 
@@ -133,14 +154,34 @@ class AdaptedLayers:
         bias = self._checkpoint.tensor(f"{name}.bias")
         weight = self._checkpoint.tensor(weight_name(name, self._adapters))
         place = self._layers.place
+        if self._merges is not None:
+            room = -self._adapters.rank % _ALIGNED
+            tasks = {
+                task: (place(functional.pad(a, (0, 0, 0, room))), place(functional.pad(b, (0, room))))
+                for task, (a, b) in self._parts(name).items()
+            }
+            return AdaptedLinear(self._layers.joined(self._merges.product(place(weight), tasks), bias), {})
         tasks = {task: (place(a), place(b.T.contiguous())) for task, (a, b) in self._parts(name).items()}
         return AdaptedLinear(self._layers.joined(weight, bias), tasks)
 
     def embedding(self, name: str) -> AdaptedEmbedding:
         """A table of words."""
         place = self._layers.place
-        tasks = {task: (place(down), place(up)) for task, (down, up) in self._parts(name).items()}
-        return AdaptedEmbedding(self._layers.tensor(weight_name(name, self._adapters)), tasks)
+        table = self._layers.tensor(weight_name(name, self._adapters))
+        parts = self._parts(name)
+        if self._merges is not None and parts:
+            # A product of so few columns takes a kernel for unaligned rows, unless they are filled up.
+            room = -self._adapters.rank % _ALIGNED
+            downs = {task: place(functional.pad(down, (0, room))) for task, (down, _) in parts.items()}
+            ups = {task: place(functional.pad(up, (0, 0, 0, room))) for task, (_, up) in parts.items()}
+            down, up = next(iter(downs.values())), next(iter(ups.values()))
+            rests = (
+                self._merges.choice(torch.zeros_like(down), downs),
+                self._merges.choice(torch.zeros_like(up), ups),
+            )
+            return AdaptedEmbedding(table, {}, rests)
+        tasks = {task: (place(down), place(up)) for task, (down, up) in parts.items()}
+        return AdaptedEmbedding(table, tasks)
 
     def row(self, name: str, row: int) -> AdaptedRow:
         """One row of a table."""
@@ -148,7 +189,10 @@ class AdaptedLayers:
         parts = self._parts(name)
         tasks = {task: base + down[row].float() @ up for task, (down, up) in parts.items()}
         place = self._layers.place
-        return AdaptedRow(place(base), {task: place(one) for task, one in tasks.items()})
+        placed = {task: place(one) for task, one in tasks.items()}
+        if self._merges is not None:
+            return AdaptedRow(self._merges.choice(place(base), placed), {})
+        return AdaptedRow(place(base), placed)
 
     def _parts(self, name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Read A and, scaled, B of each task."""

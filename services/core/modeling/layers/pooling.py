@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import torch
 
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.native import ops
 
@@ -16,9 +17,12 @@ Pooling: TypeAlias = Callable[[torch.Tensor, PackedBatch], torch.Tensor]
 
 def mean(hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
     """Average all tokens of each item, specials included; (items, width) fp32."""
+    if batch.rows is not None:
+        return cuda.mean(hidden, batch.cu_lengths)
     if hidden.is_cuda:
+        # Unsafe means unchecked: the check would wait for the device, and the lengths are ours.
         lengths = batch.cu_lengths.diff().long()
-        return torch.segment_reduce(hidden.float(), "mean", lengths=lengths)
+        return torch.segment_reduce(hidden.float(), "mean", lengths=lengths, unsafe=True)
     if ops.serves_mean(hidden):
         return ops.mean(hidden, batch)
     parts = [

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
 
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.layers.attention import attention
 from services.core.modeling.layers.linear import Linear, linear
 from services.core.modeling.layers.packed import PackedBatch
@@ -60,6 +61,18 @@ class PostNormWeights:
     epsilon: float
 
 
+class Summand(Protocol):
+    """A layer to whose result something may be added."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the result, (rows, width)."""
+        ...
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return the result plus ``residual``, which is left alone."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     """Layer norm over the last axis; the statistics are fp32 whatever the dtype."""
@@ -70,7 +83,15 @@ class Norm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the norm of ``x``, (rows, width)."""
+        if cuda.serves(x):
+            return cuda.layer_norm(x, self.weight, self.bias, self.epsilon)
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
+
+    def behind(self, layer: Summand, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return the norm of ``layer`` of ``x`` plus ``residual`` (rows, width)."""
+        if cuda.serves(x):
+            return cuda.layer_norm(layer(x), self.weight, self.bias, self.epsilon, residual)
+        return self(layer.add(x, residual))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +107,8 @@ class _Layer:
     def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         query, key, value = self.query_key_value(x).view(x.shape[0], 3, self.heads, -1).unbind(1)
         attended = attention(query, key, value, batch).view(x.shape)
-        x = self.attended_norm(self.attended.add(attended, x))
-        return self.down_norm(self.down.add(self.up.gelu(x), x))
+        x = self.attended_norm.behind(self.attended, attended, x)
+        return self.down_norm.behind(self.down, self.up.gelu(x), x)
 
 
 class PostNorm:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
-from services.core.modeling.layers.linear import Linear, linear
+from services.core.modeling.layers.linear import GatedUnit, Linear, gated_gelu, linear
 from services.core.modeling.layers.post_norm import Norm
 
 
@@ -48,6 +48,10 @@ class Layers:
     def joined(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """Make a layer of ``weight`` (out, in) and ``bias`` (out,)."""
         return linear(weight.to(self.dtype), None if bias is None else bias.to(self.dtype), self.device)
+
+    def gated_gelu(self, gate: torch.Tensor, up: torch.Tensor) -> GatedUnit:
+        """Make a gated unit of the weights ``gate`` and ``up``, (inner, in) each."""
+        return gated_gelu(gate.to(self.dtype), up.to(self.dtype), self.device)
 
     def norm(self, name: str) -> Norm:
         """A layer norm."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.native import ops
 
 
@@ -21,6 +22,9 @@ class Rotation:
         """Turn ``heads`` (tokens, heads, head_dim) in place; computed in fp32."""
         if ops.serves_rope(heads):
             ops.rope(heads, self.cosines, self.sines)
+            return
+        if cuda.serves(heads):
+            cuda.turn(heads, self.cosines, self.sines, heads.shape[1], 0)
             return
         cosines, sines = self.cosines[:, None], self.sines[:, None]
         first, second = heads.chunk(2, dim=-1)

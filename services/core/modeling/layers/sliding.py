@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.layers.attention import attention, serves_varlen, varlen_attention
 from services.core.modeling.layers.packed import PackedBatch
 
@@ -25,6 +26,11 @@ def sliding_attention(
 
     With ``window`` a token sees itself and the ``window - 1`` before it. Memory is linear in the length.
     """
+    if batch.rows is not None:
+        longest, items = batch.max_length, len(batch.lengths)
+        return cuda.attention(
+            query, key, value, batch.rows, longest=longest, items=items, causal=causal, window=window
+        )
     if window is None or batch.max_length <= window:
         return attention(query, key, value, batch, causal=causal)
     if serves_varlen(query):

@@ -15,6 +15,7 @@ import torch
 
 from services.core.modeling.checkpoints.peft import PeftAdapters
 from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import AdapterRun
 from services.core.modeling.layers.reading import Layers
 
@@ -46,6 +47,12 @@ class TaskLinear:
             return self.base.add(x, residual)
         return self.base.add(x, self._changes(x, runs, residual))
 
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Return the product plus ``residual`` (rows, out), maybe in the memory of that."""
+        if self.plain(runs):
+            return self.base.add_to(residual, x)
+        return self.add(x, runs, residual)
+
     def _changes(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor | None) -> torch.Tensor:
         """Return what the adapters make of ``x``, plus ``residual``."""
         changes = [self._change(x, run, residual) for run in runs]
@@ -61,15 +68,27 @@ class TaskLinear:
         return up(low) if residual is None else up.add(low, residual[rows])
 
 
-def task_linear(layers: Layers, adapters: PeftAdapters, names: Sequence[str], *, bias: bool) -> TaskLinear:
-    """Read one layer that computes all of ``names`` behind one another, with its adapters."""
+def task_linear(
+    layers: Layers,
+    adapters: PeftAdapters,
+    names: Sequence[str],
+    *,
+    bias: bool,
+    merges: Merges | None = None,
+) -> TaskLinear:
+    """Read one layer that computes all of ``names`` behind one another, with its adapters.
+
+    With ``merges`` it has the task on which the network rests, whatever the runs say.
+    """
     weights = [layers.checkpoint.tensor(f"{name}.weight") for name in names]
     offset = torch.cat([layers.checkpoint.tensor(f"{name}.bias") for name in names]) if bias else None
     sizes = [(weight.shape[0], weight.shape[1]) for weight in weights]
-    tasks: dict[str, tuple[Linear, Linear]] = {}
-    for task in sorted(adapters.names):
-        pair = adapters.joined(task, names, sizes)
-        if pair is not None:
-            tasks[task] = (layers.joined(pair.down, None), layers.joined(pair.up, None))
-    base = layers.joined(torch.cat(weights), offset)
-    return TaskLinear(base, sum(out for out, _ in sizes), tasks)
+    pairs = {task: pair for task in sorted(adapters.names) if (pair := adapters.joined(task, names, sizes))}
+    weight, out = torch.cat(weights), sum(out for out, _ in sizes)
+    if merges is not None:
+        merged = {task: (layers.place(pair.down), layers.place(pair.up)) for task, pair in pairs.items()}
+        return TaskLinear(layers.joined(merges.product(layers.place(weight), merged), offset), out, {})
+    tasks = {
+        task: (layers.joined(pair.down, None), layers.joined(pair.up, None)) for task, pair in pairs.items()
+    }
+    return TaskLinear(layers.joined(weight, offset), out, tasks)
