@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 from uuid import uuid4
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -81,25 +82,59 @@ def load(
 class Model:
     """A model in memory. Threads may share it; ``close`` or a ``with`` block lets it go.
 
-    ``spec`` is the catalogue's entry: widths, tasks, context, licence.
+    Processes forked from the one that loaded it share its weights on a CPU: each starts threads of its own at
+    its first call. ``spec`` is the catalogue's entry: widths, tasks, context, licence.
     """
 
     def __init__(self, spec: ModelSpec, catalog: Catalog, settings: Settings, directory: Path | None) -> None:
         self.spec = spec
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="search-foundation", daemon=True)
-        self._thread.start()
+        self._catalog = catalog
+        self._settings = settings
+        self._load, self._weigh = _from(directory) if directory else (load_model, weigh_model)
+        self._options = frozenset(request_schema(spec, _NO_LIMIT).model_fields)
+        self._network: Network | None = None
+        self._on_cuda = False
+        self._closed = False
         self._engine: Engine | None = None
-        load, weigh = _from(directory) if directory else (load_model, weigh_model)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._left_behind: list[object] = []
+        self._starting = threading.Lock()
+        self._start()
+        _models.add(self)
+
+    def _start(self) -> None:
+        """Start the engine over the network that is there already, or that is loaded now."""
+
+        def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
+            if self._network is None:
+                self._network = self._load(spec, settings, device)
+                self._on_cuda = device.type == "cuda"
+            return self._network
+
+        def weigh(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+            return self._weigh(spec, settings, device) if self._network is None else 0
+
+        self._loop = asyncio.new_event_loop()
+        run_forever = self._loop.run_forever
+        self._thread = threading.Thread(target=run_forever, name="search-foundation", daemon=True)
+        self._thread.start()
         try:
-            engine = self._run(Engine.start(settings, catalog, load=load, weigh=weigh))
+            engine = self._run(Engine.start(self._settings, self._catalog, load=load, weigh=weigh))
         except EngineStartError as error:
             self.close()
             raise ModelError(str(error)) from None
         self._engine = engine
-        self._parser = RequestParser(catalog, engine.served, max_items=_NO_LIMIT)
-        self._options = frozenset(request_schema(spec, _NO_LIMIT).model_fields)
-        self._embedder = Embedder(engine, settings)
+        self._parser = RequestParser(self._catalog, engine.served, max_items=_NO_LIMIT)
+        self._embedder = Embedder(engine, self._settings)
+
+    def forget_threads(self) -> None:
+        """Called in a forked process, which has none of the threads.
+
+        What they used is kept as it is: to close the loop would change what its owner waits for.
+        """
+        self._left_behind += (self._loop, self._thread, self._engine)
+        self._engine = self._loop = None
+        self._starting = threading.Lock()
 
     def encode(
         self,
@@ -156,16 +191,19 @@ class Model:
 
     def close(self) -> None:
         """Let the model go; later calls raise ModelError."""
-        if not self._loop.is_closed():
-            if self._engine is not None:
-                self._run(self._engine.stop(5.0))
-                self._engine = None
+        self._closed = True
+        self._network = None
+        if self._engine is not None:
+            self._run(self._engine.stop(5.0))
+            self._engine = None
+        if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+            self._loop = None
 
     def __repr__(self) -> str:
-        return f"Model({self.spec.id!r}{'' if self._engine else ', closed'})"
+        return f"Model({self.spec.id!r}{', closed' if self._closed else ''})"
 
     def __enter__(self) -> Model:
         return self
@@ -190,15 +228,35 @@ class Model:
         return await self._embedder.embed(self._parser.parse(fields, _argument), _call())
 
     def _open(self) -> Engine:
-        if self._engine is None:
+        if self._closed:
             raise ModelError(f"{self.spec.id} is closed")
+        with self._starting:
+            if self._engine is None:
+                if self._on_cuda:
+                    raise ModelError(
+                        f"{self.spec.id} was loaded on CUDA before this process was forked; load it here"
+                    )
+                self._start()
+        assert self._engine is not None
         return self._engine
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self._loop is not None
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
         except ServiceError as error:
             raise ModelError(error.detail) from None
+
+
+_models: WeakSet[Model] = WeakSet()
+
+
+def _forget_threads() -> None:
+    for model in _models:
+        model.forget_threads()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 def _named(catalog: Catalog, name: str) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,51 @@ def test_threads_may_share_a_model_until_it_is_closed() -> None:
     model.close()
     with pytest.raises(ModelError, match="closed"):
         model.encode("hello")
+
+
+@pytest.mark.parametrize("instructions", ["auto", "torch"])
+def test_forked_processes_compute_as_their_parent(instructions: str) -> None:
+    """As a prefork server does: loaded once, used before the fork, in the children, and behind it."""
+    script = """
+import os, sys
+import numpy as np
+from search_foundation import load
+
+model = load("all-MiniLM-L6-v2", dtype="float32")
+texts = ["hello world " * n for n in (1, 40, 100)]
+wanted = model.encode(texts)
+children = []
+for _ in range(2):
+    child = os.fork()
+    children = [*children, child] if child else []  # the first child forks another
+assert np.array_equal(model.encode(texts), wanted)
+assert model.encode("hello").shape == (384,)
+model.close()
+for child in children:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+os.write(1, b"well")
+"""
+    environment = {**os.environ, "SF_CPU_INSTRUCTIONS": instructions}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout) == (0, "well" * 4), done.stderr
+
+
+def test_a_forked_process_may_leave_the_model_alone() -> None:
+    with load(MINILM, dtype="float32") as model:
+        vector = model.encode("hello")
+        child = os.fork()
+        if child == 0:
+            model.close()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        np.testing.assert_array_equal(model.encode("hello"), vector)
 
 
 def test_a_script_that_forgets_to_close_ends() -> None:
