@@ -38,7 +38,9 @@ def test_weights_are_counted_with_their_adapters(tmp_path: Path, dtype: torch.dt
     config = DecoderConfig.read(config_of(folder), EUROBERT)
     base = sum(torch.Size(shape).numel() for shape in decoder_shapes(config).values())
     adapters = 4 * sum(4 * (out + into) for out, into in linear_sizes(config).values())
+    changed = sum(out * into for out, into in linear_sizes(config).values())
     assert weight_bytes(folder, dtype) == dtype.itemsize * (base + adapters)
+    assert weight_bytes(folder, dtype, merged=True) == dtype.itemsize * (base + adapters + changed)
     assert weight_bytes(minilm_directory(), dtype) // dtype.itemsize == pytest.approx(22_713_216, rel=0.001)
 
 

@@ -72,6 +72,21 @@ def test_everything_below_in_the_interpreter() -> None:
     assert " passed" in run.stdout
 
 
+def test_without_triton_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ops, "find_spec", lambda name: None)
+    ops.available.cache_clear()
+    try:
+        assert not ops.serves_device(torch.device("cuda"))
+        assert not ops.serves_device(torch.device("cuda"))
+        assert [record.message for record in caplog.records] == [
+            "triton is not installed: on CUDA all models run on torch alone, which is slower"
+        ]
+    finally:
+        ops.available.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU the compiled kernels would take the place of what is tested here."""
