@@ -146,7 +146,13 @@ class _Decoder:
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        if self._process.returncode is not None:
+            return False
+        try:
+            # The loop learns of an end a little later than the kernel.
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     async def decode(self, data: bytes, rules: Mapping[str, Any]) -> list[Image] | str:
         """Return the pictures, or why there are none. Raises _Lost when the process ends instead."""
@@ -163,7 +169,8 @@ class _Decoder:
                 if "refused" in answer:
                     return str(answer["refused"])
                 width, height = answer["size"]
-                array = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+                # Writable, as torch wants what it takes over.
+                array = np.frombuffer(bytearray(pixels), np.uint8).reshape(height, width, 3)
                 images.append(Image(array, tuple(answer["source"])))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Lost(await self._process.wait()) from error
