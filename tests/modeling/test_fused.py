@@ -256,6 +256,7 @@ class TestRows:
         x, weight = random(rows, width, dtype=dtype), random(width, dtype=dtype, seed=2)
         wanted = functional.rms_norm(x.double(), (width,), weight.double(), 1e-6)
         self.same(ops.rms_norm(x, weight, 1e-6), wanted, dtype)
+        self.same(ops.rms_norm(x[None], weight, 1e-6), wanted[None], dtype)
 
     @pytest.mark.parametrize(("queries", "keys", "head_dim"), [(4, 2, 32), (3, 3, 24), (1, 1, 2)])
     @pytest.mark.parametrize("normed", [False, True])
@@ -282,8 +283,8 @@ class TestRows:
         self.same(ops.gate(x, gelu=True), functional.gelu(a) * b, dtype)
         self.same(ops.gate(x, gelu=False), functional.silu(a) * b, dtype)
 
-    @pytest.mark.parametrize("shape", [(1, 3), (3, 1_500)])
-    def test_gelu(self, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    @pytest.mark.parametrize("shape", [(1, 3), (3, 1_500), (2, 3, 40)])
+    def test_gelu(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         x = random(*shape, dtype=dtype)
         wanted = functional.gelu(x.double())
         assert ops.gelu_(x) is x

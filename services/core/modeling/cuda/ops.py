@@ -145,12 +145,12 @@ def layer_norm(
     epsilon: float,
     residual: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the layer norm of ``x`` plus ``residual``, both (rows, width) contiguous."""
+    """Return the layer norm of ``x`` plus ``residual``, both (..., width)."""
     return _norm(x, residual, weight, bias, epsilon)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Return the RMS norm of ``x`` (rows, width), contiguous."""
+    """Return the RMS norm of ``x`` (..., width)."""
     return _norm(x, None, weight, None, epsilon)
 
 
@@ -162,7 +162,8 @@ def _norm(
     epsilon: float,
 ) -> torch.Tensor:
     x = x.contiguous()
-    rows, width = x.shape
+    width = x.shape[-1]
+    rows = x.numel() // width
     out = torch.empty_like(x)
     block = _power(width)
     together = 64 if INTERPRETED else min(4, max(1, 4096 // block))
@@ -233,8 +234,9 @@ def gate(x: torch.Tensor, *, gelu: bool) -> torch.Tensor:
 
 
 def gelu_(x: torch.Tensor) -> torch.Tensor:
-    """Take the erf form of GELU of ``x`` (rows, width), contiguous, in place, and return it."""
-    rows, width = x.shape
+    """Take the erf form of GELU of ``x`` (..., width), contiguous, in place, and return it."""
+    width = x.shape[-1]
+    rows = x.numel() // width
     rows_at_once, block = _step(width)
     _kernels().gelu[(-(-rows // rows_at_once), -(-width // block))](
         x, rows, WIDTH=width, ROWS=rows_at_once, BLOCK=block, num_warps=4

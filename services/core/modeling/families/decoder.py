@@ -106,7 +106,7 @@ class RmsNorm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the norm of ``x``, (..., width)."""
-        if x.ndim == 2 and cuda.serves(x):
+        if cuda.serves(x):
             return cuda.rms_norm(x, self.weight, self.epsilon)
         return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
