@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 import grpc.aio
+import orjson
 from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
@@ -20,7 +22,7 @@ from services.batch.types import BatchStatus, File, status_json
 from services.core.call import Call, current_call
 from services.core.serving.exchange import arrived_with
 from services.core.serving.failure import HTTP_STATUS_HEADER, LENGTH_HEADER
-from services.core.serving.rest import Body, decode, encode
+from services.core.serving.rest import Body, decode, encode, raw_items
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -44,7 +46,11 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /v1/batch/embeddings``."""
         call = current_call.get()
-        parsed = self._parser.parse(await decode(request))
+        parsed = self._parser.parse(await decode(request, keep=True))
+        if any(not isinstance(line.get("custom_id"), str) for line in parsed.lines or ()):
+            # Such names are echoed, and a number may have more digits than a parser keeps.
+            parsed = replace(parsed, lines=list(map(_verbatim, await raw_items(request, "input"))))
+        request.data = memoryview(b"")
         call.model = parsed.model
         status = await self._service.create(parsed, caller(call), base_url(self._public_url))
         call.headers = (("location", f"/v1/batch/{status.batch_id}"), _RETRY)
@@ -124,6 +130,11 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
                 yield httpbody_pb2.HttpBody(content_type=NDJSON, data=piece)
         if empty:  # the type comes with the first piece, and no piece would be no answer
             yield httpbody_pb2.HttpBody(content_type=NDJSON)
+
+
+def _verbatim(line: memoryview) -> orjson.Fragment:
+    """Give a line for a file of lines: a line end between its values is a blank like others."""
+    return orjson.Fragment(bytes(line).replace(b"\n", b" "))
 
 
 _RETRY = ("retry-after", str(int(POLL_SECONDS)))

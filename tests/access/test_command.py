@@ -57,6 +57,20 @@ def test_create_list_revoke(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "revoke", principal.key_id]) == 1
 
 
+def test_usage_is_told_of_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    create(capsys, "--tier", "free")
+    create(capsys)
+    assert main(["keys", "usage", "--json"]) == 0
+    free, other = json.loads(capsys.readouterr().out)
+    assert free["unfinished_jobs"] == {"used": 0, "limit": 20}
+    assert other["stored_bytes"] == {"used": 0, "limit": None}
+    assert main(["keys", "usage"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    for name in ("ID", "TIER", "UNFINISHED JOBS", "UNFINISHED LINES", "STORED BYTES"):
+        assert name in header
+    assert [("0 of 20" in row) for row in rows] == [True, False]
+
+
 def test_the_table_never_shows_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     key = create(capsys)
     assert main(["keys", "list"]) == 0

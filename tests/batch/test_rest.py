@@ -282,6 +282,18 @@ def test_bad_lines_go_to_the_error_file(ann: Caller) -> None:
     assert all(error["response"] is None and error["error"]["message"] for error in errors)
 
 
+def test_a_number_for_a_name_is_echoed_digit_by_digit(ann: Caller) -> None:
+    names = ["12345678901234567890123", "-7", "0.10"]
+    lines = ",\n".join(f'{{"custom_id":\n{name}, "body": {{"input": "x"}}}}' for name in names)
+    body = f'{{"model": "{MODEL}", "input": [\n{lines}\n]}}'
+    status, job = ann.call("POST", "/v1/batch/embeddings", content=body)
+    assert status == 200, job
+    path = f"/v1/batch/{job['batch_id']}"
+    wait_for(lambda: ann.call("GET", path)[1]["status"] == "failed")
+    errors = ann.file(f"{path}/errors").decode().strip().split("\n")
+    assert [f'"custom_id":{name},' in line for name, line in zip(names, errors, strict=True)] == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
