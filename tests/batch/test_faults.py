@@ -31,7 +31,7 @@ def _survive(worker: Worker, expect: Expect, *, lines: int, kills: int, seed: in
             worker.kill()
             worker.start()
             killed += 1
-        done = client.wait(job, 300)
+        done = client.wait(job, 900)
         assert killed == kills
         assert (done.succeeded, done.failed, done.total) == (lines, 0, lines)
         output = client.download(job)
@@ -47,6 +47,7 @@ def test_the_only_worker_is_killed_again_and_again(workers: Make, expect: Expect
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_the_only_worker_is_killed_twenty_times(workers: Make, expect: Expect) -> None:
     _survive(workers(), expect, lines=5_000, kills=20, seed=2)
 

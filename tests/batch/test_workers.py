@@ -37,7 +37,7 @@ FORMS = pytest.mark.parametrize(
     "form",
     [
         pytest.param(Form(LINES, QUICK), id="short"),
-        pytest.param(Form(5_000, {}), id="long", marks=pytest.mark.soak),
+        pytest.param(Form(5_000, {}), id="long", marks=[pytest.mark.soak, pytest.mark.timeout(1800)]),
     ],
 )
 _QUEUED = "searchfoundation_queue_items"
@@ -75,7 +75,7 @@ def _freeze_at_work(worker: Worker) -> None:
 
 
 def _as_expected(client: Client, job: str, expect: Expect, lines: int = LINES) -> None:
-    done = client.wait(job, 120.0)
+    done = client.wait(job, 120.0 if lines == LINES else 900.0)
     assert (done.succeeded, done.failed, done.total) == (lines, 0, lines)
     assert client.download(job) == expect(job, lines)
 
