@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,3 +117,23 @@ def test_without_a_compiler_torch_does_everything(cpu_with: Make) -> None:
     cpu_with(ZEN3, ())
     assert available() == (InstructionSet.TORCH,)
     assert current() is InstructionSet.TORCH
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN names the instructions of x86-64 so")
+def test_onednn_is_lowered_with_it() -> None:
+    script = (
+        "import torch\n"
+        "from services.core.modeling.native.instructions import choose\n"
+        "choose('portable')\n"
+        "from services.core.modeling.layers.linear import linear\n"
+        "for dtype in (torch.float32, torch.bfloat16):\n"
+        "    layer = linear(torch.eye(32, dtype=dtype), None, torch.device('cpu'))\n"
+        "    x = torch.arange(64, dtype=dtype).reshape(2, 32)\n"
+        "    assert torch.equal(layer(x), x)\n"
+    )
+    environment = {**os.environ, "ONEDNN_VERBOSE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    (said,) = (line for line in done.stdout.splitlines() if ",cpu,isa:" in line)
+    assert said.endswith("isa:Intel SSE4.1")
