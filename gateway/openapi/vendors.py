@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from gateway.openapi.parts import (
     JSON,
@@ -18,13 +18,14 @@ from gateway.openapi.parts import (
     errors,
 )
 from services.core.catalog.types import ModelSpec, OutputKind
+from services.core.requests.fields import Flag
 from services.embed.spellings import INPUT_TYPES
 from services.rerank.responses import RerankingResponse
 
 COHERE, TEI = "Cohere", "Text Embeddings Inference"
 
 _TEXTS: Document = {"type": "array", "items": {"type": "string"}, "minItems": 1}
-_FLAG: Document = {"type": ["boolean", "null"]}
+_FLAG: Document = TypeAdapter(Flag).json_schema()
 _KINDS = ("float", "base64", "binary", "ubinary", "int8", "uint8")
 
 
