@@ -65,7 +65,7 @@ class OpenAIBatch(BaseModel):
     endpoint: str
     model: str
     errors: dict[str, Any] | None
-    input_file_id: str
+    input_file_id: str | None = Field(description="`null` of a job that was not made from a file.")
     completion_window: str
     status: str = Field(description="validating, in_progress, completed, failed, expired or cancelled.")
     output_file_id: str | None
