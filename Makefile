@@ -58,6 +58,7 @@ docs: setup
 	$(BIN)/python deploy/helm/tools/sizing.py
 
 bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -63,6 +63,11 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
         f"typed gRPC, REST through Envoy. Single texts per call, and {TEXTS_IN_ONE_CALL} in one call.",
         embeddings,
     ),
+    "processors": (
+        "Every instruction set of this processor in fp32, beside ONNX Runtime; sets without rows were not "
+        "measured.",
+        _module("processors"),
+    ),
     "footprint": ("Start-up and memory.", lambda: footprint.report(20_000)),
     "fairness": ("A quiet caller beside a loud tenant and beside batch work.", _module("fairness")),
     "encoders": (

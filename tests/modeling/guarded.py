@@ -28,6 +28,7 @@ from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import minilm_directory, minilm_spec, spec
 from tests.decoder_checkpoints import V5_TASKS, write_v5
+from tests.text_checkpoints import TASKS, write_jina_bert, write_v3
 
 _PAGE = mmap.PAGESIZE
 _CPU = torch.device("cpu")
@@ -79,9 +80,9 @@ def _batch(
 
 def _networks(fence: Fence, encoder_of: TextEncoder, tasks: tuple[str | None, ...]) -> int:
     """Run the network behind ``encoder_of`` over batches of odd sizes."""
-    runs = 0
+    runs, vocabulary = 0, encoder_of._limits.vocabulary  # type: ignore[attr-defined]
     for lengths in ((1,), (2, 3), (17, 1, 64, 65), (600, 5, 5), (95, 1, 96)):
-        batch = _batch(fence, lengths, 200, tasks)
+        batch = _batch(fence, lengths, vocabulary, tasks)
         states = encoder_of._backbone(batch)  # type: ignore[attr-defined]
         last = np.cumsum(batch.lengths, dtype=np.int32) - 1
         some = encoder_of._backbone(replace(batch, wanted=last))  # type: ignore[attr-defined]
@@ -107,6 +108,16 @@ def _attention(fence: Fence, dtype: torch.dtype) -> int:
     return runs
 
 
+def _encoders(directory: Path) -> list[tuple[str, Path]]:
+    """Encoders of odd sizes, by family."""
+    sizes = {"hidden_size": 36, "num_attention_heads": 6, "intermediate_size": 70}
+    return [
+        ("jina_bert", write_jina_bert(directory / "v2", **sizes)),
+        ("jina_bert", write_jina_bert(directory / "v2-code", query_norm=True, **sizes)),
+        ("jina_v3", write_v3(directory / "v3", lora_rank=3, **sizes)),
+    ]
+
+
 def _with(fence: Fence, directory: Path, dtype: torch.dtype) -> int:
     kernels = library.library(dtype)
     assert kernels is not None
@@ -126,6 +137,17 @@ def _with(fence: Fence, directory: Path, dtype: torch.dtype) -> int:
         )
         network = load_text_encoder(entry, folder, device=_CPU, dtype=dtype)
         runs += _networks(fence, network, (None, *V5_TASKS))
+    for family, folder in _encoders(directory):
+        tasks = TASKS if family == "jina_v3" else ()
+        entry = spec(
+            family=family,
+            dimensions=36,
+            context_length=1024,
+            tasks=tasks,
+            adapters={task: task for task in tasks},
+        )
+        network = load_text_encoder(entry, folder, device=_CPU, dtype=dtype)
+        runs += _networks(fence, network, (None, *tasks))
     minilm = load_text_encoder(minilm_spec(), minilm_directory(), device=_CPU, dtype=dtype)
     batch = _batch(fence, (1, 17, 512, 96), 30000, (None,))
     assert torch.isfinite(minilm._backbone(batch).float()).all()  # type: ignore[attr-defined]

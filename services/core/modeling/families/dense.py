@@ -89,7 +89,7 @@ def load_jina_v3(
         device=device,
         limits=limits,
         width=config.width,
-        merges=network.merges,
+        merges=network.merges if isinstance(network, xlm_rotary.XlmRotary) else None,
     )
 
 

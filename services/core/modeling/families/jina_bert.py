@@ -18,8 +18,10 @@ from services.core.modeling.families.encoder_config import EncoderConfig, refuse
 from services.core.modeling.layers.attention import alibi_slopes, attention
 from services.core.modeling.layers.linear import GatedUnit, Linear
 from services.core.modeling.layers.packed import PackedBatch
-from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, Norm, PostNormWeights
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
+from services.core.modeling.native import encoder as native
+from services.core.modeling.types import Backbone
 
 POOLER = ("pooler.*", "cls.*")
 """Tensors that vectors do not need."""
@@ -46,7 +48,7 @@ def load_jina_bert(
     *,
     extra: Mapping[str, Shape] | None = None,
     unused: Sequence[str] = POOLER,
-) -> JinaBert:
+) -> Backbone:
     """Read the encoder from ``checkpoint``, with or without the ``bert.`` prefix.
 
     The names of the feed-forward tell the block form. ``extra`` are tensors that the caller will read,
@@ -60,10 +62,68 @@ def load_jina_bert(
     for i in range(config.layers):
         expected |= names(config, f"encoder.layer.{i}")
     checkpoint.verify(expected | dict(extra or {}), unused=unused)
+    if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
+        return native.FusedPostNorm(_weights(checkpoint, config, query_norm=query_norm), dtype)
     layers = Layers(checkpoint, device, dtype, config.epsilon)
     make = _query_norm_block if query_norm else _standard_block
     blocks = [make(layers, config, f"encoder.layer.{i}") for i in range(config.layers)]
     return JinaBert(layers, blocks, alibi_slopes(config.heads).to(device))
+
+
+def _weights(checkpoint: Checkpoint, config: EncoderConfig, *, query_norm: bool) -> PostNormWeights:
+    layer = _query_norm_weights if query_norm else _standard_weights
+    return PostNormWeights(
+        words=checkpoint.tensor("embeddings.word_embeddings.weight"),
+        positions=checkpoint.tensor("embeddings.token_type_embeddings.weight")[:1],
+        norm=_gain(checkpoint, "embeddings.LayerNorm"),
+        layers=(layer(checkpoint, config, f"encoder.layer.{i}") for i in range(config.layers)),
+        heads=config.heads,
+        epsilon=config.epsilon,
+        alibi=True,
+    )
+
+
+def _gain(checkpoint: Checkpoint, name: str) -> Gain:
+    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
+
+
+def _dense(checkpoint: Checkpoint, *names: str) -> Dense:
+    weights = [checkpoint.tensor(f"{name}.weight") for name in names]
+    biases = [checkpoint.tensor(f"{name}.bias") for name in names]
+    return Dense(torch.cat(weights), torch.cat(biases))
+
+
+def _standard_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str) -> LayerWeights:
+    gate, up = checkpoint.tensor(f"{name}.mlp.gated_layers.weight").split(config.inner)
+    return LayerWeights(
+        query_key_value=_dense(
+            checkpoint, *(f"{name}.attention.self.{p}" for p in ("query", "key", "value"))
+        ),
+        attended=_dense(checkpoint, f"{name}.attention.output.dense"),
+        attended_norm=_gain(checkpoint, f"{name}.attention.output.LayerNorm"),
+        gate=Dense(gate, None),
+        up=Dense(up, None),
+        down=_dense(checkpoint, f"{name}.mlp.wo"),
+        down_norm=_gain(checkpoint, f"{name}.mlp.layernorm"),
+    )
+
+
+def _query_norm_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str) -> LayerWeights:
+    # The halves stand the other way round than in the standard block.
+    up, gate = checkpoint.tensor(f"{name}.mlp.up_gated_layer.weight").split(config.inner)
+    own = f"{name}.attention.self"
+    return LayerWeights(
+        query_key_value=_dense(checkpoint, *(f"{own}.{p}" for p in ("query", "key", "value"))),
+        query_norm=_gain(checkpoint, f"{own}.layer_norm_q"),
+        key_norm=_gain(checkpoint, f"{own}.layer_norm_k"),
+        attended=_dense(checkpoint, f"{name}.attention.output.dense"),
+        attended_norm=_gain(checkpoint, f"{name}.attention.output.LayerNorm"),
+        input_norm=_gain(checkpoint, f"{name}.layer_norm_1"),
+        gate=Dense(gate, None),
+        up=Dense(up, None),
+        down=_dense(checkpoint, f"{name}.mlp.down_layer"),
+        down_norm=_gain(checkpoint, f"{name}.layer_norm_2"),
+    )
 
 
 class _Block(Protocol):

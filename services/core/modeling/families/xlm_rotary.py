@@ -20,12 +20,15 @@ from services.core.modeling.layers.lora import (
     Adapters,
     adapted_embedding_shapes,
     adapted_linear_shapes,
+    weight_name,
 )
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import PackedBatch
-from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, Norm, PostNormWeights
 from services.core.modeling.layers.reading import Layers, norm_shapes
 from services.core.modeling.layers.rotary import Rotation
+from services.core.modeling.native import encoder as native
+from services.core.modeling.types import Backbone
 
 _MODEL_TYPES = (None, "xlm-roberta")
 
@@ -61,7 +64,7 @@ def load_xlm_rotary(
     dtype: torch.dtype,
     *,
     extra: Mapping[str, Shape] | None = None,
-) -> XlmRotary:
+) -> Backbone:
     """Read the encoder, without its pooler, from ``checkpoint``, with or without the ``roberta.`` prefix.
 
     ``extra`` are tensors that the caller will read. CheckpointError if a tensor is missing, left over or of
@@ -70,7 +73,48 @@ def load_xlm_rotary(
     checkpoint.strip_prefix("roberta.")
     checkpoint.verify(_shapes(config, adapters) | dict(extra or {}), unused=("pooler.*",))
     base = require({"rotary_emb_base": _BASE, **checkpoint.config}, "rotary_emb_base", float)
+    if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
+        return native.FusedPostNorm(_weights(checkpoint, config, adapters, base), dtype)
     return XlmRotary(Layers(checkpoint, device, dtype, config.epsilon), config, adapters, base)
+
+
+def _weights(
+    checkpoint: Checkpoint, config: EncoderConfig, adapters: Adapters, base: float
+) -> PostNormWeights:
+    words, types = "embeddings.word_embeddings", "embeddings.token_type_embeddings"
+    added = adapters.rows(checkpoint, types, 0)
+    return PostNormWeights(
+        words=checkpoint.tensor(weight_name(words, adapters)),
+        positions=torch.stack([added.base, *(added.tasks[task] for task in adapters.names)]),
+        norm=_gain(checkpoint, "emb_ln"),
+        layers=(_layer(checkpoint, adapters, f"encoder.layers.{i}") for i in range(config.layers)),
+        heads=config.heads,
+        epsilon=config.epsilon,
+        rotary_base=base,
+        tasks=adapters.names,
+        rank=adapters.rank,
+        word_tasks=adapters.parts(checkpoint, words),
+    )
+
+
+def _gain(checkpoint: Checkpoint, name: str) -> Gain:
+    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
+
+
+def _layer(checkpoint: Checkpoint, adapters: Adapters, name: str) -> LayerWeights:
+    def dense(of: str) -> Dense:
+        weight = checkpoint.tensor(weight_name(f"{name}.{of}", adapters))
+        tasks = adapters.parts(checkpoint, f"{name}.{of}")
+        return Dense(weight, checkpoint.tensor(f"{name}.{of}.bias"), tasks)
+
+    return LayerWeights(
+        query_key_value=dense("mixer.Wqkv"),
+        attended=dense("mixer.out_proj"),
+        attended_norm=_gain(checkpoint, f"{name}.norm1"),
+        up=dense("mlp.fc1"),
+        down=dense("mlp.fc2"),
+        down_norm=_gain(checkpoint, f"{name}.norm2"),
+    )
 
 
 class XlmRotary:

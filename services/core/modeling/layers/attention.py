@@ -1,8 +1,8 @@
 """The one door to attention over a packed batch.
 
-Nothing is padded. On CUDA the whole batch is one call of a kernel of our own, and so it is in bf16 on a CPU
-that has AVX-512 BF16. On CUDA without Triton it is one of flash attention where that takes it. Otherwise
-(fp32, other CPUs) each group of equally long items runs as one dense call of torch.
+Nothing is padded. On CUDA the whole batch is one call of a kernel of our own, on a CPU of the compiled one,
+where it computes with this dtype. On CUDA without Triton it is one of flash attention where that takes it.
+Otherwise each group of equally long items runs as one dense call of torch.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from services.core.modeling.checkpoints.checkpoint import Checkpoint, Checkpoint
 from services.core.modeling.layers.linear import Linear
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import AdapterRun
-from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.post_norm import LowRank, Norm
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.native import ops
 
@@ -47,6 +47,21 @@ class Adapters:
         if not names or rank < 1 or len(set(names)) != len(names):
             raise CheckpointError("config.json: 'lora_adaptations' and 'lora_rank' describe no adapters")
         return cls(tuple(map(str, names)), rank, alpha / rank)
+
+    def parts(self, checkpoint: Checkpoint, name: str) -> dict[str, LowRank]:
+        """Read A and, scaled, B of each task for the layer or table ``name``."""
+        if not self.names:
+            return {}
+        where = f"{name}.parametrizations.weight.0"
+        first = checkpoint.tensor(f"{where}.lora_A")
+        second = checkpoint.tensor(f"{where}.lora_B", torch.float32) * self.scale
+        return {task: LowRank(first[i], second[i]) for i, task in enumerate(self.names)}
+
+    def rows(self, checkpoint: Checkpoint, name: str, row: int) -> AdaptedRow:
+        """Read one row of the table ``name``, fp32."""
+        base = checkpoint.tensor(weight_name(name, self), torch.float32)[row]
+        parts = self.parts(checkpoint, name)
+        return AdaptedRow(base, {task: base + a[row].float() @ b for task, (a, b) in parts.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,23 +200,14 @@ class AdaptedLayers:
 
     def row(self, name: str, row: int) -> AdaptedRow:
         """One row of a table."""
-        base = self._checkpoint.tensor(weight_name(name, self._adapters), torch.float32)[row]
-        parts = self._parts(name)
-        tasks = {task: base + down[row].float() @ up for task, (down, up) in parts.items()}
-        place = self._layers.place
-        placed = {task: place(one) for task, one in tasks.items()}
+        read, place = self._adapters.rows(self._checkpoint, name, row), self._layers.place
+        placed = {task: place(one) for task, one in read.tasks.items()}
         if self._merges is not None:
-            return AdaptedRow(self._merges.choice(place(base), placed), {})
-        return AdaptedRow(place(base), placed)
+            return AdaptedRow(self._merges.choice(place(read.base), placed), {})
+        return AdaptedRow(place(read.base), placed)
 
-    def _parts(self, name: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Read A and, scaled, B of each task."""
-        if not self._adapters.names:
-            return {}
-        where = f"{name}.parametrizations.weight.0"
-        first = self._checkpoint.tensor(f"{where}.lora_A")
-        second = self._checkpoint.tensor(f"{where}.lora_B", torch.float32) * self._adapters.scale
-        return dict(zip(self._adapters.names, zip(first, second, strict=True), strict=True))
+    def _parts(self, name: str) -> dict[str, LowRank]:
+        return self._adapters.parts(self._checkpoint, name)
 
 
 def weight_name(name: str, adapters: Adapters) -> str:

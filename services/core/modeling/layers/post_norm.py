@@ -1,13 +1,14 @@
 """The encoder block of BERT and XLM-R: attention and feed-forward, each followed by residual and norm.
 
 The weights are held apart from what runs them, so that the torch form here and the compiled form in
-``native`` take the same ones.
+``native`` take the same ones. What JinaBERT and XLM-R with rotary positions have besides is described here
+too, for the compiled form; their torch forms are in their own modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,11 +20,19 @@ from services.core.modeling.layers.linear import Linear, linear
 from services.core.modeling.layers.packed import PackedBatch
 
 
+class LowRank(NamedTuple):
+    """What a task adapter adds to a linear layer: ``a`` (rank, in) and ``b`` (out, rank), scaled."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
 class Dense(NamedTuple):
-    """Weight (out, in) and bias (out,) of a linear layer."""
+    """Weight (out, in) and bias (out,) of a linear layer, and the adapters of the tasks that change it."""
 
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None
+    tasks: Mapping[str, LowRank] = {}
 
 
 class Gain(NamedTuple):
@@ -35,7 +44,11 @@ class Gain(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One block. ``query_key_value`` holds the three projections behind one another, (3 width, width)."""
+    """One block. ``query_key_value`` holds the three projections behind one another, (3 width, width).
+
+    With a ``gate`` the feed-forward is ``down(gelu(gate x) * (up x))``. ``query_norm`` and ``key_norm`` go
+    over the full width. With an ``input_norm`` the block's input is added behind ``attended_norm`` again.
+    """
 
     query_key_value: Dense
     attended: Dense
@@ -43,6 +56,10 @@ class LayerWeights:
     up: Dense
     down: Dense
     down_norm: Gain
+    gate: Dense | None = None
+    query_norm: Gain | None = None
+    key_norm: Gain | None = None
+    input_norm: Gain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,10 @@ class PostNormWeights:
 
     ``words`` (vocabulary, width); ``positions`` (positions, width) with the token type of a single text
     already added. ``layers`` may be a generator, read once, so that only one block is held twice.
+
+    Where positions are rotary, of ``rotary_base``, or ALiBi's, ``positions`` holds the token type alone: one
+    row, and one more for each of ``tasks``. ``word_tasks`` has for each task A (vocabulary, rank) and B
+    (rank, width).
     """
 
     words: torch.Tensor
@@ -59,6 +80,11 @@ class PostNormWeights:
     layers: Iterable[LayerWeights]
     heads: int
     epsilon: float
+    alibi: bool = False
+    rotary_base: float | None = None
+    tasks: tuple[str, ...] = ()
+    rank: int = 0
+    word_tasks: Mapping[str, LowRank] = field(default_factory=dict[str, LowRank])
 
 
 class Summand(Protocol):
@@ -137,7 +163,8 @@ class PostNorm:
         )
 
     def _dense(self, dense: Dense) -> Linear:
-        return linear(dense.weight.to(self._dtype), dense.bias.to(self._dtype), self._device)
+        bias = None if dense.bias is None else dense.bias.to(self._dtype)
+        return linear(dense.weight.to(self._dtype), bias, self._device)
 
     def _layer(self, layer: LayerWeights, weights: PostNormWeights) -> _Layer:
         return _Layer(

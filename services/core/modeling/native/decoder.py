@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 
 import torch
 
@@ -11,14 +10,12 @@ from services.core.modeling.checkpoints.peft import PeftAdapters
 from services.core.modeling.families.decoder_config import DecoderConfig
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.reading import Layers
-from services.core.modeling.layers.rotary import Rotation
+from services.core.modeling.native.angles import Angles
 from services.core.modeling.native.library import check_sizes, passes, scratch, storage
 from services.core.modeling.native.weights import Linear, Packer, task_runs
 
 _POINTER = ctypes.c_void_p
 _MOST_LAYERS = 127  # two phases each, see MOST_PHASES in team.h
-_KEPT_POSITIONS = 8192
-"""Positions whose angles are kept between calls; those of a longer text are made for it."""
 
 
 class _DecoderLayer(ctypes.Structure):
@@ -63,14 +60,6 @@ def serves(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> b
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Angles:
-    """Cosines and sines of the positions from 0, (positions, head_dim / 2) fp32."""
-
-    cosines: torch.Tensor
-    sines: torch.Tensor
-
-
 class FusedDecoder:
     """The network of ``decoder.Decoder``, with fp32 sums, norms and softmax."""
 
@@ -82,7 +71,7 @@ class FusedDecoder:
         self._dtype = layers.dtype
         self._config = config
         self._tasks = {task: i for i, task in enumerate(sorted(adapters.names))}
-        self._angles = _angles(0, config)
+        self._angles = Angles(config.head_dim, config.rotary_base)
         self._packer = Packer(kernels, layers.dtype, adapters.rank)
         check_sizes(
             kernels, decoder=_Decoder, decoder_layer=_DecoderLayer, decoder_pass=_DecoderPass, linear=Linear
@@ -106,7 +95,7 @@ class FusedDecoder:
         """
         config, threads = self._config, torch.get_num_threads()
         tokens, longest = batch.tokens, batch.max_length
-        positions, angles = batch.positions(), self._angles_of(longest)
+        positions, angles = batch.positions(), self._angles.up_to(longest)
         runs, requested_runs = (
             task_runs(batch.adapter_runs, self._tasks),
             task_runs(batch.wanted_runs, self._tasks),
@@ -133,20 +122,6 @@ class FusedDecoder:
         own = scratch(functions.sf_decoder_scratch(decoder, threads))
         functions.sf_decode(ctypes.addressof(given), own, threads)
         return hidden.to(self._dtype)
-
-    def _angles_of(self, longest: int) -> _Angles:
-        """Angles of at least ``longest`` positions. Another thread may make the same ones meanwhile."""
-        angles = self._angles
-        if len(angles.cosines) < longest:
-            angles = _angles(max(longest, 2 * len(angles.cosines)), self._config)
-            if longest <= _KEPT_POSITIONS:
-                self._angles = angles
-        return angles
-
-
-def _angles(positions: int, config: DecoderConfig) -> _Angles:
-    turn = Rotation(torch.arange(positions, dtype=torch.int32), config.head_dim, config.rotary_base)
-    return _Angles(turn.cosines.contiguous(), turn.sines.contiguous())
 
 
 class _Reader:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import torch
 
+from services.core.modeling.layers.attention import alibi_slopes
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
+from services.core.modeling.native.angles import Angles
 from services.core.modeling.native.library import check_sizes, passes, scratch, storage
 from services.core.modeling.native.weights import Linear, Packer, task_runs
 
@@ -62,7 +65,7 @@ def serves(width: int, inner: int, heads: int, layers: int, device: torch.device
 
 
 class FusedPostNorm:
-    """The network of ``post_norm.PostNorm``, with fp32 sums, norms and softmax."""
+    """The network of ``PostNormWeights``, with fp32 sums, norms and softmax."""
 
     def __init__(self, weights: PostNormWeights, dtype: torch.dtype) -> None:
         """Lay the weights out for the kernels; ``serves`` must have said yes."""
@@ -73,15 +76,20 @@ class FusedPostNorm:
         )
         self._kernels = kernels
         self._dtype = dtype
-        self._packer = Packer(kernels, dtype)
+        self._tasks = {task: i for i, task in enumerate(weights.tasks)}
+        self._packer = Packer(kernels, dtype, weights.rank)
         layers = [self._layer(layer) for layer in weights.layers]
         self._layers = (_EncoderLayer * len(layers))(*layers)
         self.width = weights.words.shape[1]
+        base = weights.rotary_base
+        self._angles = None if base is None else Angles(self.width // weights.heads, base)
         self._encoder = _Encoder(
             *(self.width, weights.heads, len(layers), layers[0].up.out, storage(dtype), self._packer.rank),
             weights.epsilon,
-            False,
-            *(self._packer.table(weights.words), self._packer.table(weights.positions), None, None),
+            weights.alibi or base is not None,
+            *(self._packer.table(weights.words), self._packer.table(weights.positions)),
+            self._packer.tables([weights.word_tasks[task] for task in weights.tasks]),
+            self._packer.numbers(alibi_slopes(weights.heads)) if weights.alibi else None,
             self._norm(weights.norm),
             ctypes.addressof(self._layers),
         )
@@ -94,9 +102,13 @@ class FusedPostNorm:
         threads = torch.get_num_threads()
         hidden = torch.empty(batch.tokens, self.width, dtype=self._kernels.elements)
         encoder = ctypes.addressof(self._encoder)
-        runs = task_runs(batch.adapter_runs, {})
+        runs = task_runs(batch.adapter_runs, self._tasks)
+        visible = None if batch.attended is None else np.array(batch.attended, np.int32)
+        angles = None if self._angles is None else self._angles.up_to(batch.max_length)
         given = _EncoderPass(
-            *(encoder, batch.token_ids.data_ptr(), batch.cu_lengths.data_ptr(), None, None, None),
+            *(encoder, batch.token_ids.data_ptr(), batch.cu_lengths.data_ptr()),
+            None if visible is None else visible.ctypes.data,
+            *((None, None) if angles is None else (angles.cosines.data_ptr(), angles.sines.data_ptr())),
             *(runs.ctypes.data, len(batch.lengths), batch.max_length, hidden.data_ptr()),
         )
         functions = self._kernels.functions
@@ -109,19 +121,12 @@ class FusedPostNorm:
             return _Norm(None, None)
         return _Norm(self._packer.numbers(gain.weight), self._packer.numbers(gain.bias))
 
-    def _linear(self, dense: Dense) -> Linear:
-        return self._packer.linear(dense.weight, dense.bias)
+    def _linear(self, dense: Dense | None) -> Linear:
+        if dense is None:
+            return Linear()
+        return self._packer.linear(dense.weight, dense.bias, [dense.tasks.get(task) for task in self._tasks])
 
     def _layer(self, layer: LayerWeights) -> _EncoderLayer:
-        return _EncoderLayer(
-            self._linear(layer.query_key_value),
-            self._linear(layer.attended),
-            Linear(),
-            self._linear(layer.up),
-            self._linear(layer.down),
-            _Norm(),
-            _Norm(),
-            self._norm(layer.attended_norm),
-            _Norm(),
-            self._norm(layer.down_norm),
-        )
+        linears = (layer.query_key_value, layer.attended, layer.gate, layer.up, layer.down)
+        norms = (layer.query_norm, layer.key_norm, layer.attended_norm, layer.input_norm, layer.down_norm)
+        return _EncoderLayer(*map(self._linear, linears), *map(self._norm, norms))

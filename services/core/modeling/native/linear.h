@@ -4,15 +4,14 @@
 
 #include "tile.h"
 
-/* Rows that pass through the linear layers together: few enough for what one layer writes to be read by the next
- * from the cache, enough for weights that come from memory to be used often. */
-enum { BLOCK_ROWS = 96 };
-
-/* Steps of the inner dimension of which a panel stays in the first cache while all rows go over it. */
-#if defined(BF16_PRODUCTS) || defined(SET_AVX512)
-enum { DEPTH_BLOCK = 1 << 30 };
+/* BLOCK_ROWS pass through the linear layers together: few enough for what one layer writes to be read by the next
+ * from the cache, enough for weights that come from memory to be used often. Of DEPTH_BLOCK steps of the inner
+ * dimension a panel stays in the first cache while all rows go over it; where the panel is too wide for that, the
+ * whole dimension runs at once. */
+#ifdef SET_AVX512
+enum { BLOCK_ROWS = 96, DEPTH_BLOCK = 1 << 30 };
 #else
-enum { DEPTH_BLOCK = 384 };
+enum { BLOCK_ROWS = 192, DEPTH_BLOCK = 384 };
 #endif
 
 /* What an adapter adds to a product, packed: A (rank, into) and B (out, rank); null where it adds nothing. */

@@ -52,6 +52,22 @@ class Packer:
         """Keep a table as it is."""
         return self._keep(tensor.to(self._dtype).contiguous())
 
+    def tables(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> int | None:
+        """Keep what each task adds to a table: A (entries, rank) and B (rank, width); None without a task."""
+        if not pairs:
+            return None
+        padded = [(a, b, self.rank - a.shape[1]) for a, b in pairs]
+        tasks = (_Lora * len(pairs))(
+            *(
+                _Lora(
+                    self.table(functional.pad(a, (0, more))), self.table(functional.pad(b, (0, 0, 0, more)))
+                )
+                for a, b, more in padded
+            )
+        )
+        self._kept.append(tasks)
+        return ctypes.addressof(tasks)
+
     def linear(
         self,
         weight: torch.Tensor,
