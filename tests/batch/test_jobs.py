@@ -48,11 +48,13 @@ async def test_typed_callers_make_watch_list_and_cancel(tmp_path: Path) -> None:
 
 
 async def test_an_expired_job_loses_its_files(tmp_path: Path) -> None:
-    async with rig(settings(data_dir=tmp_path, batch_expire_seconds=3)) as up:
+    async with rig(settings(data_dir=tmp_path)) as up:
         job = await up.create([{"custom_id": "a", "body": {"input": "x"}}])
         await up.wait(job)
         folder = tmp_path / "objects" / "batches" / job
         assert folder.exists()
+        async with up.database.write() as connection:  # as if its time were over
+            await connection.execute(text("UPDATE batch_jobs SET expires_at = :now"), {"now": time.time()})
         status = await up.wait(job, "expired")
         assert status["output_url"] is None
         with pytest.raises(grpc.aio.AioRpcError) as caught:
