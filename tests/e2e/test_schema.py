@@ -51,6 +51,7 @@ def test_answers_are_what_the_document_says(
         "--checks", ",".join(CHECKS),
         "--phases", "coverage,fuzzing",
         "--max-examples", str(examples),
+        "--request-timeout", "120",
         "--seed", "1",
         "--suppress-health-check", "all",
         "--no-color",
