@@ -1,7 +1,8 @@
 """JinaBERT: BERT with ALiBi for positions and a gated feed-forward, in its two published block forms.
 
 Sources: Günther et al., arXiv 2310.19923; the released checkpoints of jina-embeddings-v2-base-* and
-jina-bert-v2-qk-post-norm (the form of jina-embeddings-v2-base-code).
+jina-bert-v2-qk-post-norm (the form of jina-embeddings-v2-base-code). The text tower of jina-clip-v1 is the
+standard form under the names of the "flash" implementation.
 """
 
 from __future__ import annotations
@@ -126,6 +127,30 @@ def _query_norm_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str
     )
 
 
+def flash_shapes(config: EncoderConfig) -> dict[str, Shape]:
+    """Names and shapes of all tensors of the standard form under the names of the flash implementation."""
+    width, inner = config.width, config.inner
+    shapes: dict[str, Shape] = {
+        "embeddings.word_embeddings.weight": (config.vocabulary, width),
+        "embeddings.token_type_embeddings.weight": (config.token_types, width),
+        **norm_shapes("emb_ln", width),
+    }
+    for i in range(config.layers):
+        name = f"encoder.layers.{i}"
+        shapes |= linear_shapes(f"{name}.mixer.Wqkv", 3 * width, width)
+        shapes |= linear_shapes(f"{name}.mixer.out_proj", width, width)
+        shapes |= linear_shapes(f"{name}.mlp.gated_layers", 2 * inner, width, bias=False)
+        shapes |= linear_shapes(f"{name}.mlp.wo", width, inner)
+        shapes |= norm_shapes(f"{name}.norm1", width) | norm_shapes(f"{name}.norm2", width)
+    return shapes
+
+
+def read_flash(layers: Layers, config: EncoderConfig) -> JinaBert:
+    """Read the encoder of ``flash_shapes``, which the checkpoint is known to hold."""
+    blocks = [_flash_block(layers, config, f"encoder.layers.{i}") for i in range(config.layers)]
+    return JinaBert(layers, blocks, alibi_slopes(config.heads).to(layers.device), norm="emb_ln")
+
+
 class _Block(Protocol):
     def __call__(self, x: torch.Tensor, batch: PackedBatch, slopes: torch.Tensor) -> torch.Tensor: ...
 
@@ -133,11 +158,18 @@ class _Block(Protocol):
 class JinaBert:
     """The network; no bias table is ever held, attention makes what it needs from the slopes."""
 
-    def __init__(self, layers: Layers, blocks: Sequence[_Block], slopes: torch.Tensor) -> None:
-        """Read the embeddings; ``slopes`` (heads,) fp32 are those of ALiBi."""
+    def __init__(
+        self,
+        layers: Layers,
+        blocks: Sequence[_Block],
+        slopes: torch.Tensor,
+        *,
+        norm: str = "embeddings.LayerNorm",
+    ) -> None:
+        """Read the embeddings; ``slopes`` (heads,) fp32 are ALiBi's, ``norm`` names the norm of the words."""
         self._words = layers.tensor("embeddings.word_embeddings.weight")
         self._type = layers.tensor("embeddings.token_type_embeddings.weight")[0].clone()
-        self._norm = layers.norm("embeddings.LayerNorm")
+        self._norm = layers.norm(norm)
         self._blocks = blocks
         self._slopes = slopes
 
@@ -253,6 +285,18 @@ def _standard_block(layers: Layers, config: EncoderConfig, name: str) -> _Standa
         attended_norm=layers.norm(f"{name}.attention.output.LayerNorm"),
         gated=_Gated(layers.gated_gelu(gate, up), layers.linear(f"{name}.mlp.wo")),
         gated_norm=layers.norm(f"{name}.mlp.layernorm"),
+    )
+
+
+def _flash_block(layers: Layers, config: EncoderConfig, name: str) -> _StandardBlock:
+    gate, up = layers.checkpoint.tensor(f"{name}.mlp.gated_layers.weight").split(config.inner)
+    return _StandardBlock(
+        heads=config.heads,
+        query_key_value=layers.linear(f"{name}.mixer.Wqkv"),
+        attended=layers.linear(f"{name}.mixer.out_proj"),
+        attended_norm=layers.norm(f"{name}.norm1"),
+        gated=_Gated(layers.gated_gelu(gate, up), layers.linear(f"{name}.mlp.wo")),
+        gated_norm=layers.norm(f"{name}.norm2"),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -71,8 +72,8 @@ def load_xlm_rotary(
     the wrong shape.
     """
     checkpoint.strip_prefix("roberta.")
-    checkpoint.verify(_shapes(config, adapters) | dict(extra or {}), unused=("pooler.*",))
-    base = require({"rotary_emb_base": _BASE, **checkpoint.config}, "rotary_emb_base", float)
+    checkpoint.verify(xlm_rotary_shapes(config, adapters) | dict(extra or {}), unused=("pooler.*",))
+    base = rotary_base(checkpoint.config)
     if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
         return native.FusedPostNorm(_weights(checkpoint, config, adapters, base), dtype)
     return XlmRotary(Layers(checkpoint, device, dtype, config.epsilon), config, adapters, base)
@@ -117,6 +118,11 @@ def _layer(checkpoint: Checkpoint, adapters: Adapters, name: str) -> LayerWeight
     )
 
 
+def rotary_base(config: Config) -> float:
+    """The base of the angles that config.json gives or leaves to its default."""
+    return cast(float, require({"rotary_emb_base": _BASE, **config}, "rotary_emb_base", float))
+
+
 class XlmRotary:
     """The network."""
 
@@ -125,7 +131,8 @@ class XlmRotary:
 
         ``merges`` has the weights that the network rests on, if it does.
         """
-        self.merges = Merges.on(layers.device) if adapters.names else None
+        rests = adapters.names and adapters.merged is None
+        self.merges = Merges.on(layers.device) if rests else None
         adapted = AdaptedLayers(layers, adapters, self.merges)
         self._head_dim = config.width // config.heads
         self._base = base
@@ -179,7 +186,8 @@ def _block(adapted: AdaptedLayers, layers: Layers, config: EncoderConfig, name: 
     )
 
 
-def _shapes(config: EncoderConfig, adapters: Adapters) -> dict[str, Shape]:
+def xlm_rotary_shapes(config: EncoderConfig, adapters: Adapters) -> dict[str, Shape]:
+    """Names and shapes of all tensors of the encoder, without prefix."""
     width, inner = config.width, config.inner
     shapes: dict[str, Shape] = {
         **adapted_embedding_shapes("embeddings.word_embeddings", config.vocabulary, width, adapters),

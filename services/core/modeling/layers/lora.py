@@ -32,11 +32,16 @@ _ALIGNED = 8
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """The adapters of a checkpoint: ``names`` in stored order, each of ``rank``, scaled by ``scale``."""
+    """The adapters of a checkpoint: ``names`` in stored order, each of ``rank``, scaled by ``scale``.
+
+    ``merged`` names one that all tokens have: it is added to the weights as they are read, and is the only
+    one that is served.
+    """
 
     names: tuple[str, ...] = ()
     rank: int = 0
     scale: float = 0.0
+    merged: str | None = None
 
     @classmethod
     def read(cls, config: Config) -> Adapters:
@@ -168,6 +173,9 @@ class AdaptedLayers:
         """One layer."""
         bias = self._checkpoint.tensor(f"{name}.bias")
         weight = self._checkpoint.tensor(weight_name(name, self._adapters))
+        if (merged := self._adapters.merged) is not None:
+            down, up = self._parts(name)[merged]
+            return AdaptedLinear(self._layers.joined(weight.float().addmm_(up, down.float()), bias), {})
         place = self._layers.place
         if self._merges is not None:
             room = -self._adapters.rank % _ALIGNED
@@ -181,6 +189,8 @@ class AdaptedLayers:
 
     def embedding(self, name: str) -> AdaptedEmbedding:
         """A table of words."""
+        if (merged := self._adapters.merged) is not None:
+            return AdaptedEmbedding(self._layers.place(self._merged_rows(name, merged)), {})
         place = self._layers.place
         table = self._layers.tensor(weight_name(name, self._adapters))
         parts = self._parts(name)
@@ -200,11 +210,18 @@ class AdaptedLayers:
 
     def row(self, name: str, row: int) -> AdaptedRow:
         """One row of a table."""
+        if (merged := self._adapters.merged) is not None:
+            return AdaptedRow(self._layers.place(self._merged_rows(name, merged)[row]), {})
         read, place = self._adapters.rows(self._checkpoint, name, row), self._layers.place
         placed = {task: place(one) for task, one in read.tasks.items()}
         if self._merges is not None:
             return AdaptedRow(self._merges.choice(place(read.base), placed), {})
         return AdaptedRow(place(read.base), placed)
+
+    def _merged_rows(self, name: str, merged: str) -> torch.Tensor:
+        table = self._checkpoint.tensor(weight_name(name, self._adapters), torch.float32)
+        down, up = self._parts(name)[merged]
+        return table.addmm_(down.float(), up)
 
     def _parts(self, name: str) -> dict[str, LowRank]:
         return self._adapters.parts(self._checkpoint, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 
 from services.core.modeling.cuda import ops as cuda
@@ -17,6 +19,19 @@ class Rotation:
         angles = positions[:, None].float() * base**-exponents
         self.cosines = angles.cos()
         self.sines = angles.sin()
+
+    @classmethod
+    def by(cls, angles: torch.Tensor) -> Self:
+        """Prepare for ``angles`` (tokens, head_dim / 2) fp32 of any other kind."""
+        rotation = cls.__new__(cls)
+        rotation.cosines, rotation.sines = angles.cos(), angles.sin()
+        return rotation
+
+    def repeated(self, times: int) -> Rotation:
+        """The same turns for ``times`` items behind one another."""
+        rotation = Rotation.__new__(Rotation)
+        rotation.cosines, rotation.sines = self.cosines.repeat(times, 1), self.sines.repeat(times, 1)
+        return rotation
 
     def turn(self, heads: torch.Tensor) -> None:
         """Turn ``heads`` (tokens, heads, head_dim) in place; computed in fp32."""
