@@ -25,8 +25,8 @@ import torch
 from benchmarks.decoder_models import NANO, RERANKER, SMALL, write
 from services.core.catalog import Catalog
 from services.core.modeling.families.listwise import ListwiseRanker, prompt
-from services.core.modeling.registry import Network, load_network
-from services.core.modeling.types import EncodeItem, TokenIds
+from services.core.modeling.registry import load_network
+from services.core.modeling.types import EncodeItem, TextEncoder, TokenIds
 
 _WORDS = "bdfgjkmp"
 RERANKER_BLOCKS: tuple[tuple[int, ...], ...] = ((200,) * 20, (1000,) * 4, (1000,) * 8, (1000,) * 16)
@@ -47,7 +47,7 @@ HEADS = (
 )
 
 
-def _inputs(model: str, network: Network, sizes: Sequence[int]) -> TokenIds:
+def _inputs(model: str, network: TextEncoder | ListwiseRanker, sizes: Sequence[int]) -> TokenIds:
     letters = "".join(random.Random(0).choices(_WORDS, k=max(sizes)))
     if isinstance(network, ListwiseRanker):
         (ids,) = network.tokenizer.prompts([prompt("b d", [letters[:size] for size in sizes])])

@@ -31,7 +31,8 @@ from services.core.inference import Engine, EngineStartError, ScoreOptions
 from services.core.inference.loading import Loader, Weigher, load_model, weigh_model
 from services.core.inference.memory import weight_bytes
 from services.core.modeling.device import choose_dtype
-from services.core.modeling.registry import Network, load_network
+from services.core.modeling.registry import load_network
+from services.core.modeling.types import Backend
 from services.core.settings import ConfigurationError, Settings, load_settings
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
@@ -92,7 +93,7 @@ class Model:
         self._settings = settings
         self._load, self._weigh = _from(directory) if directory else (load_model, weigh_model)
         self._options = frozenset(request_schema(spec, _NO_LIMIT).model_fields)
-        self._network: Network | None = None
+        self._network: Backend[Any] | None = None
         self._on_cuda = False
         self._closed = False
         self._engine: Engine | None = None
@@ -105,7 +106,7 @@ class Model:
     def _start(self) -> None:
         """Start the engine over the network that is there already, or that is loaded now."""
 
-        def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
+        def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
             if self._network is None:
                 self._network = self._load(spec, settings, device)
                 self._on_cuda = device.type == "cuda"
@@ -282,7 +283,7 @@ def _entry(catalog: Catalog, entry: str | None, directory: Path) -> ModelSpec:
 def _from(directory: Path) -> tuple[Loader, Weigher]:
     """Make what loads and weighs the weights in ``directory`` whatever the entry says of places."""
 
-    def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
+    def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
         network = load_network(spec, directory, device=device, dtype=choose_dtype(device, settings.dtype))
         network.warm_up()
         return network

@@ -17,8 +17,6 @@ from services.core.inference import (
     Engine,
     InferenceError,
     NotANumberError,
-    finish,
-    require_finite,
 )
 from services.embed.types import EmbedResult
 
@@ -159,7 +157,9 @@ class ChunkEmbedder:
         model = self._engine.embedder(job.model)
         requests = [line.request for line in lines if line.request is not None]
         first = requests[0]
-        options = EmbedOptions(first.task, first.truncate, first.late_chunking)
+        options = EmbedOptions(
+            first.task, first.truncate, first.late_chunking, first.dimensions, first.normalized
+        )
         texts = [text for request in requests for text in request.texts]
         delay = _RETRY_SECONDS[0]
         while True:
@@ -172,13 +172,11 @@ class ChunkEmbedder:
                     raise
             await asyncio.sleep(delay)
             delay = min(2 * delay, _RETRY_SECONDS[1])
-        vectors = finish(raw.vectors, dimensions=first.dimensions, normalized=first.normalized)
-        require_finite(vectors, job.model)
         begin = 0
         for line, request in zip(lines, requests, strict=True):
             end = begin + len(request.texts)
             tokens = sum(raw.token_counts[begin:end])
-            result = EmbedResult(job.model, vectors[begin:end], request.encodings, tokens)
+            result = EmbedResult(job.model, raw.vectors[begin:end], request.encodings, tokens)
             results.output[line.number] = output_line(job.id, line, result)
             results.tokens += tokens
             begin = end

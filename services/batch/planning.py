@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from services.batch.lines import DUPLICATE, MAX_LINE_BYTES, TOO_LONG, custom_id_of
 from services.batch.table import Plan
-from services.core.inference.embedding import CHARACTERS_PER_TOKEN
+from services.core.inference.submission import CHARACTERS_PER_TOKEN
 from services.core.media.lines import Line, read_lines
 
 MAX_CHUNK_LINES = 256

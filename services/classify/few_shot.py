@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,7 @@ from services.classify.types import (
 from services.classify.uses import UseCounter
 from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference import EmbeddingModel, Engine, finish, require_finite
-from services.core.inference.embedding import Texts
+from services.core.inference import EmbeddingModel, Engine, Inputs
 
 Vectors = NDArray[np.float32]
 
@@ -218,10 +216,8 @@ class FewShot:
 async def _embed(model: EmbeddingModel, texts: Sequence[str], times: int, call: Call) -> tuple[Vectors, int]:
     """Return unit vectors (texts, width) and the tokens billed, which are ``times`` those of the texts."""
     copies = None if times == 1 else [times] * len(texts)
-    encoded = await model.encode([Texts(texts, model.spec.classify_task, copies=copies)], True, call)
-    vectors = finish(np.stack(cast("list[Vectors]", encoded.results)))
-    require_finite(vectors, model.spec.id)
-    return vectors, encoded.billed
+    found = await model.vectors([Inputs(texts, model.spec.classify_task, copies=copies)], True, call)
+    return found.vectors, found.usage.total
 
 
 def _timed(work: partial[Head]) -> Head:

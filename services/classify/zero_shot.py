@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,7 @@ from services.classify.products import similarities
 from services.classify.scores import best, softmax
 from services.classify.types import ClassifyResult, LabelGroup, ZeroShotRequest
 from services.core.call import Call
-from services.core.inference import EmbeddingModel, Engine, finish, require_finite
-from services.core.inference.embedding import Texts
+from services.core.inference import EmbeddingModel, Engine, Inputs
 
 Vectors = NDArray[np.float32]
 
@@ -84,19 +82,18 @@ async def _embed(
     async def charge(tokens: int) -> None:
         await call.charge(tokens + known_tokens)
 
-    groups = [Texts(texts, task)]
+    groups = [Inputs(texts, task)]
     if labels:
-        groups.append(Texts(list(labels), task, copies=list(labels.values())))
-    encoded = await model.encode(groups, True, replace(call, charge=charge))
-    vectors = finish(np.stack(cast("list[Vectors]", encoded.results)))
-    require_finite(vectors, model.spec.id)
+        groups.append(Inputs(list(labels), task, copies=list(labels.values()), name="label"))
+    found = await model.vectors(groups, True, replace(call, charge=charge))
+    vectors = found.vectors
     first = len(texts)
     made = {
         # Copied: a view would keep the vectors of the whole call in memory.
-        label: LabelVector(vectors[place].copy(), encoded.token_counts[place])
+        label: LabelVector(vectors[place].copy(), found.token_counts[place])
         for place, label in enumerate(labels, first)
     }
-    return vectors[:first], made, encoded.billed + known_tokens
+    return vectors[:first], made, found.usage.total + known_tokens
 
 
 def _split(cosines: Vectors, groups: Sequence[LabelGroup]) -> list[Vectors]:

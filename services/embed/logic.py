@@ -9,7 +9,15 @@ import numpy as np
 
 from services.core.call import Call
 from services.core.catalog.types import OutputKind
-from services.core.inference import EmbeddingModel, EmbedOptions, Engine, Texts, finish, prune, require_finite
+from services.core.inference import (
+    EmbeddingModel,
+    EmbedOptions,
+    Engine,
+    Inputs,
+    finish,
+    prune,
+    require_finite,
+)
 from services.core.modeling.types import SparseVector
 from services.core.settings import Settings
 from services.embed.encoding import FloatMatrix
@@ -51,30 +59,30 @@ class Embedder:
         return await self._sparse(request, model, call)
 
     async def _dense(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> EmbedResult:
-        options = EmbedOptions(request.task, request.truncate, request.late_chunking)
-        raw = await model.embed(request.texts, options, call)
-        vectors = finish(raw.vectors, dimensions=request.dimensions, normalized=request.normalized)
-        require_finite(vectors, request.model)
-        return EmbedResult(request.model, vectors, request.encodings, sum(raw.token_counts))
+        options = EmbedOptions(
+            request.task, request.truncate, request.late_chunking, request.dimensions, request.normalized
+        )
+        found = await model.embed(request.texts, options, call)
+        return EmbedResult(request.model, found.vectors, request.encodings, found.usage.total)
 
     async def _multi_vector(
         self, request: EmbedRequest, model: EmbeddingModel, call: Call
     ) -> MultiVectorResult:
-        texts = Texts(request.texts, request.task, role=request.role)
-        raw = await model.encode([texts], request.truncate, call)
+        inputs = Inputs(request.texts, request.task, role=request.role)
+        raw = await model.encode([inputs], request.truncate, call)
         matrices = cast("Sequence[FloatMatrix]", raw.results)
         joined = finish(
             np.concatenate(matrices), dimensions=request.dimensions, normalized=request.normalized
         )
         require_finite(joined, request.model)
         ends = np.cumsum([len(each) for each in matrices])[:-1]
-        return MultiVectorResult(request.model, np.split(joined, ends), request.encodings, raw.billed)
+        return MultiVectorResult(request.model, np.split(joined, ends), request.encodings, raw.usage.total)
 
     async def _sparse(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> SparseResult:
-        raw = await model.encode([Texts(request.texts, request.task)], request.truncate, call)
+        raw = await model.encode([Inputs(request.texts, request.task)], request.truncate, call)
         vectors: list[SparseWeights] = []
         for each in cast("Sequence[SparseVector]", raw.results):
             require_finite(each.values, request.model)
             kept = prune(each, top_k=self._top_k, threshold=self._threshold)
             vectors.append(SparseWeights(raw.token_names(kept.indices.tolist()), kept.values))
-        return SparseResult(request.model, vectors, raw.billed)
+        return SparseResult(request.model, vectors, raw.usage.total)

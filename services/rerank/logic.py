@@ -31,7 +31,7 @@ class Reranker:
         query, *documents = _texts(request)
         options = ScoreOptions(request.truncate, request.max_document_length, request.return_embeddings)
         scores = await scorer.score(query, documents, options, call)
-        call.usage_tokens += scores.tokens
+        call.usage_tokens += scores.usage.total
         require_finite(scores.values, request.model)
         values = scores.values.astype(np.float64).round(_DECIMALS) + 0.0  # -0.0 becomes 0.0
         order = np.argsort(-values, kind="stable")[: request.top_n]
@@ -40,7 +40,7 @@ class Reranker:
             indices=order.tolist(),
             scores=values[order].tolist(),
             embeddings=None if scores.embeddings is None else scores.embeddings[order],
-            total_tokens=scores.tokens,
+            total_tokens=scores.usage.total,
         )
 
 

@@ -17,7 +17,8 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.inference import EmbeddingModel, EmbedOptions, Engine, finish
 from services.core.inference.loading import load_model
-from services.core.modeling.types import EncodeItem, Encoding, TextEncoder, TextTokenizer
+from services.core.modeling.families.text import TextProcessor
+from services.core.modeling.types import EncodeItem, Encoding, Processor, TextEncoder, TextTokenizer
 from services.core.settings import Settings
 
 MINILM = "all-MiniLM-L6-v2"
@@ -40,11 +41,19 @@ def _encoder(dtype: str) -> TextEncoder:
 
 
 class Watched:
-    """A real encoder that tells ``hook`` of each batch before it runs it; what the hook raises, it raises."""
+    """A real encoder that tells ``hook`` of each batch before it runs it; what the hook raises, it raises.
 
-    def __init__(self, encoder: TextEncoder, hook: Hook) -> None:
+    With ``spec`` it is that entry's, with its prompts.
+    """
+
+    def __init__(self, encoder: TextEncoder, hook: Hook, spec: ModelSpec | None = None) -> None:
         self._encoder = encoder
         self._hook = hook
+        self._processor = TextProcessor(spec, encoder.tokenizer) if spec else encoder.processor
+
+    @property
+    def processor(self) -> Processor:
+        return self._processor
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -76,8 +85,8 @@ async def running(
 ) -> AsyncIterator[Engine]:
     """An engine with the real network behind ``hook``."""
 
-    def load(_: ModelSpec, chosen: Settings, __: torch.device) -> TextEncoder:
-        return Watched(_encoder(chosen.dtype), hook)
+    def load(spec: ModelSpec, chosen: Settings, _: torch.device) -> TextEncoder:
+        return Watched(_encoder(chosen.dtype), hook, spec)
 
     engine = await Engine.start(settings(**values), catalog or Catalog.load(), load=load)
     try:

@@ -125,7 +125,7 @@ async def test_every_nth_batch_failing_fails_exactly_the_calls_that_failed_alone
 async def test_a_model_that_loses_a_result_fails_the_call_only() -> None:
     async with running() as engine:
         model = engine.embedder(MINILM)
-        model._slot.lane.run = lambda items: []
+        model._submission._slot.lane.run = lambda items: []
         with pytest.raises(InferenceError) as failure:
             await embed(model, "x")
         assert "0 results for 1 items" in str(failure.value.__cause__)

@@ -14,10 +14,11 @@ import torch
 from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference import Engine, ScoreOptions, Scores, list_scoring
-from services.core.inference.list_scoring import blocks_of, fuse
+from services.core.inference import Engine, ScoreOptions, Scores
+from services.core.inference.list_scoring import fuse
 from services.core.inference.loading import load_model
-from services.core.modeling.families.listwise import CutText, ListwiseRanker, prompt
+from services.core.modeling.families import listwise
+from services.core.modeling.families.listwise import CutText, ListwiseRanker, blocks_of, prompt
 from services.core.modeling.types import EncodeItem
 from services.core.settings import Settings
 from tests.decoder_checkpoints import MARKERS, qwen_tokenizer, write_ranker
@@ -75,13 +76,13 @@ async def test_one_block_is_read_at_once(tmp_path: Path) -> None:
     assert scores.values.dtype == np.float32
     assert scores.values[0] != scores.values[4]
     assert scores.embeddings is None
-    assert scores.tokens == len(tokens("hello fox")) + sum(len(tokens(text)) for text in DOCUMENTS)
+    assert scores.usage.total == len(tokens("hello fox")) + sum(len(tokens(text)) for text in DOCUMENTS)
 
 
 async def test_blocks_are_fused_by_their_best_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(list_scoring, "_BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr(listwise, "BLOCK_DOCUMENTS", 3)
     async with serving(tmp_path) as engine:
         scores = await score(engine, DOCUMENTS, return_embeddings=True)
     blocks = [DOCUMENTS[:3], DOCUMENTS[3:6], DOCUMENTS[6:]]
@@ -105,7 +106,7 @@ async def test_texts_are_cut_and_lose_their_markers(tmp_path: Path) -> None:
         assert "512" in refused.value.detail
     wanted, _ = slow(tmp_path / V3, "hello" * 512, [["fox ", "b"]])
     np.testing.assert_allclose(scores.values, wanted, atol=1e-5)
-    assert scores.tokens == 512 + 4 + 1
+    assert scores.usage.total == 512 + 4 + 1
 
 
 async def test_a_surrogate_is_refused_and_tokens_are_charged_once(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ async def test_an_alias_and_the_sliding_sibling_are_served(tmp_path: Path) -> No
 async def test_a_short_ranking_runs_between_two_blocks_of_a_long_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(list_scoring, "_BLOCK_DOCUMENTS", 1)
+    monkeypatch.setattr(listwise, "BLOCK_DOCUMENTS", 1)
     gate = Gate()
 
     def load(spec: ModelSpec, chosen: Settings, device: torch.device) -> ListwiseRanker:

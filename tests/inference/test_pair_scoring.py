@@ -69,7 +69,7 @@ async def test_the_best_window_of_a_long_document_counts(tmp_path: Path) -> None
     assert len(pair.windows) > 3
     windows = alone.forward([EncodeItem(window) for window in pair.windows])
     assert scores.values[1] == pytest.approx(max(windows), abs=1e-6)
-    assert scores.tokens == 4 + 3 + 3 + 3002
+    assert scores.usage.total == 4 + 3 + 3 + 3002
 
 
 async def test_tokens_are_those_read_and_charged_once_before_anything_runs(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ async def test_tokens_are_those_read_and_charged_once_before_anything_runs(tmp_p
     async with serving(tmp_path, V2) as engine:
         scorer = engine.scorer(V2)
         scores = await scorer.score(QUERY, ["hello", "hello", "a fox"], ScoreOptions(), call(charge=note))
-    assert scores.tokens == 4 + 3 + 3 + 4
-    assert charged == [scores.tokens]
+    assert scores.usage.total == 4 + 3 + 3 + 4
+    assert charged == [scores.usage.total]
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(None, 602), (600, 600), (9, 9), (1, 3)])
@@ -91,7 +91,7 @@ async def test_a_document_is_cut_where_the_caller_says(
 ) -> None:
     async with serving(tmp_path, V2) as engine:
         scores = await score(engine, V2, [" ".join(["hello"] * 600)], max_document_length=limit)
-    assert scores.tokens == tokens + 4
+    assert scores.usage.total == tokens + 4
 
 
 @pytest.mark.parametrize(

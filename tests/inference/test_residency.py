@@ -24,7 +24,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbedOptions, Engine, EngineStartError, ScoreOptions, memory, residency
 from services.core.inference.loading import load_model, weigh_model
 from services.core.inference.memory import held_bytes
-from services.core.modeling.registry import Network
+from services.core.modeling.types import Backend
 from services.core.settings import Settings
 from tests.inference.support import Gate, Watched, call, embed, settings
 from tests.tiny import NAMES, write_catalog, write_weights
@@ -40,7 +40,7 @@ class Loads:
     """A loader that writes down what it loads, and can be made to wait or to fail."""
 
     names: list[str] = field(default_factory=list[str])
-    networks: dict[str, weakref.ref[Network]] = field(default_factory=dict[str, "weakref.ref[Network]"])
+    networks: dict[str, weakref.ref[Any]] = field(default_factory=dict[str, "weakref.ref[Any]"])
     hooks: dict[str, Gate] = field(default_factory=dict[str, Gate])
     errors: dict[str, Exception] = field(default_factory=dict[str, Exception])
     begun: threading.Event = field(default_factory=threading.Event)
@@ -49,7 +49,7 @@ class Loads:
     def __post_init__(self) -> None:
         self.goes_on.set()
 
-    def __call__(self, spec: ModelSpec, chosen: Settings, device: torch.device) -> Network:
+    def __call__(self, spec: ModelSpec, chosen: Settings, device: torch.device) -> Backend[Any]:
         self.names.append(spec.id)
         self.begun.set()
         assert self.goes_on.wait(30)
@@ -85,7 +85,7 @@ def size(folder: Path) -> int:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, loads: Callable[..., Network] = load_model, *, room: float | None = None, **values: Any
+    folder: Path, loads: Callable[..., Backend[Any]] = load_model, *, room: float | None = None, **values: Any
 ) -> AsyncIterator[Engine]:
     """An engine with memory for ``room`` of the models."""
     if room is not None:

@@ -32,7 +32,7 @@ async def test_scores_are_cosines() -> None:
     assert scores.values.dtype == np.float32
     np.testing.assert_allclose(scores.values, vectors[1:] @ vectors[0], atol=1e-6)
     assert int(np.argmax(scores.values)) == 2
-    assert scores.tokens == sum(len(ids(each)) for each in (QUERY, *DOCUMENTS))
+    assert scores.usage.total == sum(len(ids(each)) for each in (QUERY, *DOCUMENTS))
     assert scores.embeddings is None
 
 
@@ -50,7 +50,7 @@ async def test_equal_documents_run_once_are_billed_each_and_score_the_same() -> 
     async with running(gate, dtype="bfloat16") as engine:
         scores = await score(engine, documents)
     assert sorted(gate.items) == sorted(ids(each) for each in (QUERY, *set(documents)))
-    assert scores.tokens == sum(len(ids(each)) for each in (QUERY, *documents))
+    assert scores.usage.total == sum(len(ids(each)) for each in (QUERY, *documents))
     values = scores.values
     assert values[0] == values[2] == values[4]
     assert values[1] == values[5]
@@ -70,13 +70,13 @@ async def test_embeddings_are_of_unit_length_and_in_order() -> None:
 async def test_long_documents_are_cut(limit: int | None, tokens: int) -> None:
     async with running() as engine:
         scores = await score(engine, [text(700)], max_document_length=limit)
-    assert scores.tokens == tokens + len(ids(QUERY))
+    assert scores.usage.total == tokens + len(ids(QUERY))
 
 
 async def test_long_queries_are_cut_to_the_context() -> None:
     async with running() as engine:
         scores = await score(engine, ["stone"], text(700), max_document_length=5)
-    assert scores.tokens == 512 + len(ids("stone"))
+    assert scores.usage.total == 512 + len(ids("stone"))
 
 
 @pytest.mark.parametrize(

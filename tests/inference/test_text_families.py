@@ -14,8 +14,7 @@ import torch
 from services.core.catalog import Catalog
 from services.core.catalog.types import InputType
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference import EmbedOptions, Engine, ScoreOptions, finish
-from services.core.inference.embedding import Texts
+from services.core.inference import EmbedOptions, Engine, Inputs, ScoreOptions, finish
 from services.core.inference.late_chunking import join_chunks
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, SparseVector, TextEncoder, Tokens
@@ -124,8 +123,8 @@ async def test_a_query_always_has_its_vectors_and_is_billed_by_its_words(tmp_pat
     texts = ["hello", " ".join(["hello"] * 90)]
     async with serving(tmp_path, model) as engine:
         colbert = engine.embedder(model)
-        queries = await colbert.encode([Texts(texts, role=InputType.QUERY)], True, call())
-        documents = await colbert.encode([Texts(texts)], True, call())
+        queries = await colbert.encode([Inputs(texts, role=InputType.QUERY)], True, call())
+        documents = await colbert.encode([Inputs(texts)], True, call())
     assert [each.shape for each in queries.results] == [(32, 128), (32, 128)]
     assert queries.token_counts == [4, 32]
     assert [each.shape for each in documents.results] == [(4, 128), (93, 128)]
@@ -151,13 +150,13 @@ async def test_late_interaction_sums_the_best_of_each_token(tmp_path: Path, mode
         wanted.append(sum(max(float(a @ b) for b in vectors) for a in query))
     np.testing.assert_allclose(scores.values, wanted, atol=1e-4)
     assert scores.values[0] == scores.values[3]
-    assert scores.tokens == asked.length + sum(len(each.ids) for each in written)
+    assert scores.usage.total == asked.length + sum(len(each.ids) for each in written)
 
 
 async def test_a_sparse_model_names_vocabulary_entries(tmp_path: Path) -> None:
     async with serving(tmp_path, ELSER) as engine:
         model = engine.embedder(ELSER)
-        found = await model.encode([Texts(["hello world", "hello " * 700])], True, call())
+        found = await model.encode([Inputs(["hello world", "hello " * 700])], True, call())
         first = found.results[0]
         assert isinstance(first, SparseVector)
         names = found.token_names(first.indices.tolist())

@@ -1,11 +1,10 @@
-"""From texts to vectors: tokenising, scheduling, running models on a device."""
+"""From contents to vectors and scores: preparing, scheduling, running models on a device."""
 
 from services.core.inference.embedding import (
     EmbeddingModel,
     Embeddings,
     EmbedOptions,
     NotANumberError,
-    Texts,
     finish,
     require_finite,
 )
@@ -13,6 +12,7 @@ from services.core.inference.engine import Engine, EngineStartError
 from services.core.inference.runtime import InferenceError
 from services.core.inference.scoring import ScoreOptions, Scorer, Scores
 from services.core.inference.sparse import prune
+from services.core.inference.submission import Inputs
 
 __all__ = [
     "EmbedOptions",
@@ -21,11 +21,11 @@ __all__ = [
     "Engine",
     "EngineStartError",
     "InferenceError",
+    "Inputs",
     "NotANumberError",
     "ScoreOptions",
     "Scorer",
     "Scores",
-    "Texts",
     "finish",
     "prune",
     "require_finite",

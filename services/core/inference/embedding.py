@@ -1,32 +1,24 @@
-"""Embedding texts with one loaded model, and finishing the vectors."""
+"""Embedding contents with one model, and finishing the vectors."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import mul
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
-from services.core.catalog.types import InputType, ModelSpec
+from services.core.content import Content
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference.jobs import Job
 from services.core.inference.late_chunking import join_chunks
-from services.core.inference.slots import Slot
-from services.core.inference.tokenizing import TextThreads, TokenizeStage
-from services.core.modeling.types import EncodeItem, Encoding, Tokens
-
-if TYPE_CHECKING:
-    from services.core.inference.runtime import Runtime
+from services.core.inference.submission import Expected, Inputs, Submission, Work, add_up, expected_cost
+from services.core.modeling.families.text import TextProcessor, only_texts
+from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor, Usage
 
 Vectors = NDArray[np.float32]
-
-CHARACTERS_PER_TOKEN = 4
-"""To guess how much a call will queue before its tokens are counted."""
+TokenNames = Callable[[Sequence[int]], list[str]]
 
 
 class NotANumberError(ArithmeticError):
@@ -38,159 +30,147 @@ class EmbedOptions:
     """``task`` None is the model's default; ``truncate`` cuts a text that is too long instead of failing.
 
     With ``late_chunking`` all texts are read as one, and each vector is the mean of its text's part of that.
+    ``dimensions`` and ``normalized`` are as ``finish`` takes them; by default vectors are as pooled.
     """
 
     task: str | None = None
     truncate: bool = False
     late_chunking: bool = False
+    dimensions: int | None = None
+    normalized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """``vectors`` (texts, width) fp32 as the model pooled them, not normalised; ``token_counts`` per text.
+    """``vectors`` (results, width) fp32: one of each content in order, of a PDF one for each page.
 
-    Counts include special tokens and prompts, and stop at what the model saw of a text that was cut.
+    ``token_counts`` has the tokens of each result, with specials and prompts, up to what the model saw of a
+    text that was cut; ``usage`` what was billed for all.
     """
 
     vectors: Vectors
     token_counts: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Texts of a call that are made into tokens alike.
-
-    ``task`` None is the model's default; ``role`` is the side of a search that they stand on. ``limit`` is
-    the longest text in tokens, 0 the model's own limit; of every text at least one token beside the specials
-    is kept. ``copies`` says how often each text is billed, None once.
-    """
-
-    texts: Sequence[str]
-    task: str | None = None
-    limit: int = 0
-    copies: Sequence[int] | None = None
-    role: InputType = InputType.DOCUMENT
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the model made of each text, the tokens of each, and how many tokens were billed in all.
+    """What the model made of each content, the tokens of each, and what was billed in all.
 
     ``token_names`` gives the tokens of ids as the vocabulary writes them.
     """
 
     results: list[Encoding]
     token_counts: list[int]
-    billed: int
-    token_names: Callable[[Sequence[int]], list[str]]
-
-
-Stages = Mapping[InputType, TokenizeStage]
-"""Of a model in memory, what makes tokens of its documents and of its queries."""
+    usage: Usage
+    token_names: TokenNames
 
 
 class EmbeddingModel:
-    """A text embedding model, loaded when it has to be, behind the queue it shares with others."""
+    """A model that embeds, loaded when it has to be, behind the queue it shares with others."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        slot: Slot[Stages, Encoding],
-        threads: TextThreads,
-        runtime: Runtime,
-    ) -> None:
-        self.spec = spec
-        self.threads = threads
-        self._slot = slot
-        self._runtime = runtime
+    def __init__(self, submission: Submission[Processor, Encoding]) -> None:
+        self.spec = submission.spec
+        self.threads = submission.threads
+        self._submission = submission
 
-    async def embed(self, texts: Sequence[str], options: EmbedOptions, call: Call) -> Embeddings:
-        """Embed ``texts``, of a model that makes one dense vector of each; the order is kept.
+    async def embed(self, contents: Sequence[Content], options: EmbedOptions, call: Call) -> Embeddings:
+        """Embed ``contents`` with a model that makes dense vectors; the order is kept.
 
-        Fills ``call.timings`` and awaits ``call.charge`` with the number of tokens before anything runs.
-        Raises ServiceError: INPUT_TOKEN_LIMIT_EXCEEDED for a text that is too long, INPUT_INVALID for one
-        that is not Unicode, SERVICE_UNAVAILABLE with ``retry_after`` when the queue is full or the engine
-        stops, SERVICE_TIMEOUT at ``call.deadline``, and what ``charge`` raises. Cancelling takes the work
-        that has not begun out of the queue.
+        Raises as ``Submission.run`` does, also ServiceError INPUT_TOKEN_LIMIT_EXCEEDED for a text that is too
+        long, and NotANumberError.
         """
-        if not texts:
-            return Embeddings(np.empty((0, self.spec.dimensions), np.float32), [])
+        if not contents:
+            width = options.dimensions or self.spec.dimensions
+            return Embeddings(np.empty((0, width), np.float32), [], Usage())
         if options.late_chunking:
-            async with self._slot.held(call) as stages:
-                return await self._embed_chunks(stages, texts, options, call)
-        encoded = await self.encode([Texts(texts, options.task)], options.truncate, call)
-        return Embeddings(_stack(encoded.results), encoded.token_counts)
+            vectors, counts, usage = await self._embed_chunks(contents, options, call)
+        else:
+            encoded = await self.encode([Inputs(contents, options.task)], options.truncate, call)
+            vectors, counts, usage = _stack(encoded.results), encoded.token_counts, encoded.usage
+        vectors = finish(vectors, dimensions=options.dimensions, normalized=options.normalized)
+        require_finite(vectors, self.spec.id)
+        return Embeddings(vectors, counts, usage)
 
-    async def encode(self, groups: Sequence[Texts], truncate: bool, call: Call) -> Encoded:
-        """Run all texts of ``groups``, of which there is at least one, in one job; the order is kept.
+    async def vectors(self, groups: Sequence[Inputs], truncate: bool, call: Call) -> Embeddings:
+        """Embed all of ``groups``, of which there is at least one, in one job, as vectors of length 1.
 
-        Everything else is as ``embed`` says.
+        Raises as ``embed`` does.
         """
-        async with self._slot.held(call) as stages:
-            return await self._encode(stages, groups, truncate, call)
+        encoded = await self.encode(groups, truncate, call)
+        vectors = finish(_stack(encoded.results))
+        require_finite(vectors, self.spec.id)
+        return Embeddings(vectors, encoded.token_counts, encoded.usage)
 
-    async def _encode(self, stages: Stages, groups: Sequence[Texts], truncate: bool, call: Call) -> Encoded:
-        count = sum(len(group.texts) for group in groups)
-        expected = sum(self._guess(stages, group) for group in groups)
-        with self._runtime.admitted(self._slot.lane, count, expected, call.tenant) as ticket:
-            items: list[EncodeItem] = []
-            counts: list[int] = []
-            billed = 0
-            for group in groups:
-                tokens = await self._tokenize(stages, group, truncate, call)
-                adapter = self.spec.adapter(group.task)
-                items += [EncodeItem(each.ids, adapter) for each in tokens]
-                lengths = [min(each.length, len(each.ids)) for each in tokens]
-                counts += lengths
-                billed += sum(lengths if group.copies is None else map(mul, lengths, group.copies))
-            await call.charge(billed)
-            ticket.counted()
-            results = await self._run(items, call)
-        return Encoded(results, counts, billed, stages[InputType.DOCUMENT].names)
+    async def encode(self, groups: Sequence[Inputs], truncate: bool, call: Call) -> Encoded:
+        """Run all of ``groups``, of which there is at least one, in one job; any kind of result will do.
+
+        The order is kept. Raises as ``embed`` does.
+        """
+
+        def expected(processor: Processor) -> Expected:
+            count = sum(len(group.contents) for group in groups)
+            return Expected(count, sum(expected_cost(processor, group) for group in groups))
+
+        async def prepare(processor: Processor) -> Work[TokenNames]:
+            works = [await self._prepared(processor, group, truncate, call) for group in groups]
+            prepared = [each for work in works for each in work.prepared]
+            return Work(prepared, add_up(work.usage for work in works), processor.names)
+
+        work, results = await self._submission.run(call, expected, prepare)
+        return Encoded(results, [each.usage.total for each in work.prepared], work.usage, work.detail)
+
+    async def _prepared(self, processor: Processor, group: Inputs, truncate: bool, call: Call) -> Work[None]:
+        options, copies = group.options, group.copies
+        applied = await self._submission.apply(
+            group.contents,
+            lambda part: processor.prepare(part, options),
+            call,
+            name=group.name,
+            fit=processor.fit,
+            extra=len(self.spec.prompt(group.task)),
+        )
+        prepared = applied.results
+        if not truncate and any(each.truncated for each in prepared):
+            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=processor.limit(options))
+        if copies is not None and len(prepared) > len(copies):
+            copies = np.repeat(copies, applied.counts).tolist()
+        return Work(prepared, add_up((each.usage for each in prepared), copies), None)
 
     async def _embed_chunks(
-        self, stages: Stages, texts: Sequence[str], options: EmbedOptions, call: Call
-    ) -> Embeddings:
-        """Run ``texts`` as one, the prompt before the first; errors are as of one text."""
-        first, rest = Texts(texts[:1], options.task), Texts(texts[1:])
-        expected = min(self._guess(stages, first) + self._guess(stages, rest), self._limit(stages, first))
-        with self._runtime.admitted(self._slot.lane, 1, expected, call.tenant) as ticket:
-            tokens = await self._tokenize(stages, first, True, call)
-            tokens += await self._tokenize(stages, rest, True, call, prompt="")
-            stage = stages[InputType.DOCUMENT]
-            chunks = join_chunks(tokens, stage.prefix_length, stage.suffix_length, self.spec.max_tokens)
-            if not options.truncate and chunks.truncated:
-                raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
-            await call.charge(len(chunks.ids))
-            ticket.counted()
-            item = EncodeItem(chunks.ids, self.spec.adapter(options.task), chunks.spans)
-            (vectors,) = await self._run([item], call)
-        return Embeddings(cast(Vectors, vectors), [end - start for start, end in chunks.spans])
+        self, contents: Sequence[Content], options: EmbedOptions, call: Call
+    ) -> tuple[Vectors, list[int], Usage]:
+        """Run ``contents``, which have to be texts, as one, the prompt before the first."""
+        texts = only_texts(contents, self.spec)
+        whole = Inputs(texts, options.task)
 
-    async def _run(self, items: Sequence[EncodeItem], call: Call) -> list[Encoding]:
-        job = Job(self._slot.lane, items, [len(item.token_ids) for item in items])
-        return await self._runtime.run(job, call)
+        def expected(processor: Processor) -> Expected:
+            return Expected(1, min(expected_cost(processor, whole), processor.limit(whole.options)))
 
-    def _guess(self, stages: Stages, group: Texts) -> int:
-        limit = self._limit(stages, group)
-        return sum(min(1 + len(text) // CHARACTERS_PER_TOKEN, limit) for text in group.texts)
+        async def prepare(processor: Processor) -> Work[None]:
+            chunks = await self._joined(cast(TextProcessor, processor), texts, options)
+            return Work([chunks], chunks.usage, None)
 
-    def _limit(self, stages: Stages, group: Texts) -> int:
-        longest = self.spec.max_tokens
-        return max(min(group.limit or longest, longest), stages[group.role].shortest_limit)
+        work, (vectors,) = await self._submission.run(call, expected, prepare)
+        spans = work.prepared[0].item.spans or ()
+        return cast(Vectors, vectors), [end - start for start, end in spans], work.usage
 
-    async def _tokenize(
-        self, stages: Stages, group: Texts, truncate: bool, call: Call, *, prompt: str | None = None
-    ) -> list[Tokens]:
-        """Tokenise a group, behind the task's prompt unless another is given."""
-        began = time.monotonic()
-        limit = self._limit(stages, group)
-        before = self.spec.prompt(group.task) if prompt is None else prompt
-        tokens = await stages[group.role].encode(group.texts, before, limit)
-        call.timings.tokenize += time.monotonic() - began
-        if not truncate and any(each.truncated for each in tokens):
-            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)
-        return tokens
+    async def _joined(
+        self, processor: TextProcessor, texts: Sequence[str], options: EmbedOptions
+    ) -> Prepared:
+        prepare = Inputs(texts, options.task).options
+        prompt = self.spec.prompt(options.task)
+        run = self.threads.map
+        tokens = await run(texts[:1], lambda part: processor.tokenize(part, prompt, prepare), len(prompt))
+        tokens += await run(texts[1:], lambda part: processor.tokenize(part, "", prepare))
+        written = processor.documents
+        suffix = written.special_length - written.prefix_length
+        chunks = join_chunks(tokens, written.prefix_length, suffix, self.spec.max_tokens)
+        if not options.truncate and chunks.truncated:
+            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
+        item = EncodeItem(chunks.ids, self.spec.adapter(options.task), chunks.spans)
+        size = len(chunks.ids)
+        return Prepared(item, Cost(size), Usage(size), chunks.truncated, len(chunks.spans))
 
 
 def _stack(results: Sequence[Encoding]) -> Vectors:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 from services.core.catalog import Catalog, CatalogError, canonical_id
-from services.core.catalog.types import Capability, InputType, ModelSpec, RerankMethod
+from services.core.catalog.types import Capability, ModelSpec, RerankMethod
+from services.core.content import Opener
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.device import TorchDevice, available_cores
 from services.core.inference.embedding import EmbeddingModel
@@ -24,14 +25,12 @@ from services.core.inference.runtime import Runtime
 from services.core.inference.scheduler import Scheduler
 from services.core.inference.scoring import Scorer, VectorScorer
 from services.core.inference.slots import AnySlot, Loaded, Passes, Slot
-from services.core.inference.tokenizing import TextThreads, TokenizeStage
+from services.core.inference.submission import NoOpener, Submission
+from services.core.inference.tokenizing import TextThreads
 from services.core.modeling.device import choose_device, choose_dtype
-from services.core.modeling.families.cross_encoder import CrossEncoder
-from services.core.modeling.families.listwise import ListwiseRanker
-from services.core.modeling.families.table import CROSS_ENCODERS, FAMILIES, LISTWISE
+from services.core.modeling.families.table import FAMILIES
 from services.core.modeling.native.instructions import choose as choose_instructions
-from services.core.modeling.registry import Network
-from services.core.modeling.types import EncodeItem
+from services.core.modeling.types import Door, EncodeItem
 from services.core.settings import Settings
 
 _BATCH_TOKENS = 16384
@@ -57,8 +56,6 @@ which a worker runs several short batches."""
 
 R = TypeVar("R")
 
-Model = EmbeddingModel | PairScorer | ListScorer
-
 _SCORERS: Mapping[RerankMethod, Callable[[EmbeddingModel], Scorer]] = {
     RerankMethod.COSINE: VectorScorer,
     RerankMethod.LATE_INTERACTION: LateInteractionScorer,
@@ -78,7 +75,12 @@ class Engine:
     """
 
     def __init__(
-        self, runtime: Runtime, device: TorchDevice, executor: ThreadPoolExecutor, residency: Residency
+        self,
+        runtime: Runtime,
+        device: TorchDevice,
+        executor: ThreadPoolExecutor,
+        residency: Residency,
+        opener: Opener,
     ) -> None:
         self._runtime = runtime
         self._device = device
@@ -86,7 +88,9 @@ class Engine:
         self._residency = residency
         self._slots: dict[str, AnySlot] = {}
         self._threads = TextThreads(executor, device.workers)
-        self._models: dict[str, Model] = {}
+        self._opener = opener
+        self._specs: dict[str, ModelSpec] = {}
+        self._embedders: dict[str, EmbeddingModel] = {}
         self._scorers: dict[str, Scorer] = {}
 
     @classmethod
@@ -97,9 +101,11 @@ class Engine:
         *,
         load: Loader = load_model,
         weigh: Weigher = weigh_model,
+        opener: Opener | None = None,
     ) -> Self:
         """Make ready to serve ``settings.models``, and load them unless that is left to their first calls.
 
+        ``opener`` fetches and decodes media; without one texts are taken only.
         Raises EngineStartError for a model or device that cannot be had, and for models that do not fit.
         Shortens the interpreter's switch interval for the whole process.
         """
@@ -122,7 +128,7 @@ class Engine:
             background=device.background,
         )
         executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
-        engine = cls(runtime, device, executor, residency)
+        engine = cls(runtime, device, executor, residency, opener or NoOpener())
         for spec in specs:
             engine._place(spec, lambda spec: engine._slot(spec, settings, load, weigh))
         runtime.start()
@@ -145,13 +151,14 @@ class Engine:
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._threads.close()
         self._residency.drop()
-        self._models.clear()
+        self._specs.clear()
+        self._embedders.clear()
         self._scorers.clear()
 
     @property
     def served(self) -> tuple[ModelSpec, ...]:
         """The models of this process, in memory or not, aliases included."""
-        return tuple(model.spec for model in self._models.values())
+        return tuple(self._specs.values())
 
     @property
     def healthy(self) -> bool:
@@ -172,9 +179,9 @@ class Engine:
 
         Raises ServiceError INPUT_MODEL_NOT_FOUND, naming those that are served.
         """
-        found = self._models.get(model) or self._models.get(canonical_id(model))
-        if not isinstance(found, EmbeddingModel) or not found.spec.supports(Capability.EMBED):
-            raise _not_found(model, [spec.id for spec in self.served if spec.supports(Capability.EMBED)])
+        found = self._embedders.get(model) or self._embedders.get(canonical_id(model))
+        if found is None:
+            raise _not_found(model, self._embedders)
         return found
 
     def scorer(self, model: str) -> Scorer:
@@ -186,24 +193,27 @@ class Engine:
 
     def _place(self, spec: ModelSpec, new_slot: Callable[[ModelSpec], AnySlot]) -> None:
         """Make what serves ``spec``; entries with the same weights share one copy of them."""
-        if spec.family not in (FAMILIES.keys() | CROSS_ENCODERS.keys() | LISTWISE.keys()):
+        family = FAMILIES.get(spec.family)
+        if family is None:
             raise EngineStartError(f"{spec.id} cannot be served: there is no network '{spec.family}' yet.")
         slot = self._slots.get(spec.weights_id)
         if slot is None:
             slot = self._slots[spec.weights_id] = new_slot(spec)
             self._residency.add(slot)
-        if spec.family in CROSS_ENCODERS:
-            self._models[spec.id] = self._scorers[spec.id] = PairScorer(
-                spec, slot, self._threads, self._runtime
-            )
-        elif spec.family in LISTWISE:
-            self._models[spec.id] = self._scorers[spec.id] = ListScorer(
-                spec, slot, self._threads, self._runtime
-            )
+        self._specs[spec.id] = spec
+        submission: Submission[Any, Any] = Submission(spec, slot, self._runtime, self._threads, self._opener)
+        if family.door is Door.SCORES_PAIRS:
+            self._scorers[spec.id] = PairScorer(submission)
+        elif family.door is Door.SCORES_LISTS:
+            self._scorers[spec.id] = ListScorer(submission)
         else:
-            model = self._models[spec.id] = EmbeddingModel(spec, slot, self._threads, self._runtime)
-            if spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
-                self._scorers[spec.id] = make(model)
+            self._embeds(spec, EmbeddingModel(submission))
+
+    def _embeds(self, spec: ModelSpec, model: EmbeddingModel) -> None:
+        if spec.supports(Capability.EMBED):
+            self._embedders[spec.id] = model
+        if spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
+            self._scorers[spec.id] = make(model)
 
     def _slot(self, spec: ModelSpec, settings: Settings, load: Loader, weigh: Weigher) -> AnySlot:
         device = self._device.torch
@@ -216,7 +226,7 @@ class Engine:
             network = load(spec, settings, device)
             if settings.max_batch_tokens is None and not self._device.on_cpu:
                 lane.max_tokens = lane.min_tokens = network.batch_tokens
-            return Loaded(network.forward, self._content(network))
+            return Loaded(network.forward, network.processor)
 
         return Slot(
             spec,
@@ -226,15 +236,6 @@ class Engine:
             weigh=lambda: weigh(spec, settings, device),
             load=bring,
         )
-
-    def _content(self, network: Network) -> Any:
-        """Return what its model's calls use of a network beside its passes."""
-        if isinstance(network, CrossEncoder | ListwiseRanker):
-            return network.tokenizer
-        return {
-            InputType.DOCUMENT: TokenizeStage(network.tokenizer, self._threads),
-            InputType.QUERY: TokenizeStage(network.query_tokenizer, self._threads),
-        }
 
     def _lane(
         self, spec: ModelSpec, run: Callable[[Sequence[EncodeItem]], Sequence[R]], settings: Settings

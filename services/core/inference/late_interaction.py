@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from services.core.call import Call
 from services.core.catalog.types import InputType
-from services.core.inference.embedding import EmbeddingModel, Texts, Vectors, finish, require_finite
+from services.core.content import Content
+from services.core.inference.embedding import EmbeddingModel, Vectors, finish, require_finite
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
+from services.core.inference.submission import Inputs
 from services.core.modeling.layers.maxsim import maxsim
 
 
@@ -22,17 +24,18 @@ class LateInteractionScorer:
         self.spec = model.spec
         self._model = model
 
-    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
+    async def score(
+        self, query: Content, documents: Sequence[Content], options: ScoreOptions, call: Call
+    ) -> Scores:
         """Score ``documents``; each distinct one runs once, in one job with the query."""
-        texts, places = distinct(documents)
+        different, places = distinct(documents)
+        longest = options.max_document_length or self.spec.max_document_length
+        copies = np.bincount(places).tolist()
+        asked = self.spec.max_query_length
         encoded = await self._model.encode(
             [
-                Texts([query], limit=self.spec.max_query_length, role=InputType.QUERY),
-                Texts(
-                    texts,
-                    limit=options.max_document_length or self.spec.max_document_length,
-                    copies=np.bincount(places).tolist(),
-                ),
+                Inputs([query], limit=asked, role=InputType.QUERY, name="query"),
+                Inputs(different, limit=longest, copies=copies, name="document"),
             ],
             options.truncate,
             call,
@@ -40,7 +43,7 @@ class LateInteractionScorer:
         vectors = cast("list[Vectors]", encoded.results)
         values = await self._model.threads.run(lambda: _compare(vectors))
         require_finite(values, self.spec.id)
-        return Scores(values=values[places], tokens=encoded.billed)
+        return Scores(values=values[places], usage=encoded.usage)
 
 
 def _compare(vectors: list[Vectors]) -> NDArray[np.float32]:

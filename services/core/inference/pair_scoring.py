@@ -2,85 +2,69 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from services.core.call import Call
-from services.core.catalog.types import ModelSpec
+from services.core.content import Content, Input
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference.embedding import CHARACTERS_PER_TOKEN, require_finite
-from services.core.inference.jobs import Job
+from services.core.inference.embedding import require_finite
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
-from services.core.inference.slots import Slot
-from services.core.inference.tokenizing import TextThreads
-from services.core.modeling.families.pairs import Pair, PairTokenizer
-from services.core.modeling.types import EncodeItem, Tokens
-
-if TYPE_CHECKING:
-    from services.core.inference.runtime import Runtime
+from services.core.inference.submission import Expected, Submission, Work, add_up, guess
+from services.core.modeling.types import PairProcessor, PreparedPair, PreparedQuery
 
 
 class PairScorer:
-    """A cross-encoder, loaded when it has to be; scores lie between 0 and 1."""
+    """A model that scores pairs, loaded when it has to be; scores lie between 0 and 1."""
 
-    def __init__(
-        self, spec: ModelSpec, slot: Slot[PairTokenizer, float], threads: TextThreads, runtime: Runtime
-    ) -> None:
-        self.spec = spec
-        self._slot = slot
-        self._threads = threads
-        self._runtime = runtime
+    def __init__(self, submission: Submission[PairProcessor, float]) -> None:
+        self.spec = submission.spec
+        self._submission = submission
 
-    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
-        """Score ``documents``; each distinct one runs once, and the best of its windows counts."""
-        async with self._slot.held(call) as tokenizer:
-            return await self._score(tokenizer, query, documents, options, call)
-
-    async def _score(
-        self,
-        tokenizer: PairTokenizer,
-        query: str,
-        documents: Sequence[str],
-        options: ScoreOptions,
-        call: Call,
+    async def score(
+        self, query: Content, documents: Sequence[Content], options: ScoreOptions, call: Call
     ) -> Scores:
-        texts, places = distinct(documents)
-        expected = sum(1 + (len(query) + len(text)) // CHARACTERS_PER_TOKEN for text in texts)
-        with self._runtime.admitted(self._slot.lane, len(texts), expected, call.tenant) as ticket:
-            asked, pairs = await self._pairs(tokenizer, query, texts, options, call)
-            lengths = np.array([pair.document_length for pair in pairs])
-            billed = len(asked.ids) + tokenizer.special_length + int(lengths[places].sum())
-            await call.charge(billed)
-            ticket.counted()
-            items = [EncodeItem(window) for pair in pairs for window in pair.windows]
-            job = Job(self._slot.lane, items, [len(item.token_ids) for item in items])
-            scores = np.array(await self._runtime.run(job, call), np.float32)
+        """Score ``documents``; each distinct one runs once, and the best of its windows counts."""
+        different, places = distinct(documents)
+        copies = [1, *np.bincount(places).tolist()]
+
+        def expected(processor: PairProcessor) -> Expected:
+            asked = 1 + guess(query, processor.expected)
+            return Expected(
+                len(different), sum(asked + guess(each, processor.expected) for each in different)
+            )
+
+        async def prepare(processor: PairProcessor) -> Work[list[int]]:
+            asked, pairs = await self._pairs(processor, query, different, options, call)
+            usage = add_up([asked.usage, *(pair.usage for pair in pairs)], copies)
+            windows = [window for pair in pairs for window in pair.windows]
+            return Work(windows, usage, [len(pair.windows) for pair in pairs])
+
+        work, results = await self._submission.run(call, expected, prepare)
+        scores = np.array(results, np.float32)
         require_finite(scores, self.spec.id)
-        windows = [len(pair.windows) for pair in pairs]
-        best = np.maximum.reduceat(scores, np.cumsum([0, *windows[:-1]]))
-        return Scores(values=best[places], tokens=billed)
+        best = np.maximum.reduceat(scores, np.cumsum([0, *work.detail[:-1]]))
+        return Scores(best[places], work.usage)
 
     async def _pairs(
-        self, tokenizer: PairTokenizer, query: str, texts: Sequence[str], options: ScoreOptions, call: Call
-    ) -> tuple[Tokens, list[Pair]]:
-        began = time.monotonic()
-        (asked,) = await self._threads.map([query], lambda one: [tokenizer.query(one[0])])
-        longest = options.max_document_length or self.spec.max_document_length or None
+        self,
+        processor: PairProcessor,
+        query: Content,
+        documents: Sequence[Content],
+        options: ScoreOptions,
+        call: Call,
+    ) -> tuple[PreparedQuery, list[PreparedPair]]:
+        longest = options.max_document_length or 0
+        apply, fit = self._submission.apply, processor.fit
+        found = await apply([query], lambda one: [processor.query(one[0])], call, name="query", fit=fit)
+        (asked,) = found.results
 
-        def work(part: Sequence[str]) -> list[Pair]:
-            return tokenizer.pairs(asked, part, longest)
+        def join(part: Sequence[Input]) -> list[PreparedPair]:
+            return processor.pairs(asked, part, longest)
 
-        pairs = await self._threads.map(texts, work)
-        call.timings.tokenize += time.monotonic() - began
-        if not options.truncate and any(pair.truncated for pair in pairs):
-            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self._limit(asked, longest))
+        pairs = (await apply(documents, join, call, name="document", fit=fit)).results
+        if not options.truncate and (asked.truncated or any(pair.truncated for pair in pairs)):
+            limit = processor.limit(asked, longest)
+            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)
         return asked, pairs
-
-    def _limit(self, asked: Tokens, longest: int | None) -> int:
-        """Return the limit that a text of the request passed."""
-        if asked.truncated:
-            return self.spec.max_query_length or self.spec.max_tokens
-        return longest or self.spec.max_tokens

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
 from services.core.catalog.types import ModelSpec
-from services.core.inference.embedding import EmbeddingModel, Texts, Vectors, finish
+from services.core.content import Content
+from services.core.inference.embedding import EmbeddingModel, Vectors
+from services.core.inference.submission import Inputs
+from services.core.modeling.types import Usage
 
 _QUERY_TASK = "retrieval.query"
 _DOCUMENT_TASK = "retrieval.passage"
@@ -38,12 +41,12 @@ class ScoreOptions:
 class Scores:
     """``values`` (documents,) float32, in the order of the documents; higher is more relevant.
 
-    ``tokens`` is what was billed: query and documents once each, after the cut. ``embeddings`` (documents,
+    ``usage`` is what was billed: query and documents once each, after the cut. ``embeddings`` (documents,
     width) float32 of unit length, None unless asked for.
     """
 
     values: NDArray[np.float32]
-    tokens: int
+    usage: Usage
     embeddings: Vectors | None = None
 
 
@@ -55,12 +58,13 @@ class Scorer(Protocol):
         """The catalogue's entry."""
         ...
 
-    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
+    async def score(
+        self, query: Content, documents: Sequence[Content], options: ScoreOptions, call: Call
+    ) -> Scores:
         """Score one or more ``documents``.
 
-        Equal documents get equal scores, unless the model reads them together. Fills ``call.timings``, awaits
-        ``call.charge`` with the number of tokens before anything runs, and raises as ``EmbeddingModel.embed``
-        does.
+        Equal documents get equal scores, unless the model reads them together. Raises as
+        ``EmbeddingModel.embed`` does.
         """
         ...
 
@@ -74,34 +78,33 @@ class VectorScorer:
         self._query_task = _QUERY_TASK if _QUERY_TASK in self.spec.tasks else None
         self._document_task = _DOCUMENT_TASK if _DOCUMENT_TASK in self.spec.tasks else None
 
-    async def score(self, query: str, documents: Sequence[str], options: ScoreOptions, call: Call) -> Scores:
+    async def score(
+        self, query: Content, documents: Sequence[Content], options: ScoreOptions, call: Call
+    ) -> Scores:
         """Score ``documents``; each distinct one runs once, in one job with the query."""
-        texts, places = distinct(documents)
-        encoded = await self._model.encode(
+        different, places = distinct(documents)
+        longest = options.max_document_length or self.spec.max_document_length
+        copies = np.bincount(places).tolist()
+        embedded = await self._model.vectors(
             [
-                Texts([query], self._query_task, self.spec.max_query_length),
-                Texts(
-                    texts,
-                    self._document_task,
-                    options.max_document_length or self.spec.max_document_length,
-                    np.bincount(places).tolist(),
-                ),
+                Inputs([query], self._query_task, self.spec.max_query_length, name="query"),
+                Inputs(different, self._document_task, longest, copies, name="document"),
             ],
             options.truncate,
             call,
         )
-        vectors = finish(np.stack(cast("list[Vectors]", encoded.results)))
+        vectors = embedded.vectors
         # einsum stays in this thread; a matrix product may wake up a pool of threads that the workers need.
         cosines = np.einsum("ij,j->i", vectors[1:], vectors[0]).clip(-1.0, 1.0)
         return Scores(
             values=cosines[places],
-            tokens=encoded.billed,
+            usage=embedded.usage,
             embeddings=vectors[1:][places] if options.return_embeddings else None,
         )
 
 
-def distinct(documents: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
+def distinct(documents: Sequence[Content]) -> tuple[list[Content], NDArray[np.intp]]:
     """Return the documents without repetitions and, for each document, its place among them."""
-    found: dict[str, int] = {}
+    found: dict[Content, int] = {}
     places = [found.setdefault(document, len(found)) for document in documents]
     return list(found), np.array(places, np.intp)

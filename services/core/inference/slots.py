@@ -70,10 +70,10 @@ class Passes(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[C, R]):
-    """A network that is warm: ``run`` passes a batch through it, ``content`` is what else calls use of it."""
+    """A network that is warm: ``run`` passes a batch through it, ``processor`` makes items for it."""
 
     run: Callable[[Sequence[EncodeItem]], Sequence[R]]
-    content: C
+    processor: C
 
 
 class Keeper(Protocol):
@@ -115,7 +115,7 @@ class Slot(Generic[C, R]):
         self.passes = passes
         self.keeper = keeper
         self.offered: C | None = None
-        self.content: C | None = None
+        self.processor: C | None = None
         self.size = 0
         self.holds = 0
         self.last_used = 0.0
@@ -126,7 +126,7 @@ class Slot(Generic[C, R]):
     @property
     def resident(self) -> bool:
         """Whether the model is in memory."""
-        return self.content is not None
+        return self.processor is not None
 
     def held(self, call: Call) -> Hold[C]:
         """Return a context in which ``call`` uses the model, which is loaded first where it has to be.
@@ -139,14 +139,14 @@ class Slot(Generic[C, R]):
     def fill(self, loaded: Loaded[C, R], size: int) -> None:
         """Take in a model of ``size`` bytes and wake up who waits for it."""
         self.passes.open(loaded.run)
-        self.content = loaded.content
+        self.processor = loaded.processor
         self.size = size
         self.last_used = time.monotonic()
         self.offer()
 
     def offer(self) -> None:
         """Let calls take the model again, first those that wait for it."""
-        self.offered = self.content
+        self.offered = self.processor
         for waiter in self.waiting:
             if not waiter.done():
                 self.holds += 1
@@ -159,7 +159,7 @@ class Slot(Generic[C, R]):
 
     def empty(self) -> None:
         """Forget the model, of which the passes under way keep what they need."""
-        self.offered = self.content = None
+        self.offered = self.processor = None
         self.passes.shut()
 
     def fail(self, error: Callable[[], ServiceError]) -> None:
@@ -181,7 +181,7 @@ AnySlot: TypeAlias = Slot[Any, Any]
 
 
 class Hold(Generic[C]):
-    """A call's hold on a model; an asynchronous context manager that gives its content."""
+    """A call's hold on a model; an asynchronous context manager that gives its processor."""
 
     __slots__ = ("_call", "_slot")
 
@@ -195,10 +195,10 @@ class Hold(Generic[C]):
             slot.holds += 1
         else:
             await slot.keeper.obtain(slot, self._call)
-        if slot.content is None:
+        if slot.processor is None:
             slot.release()
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=1.0)  # the engine has stopped
-        return slot.content
+        return slot.processor
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -8,7 +8,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from services.core.errors import ErrorCode, ServiceError
-from services.core.modeling.types import TextTokenizer, Tokens
 
 INLINE_CHARACTERS = 2048
 """Up to here tokenising (about 0.2 us a character) costs less than handing it to a thread and back."""
@@ -72,29 +71,6 @@ class TextThreads:
     async def _in_thread(self, texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:
         executor = self._giants if sum(map(len, texts)) >= _GIANT_CHARACTERS else self._executor
         return await asyncio.get_running_loop().run_in_executor(executor, _checked, texts, work)
-
-
-class TokenizeStage:
-    """Tokenises for one model."""
-
-    def __init__(self, tokenizer: TextTokenizer, threads: TextThreads) -> None:
-        self._tokenizer = tokenizer
-        self.threads = threads
-        self.names = tokenizer.names
-        self.prefix_length = tokenizer.prefix_length
-        self.suffix_length = tokenizer.special_length - tokenizer.prefix_length
-        self.shortest_limit = tokenizer.special_length + 1
-
-    async def encode(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
-        """Tokenise ``prompt + text`` for each text, cut to ``limit`` tokens, at least ``shortest_limit``.
-
-        Raises ServiceError INPUT_INVALID for a text that is not Unicode (a lone surrogate).
-        """
-
-        def work(part: Sequence[str]) -> list[Tokens]:
-            return self._tokenizer.encode_batch(part, prompt, truncate_to=limit)
-
-        return await self.threads.map(texts, work, len(prompt))
 
 
 def _checked(texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> list[R]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.catalog.types import InputType, Modality
-from services.core.content import Input
+from services.core.content import Fit, Input
 from services.core.modeling.layers.packed import PackedBatch
 
 R_co = TypeVar("R_co", covariant=True)
@@ -130,6 +130,11 @@ class Processor(Protocol):
     Pure: no network, no service, no state that changes. Called in several threads at once.
     """
 
+    @property
+    def fit(self) -> Fit | None:
+        """The form in which it wants pictures decoded, None for pictures as they are."""
+        ...
+
     def limit(self, options: PrepareOptions) -> int:
         """Return the longest sequence that ``prepare`` makes, in tokens; it holds one of a text at least."""
         ...
@@ -150,15 +155,62 @@ class Processor(Protocol):
         ...
 
 
+class PreparedQuery(NamedTuple):
+    """A query before its documents: ``form`` is the family's own, for ``PairProcessor.pairs``."""
+
+    form: Any
+    usage: Usage
+    truncated: bool = False
+
+
+class PreparedPair(NamedTuple):
+    """A query with one document: an item, or one for each window of a document that is read in windows.
+
+    ``usage`` is that of the document, over all windows.
+    """
+
+    windows: tuple[Prepared, ...]
+    usage: Usage
+    truncated: bool = False
+
+
+class PairProcessor(Protocol):
+    """From a query and documents to the items of a network that scores pairs; pure, as ``Processor`` is.
+
+    ``longest`` is that of a document in tokens, 0 the model's own.
+    """
+
+    @property
+    def fit(self) -> Fit | None:
+        """As of ``Processor``."""
+        ...
+
+    def query(self, query: Input) -> PreparedQuery:
+        """Prepare the query, cut to its limit. Raises UnfitInputError, as does ``pairs``."""
+        ...
+
+    def pairs(self, query: PreparedQuery, documents: Sequence[Input], longest: int) -> list[PreparedPair]:
+        """Join the query with each document, in order, cutting what is too long."""
+        ...
+
+    def expected(self, kind: Modality) -> int:
+        """As of ``Processor``."""
+        ...
+
+    def limit(self, query: PreparedQuery, longest: int) -> int:
+        """Return the limit in tokens that was passed where something is truncated: the query's if that is."""
+        ...
+
+
 class Door(StrEnum):
     """What a family does for the engine; declared in ``families/table.py``, asked of nobody else."""
 
     EMBEDS = "embeds"
     """Each item becomes a vector or several (``Encoding``). The processor is a ``Processor``."""
     SCORES_PAIRS = "scores pairs"
-    """Each item, a query with a document, becomes a number from 0 to 1."""
+    """Each item, a query with a document, becomes a number from 0 to 1, by a ``PairProcessor``."""
     SCORES_LISTS = "scores lists"
-    """Each item, a query with many documents, becomes the vectors of all of them."""
+    """Each item, a query with many documents, becomes the vectors of all, by a ``ListProcessor``."""
 
 
 class Backend(Protocol[R_co]):
@@ -170,6 +222,16 @@ class Backend(Protocol[R_co]):
     @property
     def processor(self) -> Any:
         """What makes items of inputs; its type is that of the family's door."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Length of one vector of the results, 0 where they are no vectors."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a pass from which on a larger one makes no more of a device, as the warm-up found."""
         ...
 
     def forward(self, batch: Sequence[EncodeItem]) -> Sequence[R_co]:
@@ -245,8 +307,13 @@ class Head(Protocol):
         ...
 
 
-class TextEncoder(Protocol):
-    """A loaded model. Calls may come from several threads; weights are shared and never written."""
+class TextEncoder(Backend[Encoding], Protocol):
+    """A loaded model that reads texts and embeds them; results are fp32, pooled, not normalised."""
+
+    @property
+    def processor(self) -> Processor:
+        """From texts to items."""
+        ...
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -256,26 +323,4 @@ class TextEncoder(Protocol):
     @property
     def query_tokenizer(self) -> TextTokenizer:
         """The form of a query, where the model gives queries another form than documents."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Length of one vector of the result."""
-        ...
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of a pass from which on a larger one makes no more of a device, as the warm-up found."""
-        ...
-
-    def forward(self, batch: Sequence[EncodeItem]) -> list[Encoding]:
-        """Run the network; results in the order of ``batch``, fp32, pooled, not normalised.
-
-        Raises ``torch.OutOfMemoryError`` when the device has no room for the batch, ValueError for an
-        item that the network cannot take (unknown adapter, too long, empty).
-        """
-        ...
-
-    def warm_up(self) -> None:
-        """Run what the first real call would otherwise pay for."""
         ...

@@ -27,6 +27,7 @@ from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families import jina_bert, xlm_rotary
 from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.encoder_config import EncoderConfig, refuse_short
+from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.layers.linear import Linear
 from services.core.modeling.layers.lora import Adapters
 from services.core.modeling.layers.packed import Limits, PackedBatch
@@ -220,11 +221,14 @@ class ColbertHead:
 class ColbertEncoder:
     """A model in memory; see ``types.TextEncoder`` for the contract. Its results are multi-vectors."""
 
-    def __init__(self, encoder: Encoder, ids: ColbertIds, query_length: int, attend_to_fillers: bool) -> None:
+    def __init__(
+        self, spec: ModelSpec, encoder: Encoder, ids: ColbertIds, query_length: int, attend_to_fillers: bool
+    ) -> None:
         """Put the two forms in front of ``encoder``."""
         plain = encoder.tokenizer
         self.tokenizer = DocumentTokenizer(plain, ids.document_marker)
         self.query_tokenizer = QueryTokenizer(plain, ids.query_marker, ids.filler, query_length)
+        self.processor = TextProcessor(spec, self.tokenizer, self.query_tokenizer)
         self.width = encoder.width
         self._encoder = encoder
         self._ids = ids
@@ -301,6 +305,7 @@ def _joined(
     projection = Layers(checkpoint, device, dtype).joined(checkpoint.tensor(_PROJECTION), None)
     head = ColbertHead(projection, ids, tokenizer.prefix_length)
     limits = Limits(config.vocabulary, config.positions)
-    encoder = Encoder(tokenizer, network, head, device=device, limits=limits, width=spec.dimensions)
+    width = spec.dimensions
+    encoder = Encoder(spec, tokenizer, network, head, device=device, limits=limits, width=width)
     length = spec.max_query_length or _QUERY_LENGTH
-    return ColbertEncoder(encoder, ids, length, rules.attend_to_fillers)
+    return ColbertEncoder(spec, encoder, ids, length, rules.attend_to_fillers)

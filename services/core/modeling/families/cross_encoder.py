@@ -16,7 +16,7 @@ from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families import jina_bert, xlm_absolute
 from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.encoder_config import refuse_short
-from services.core.modeling.families.pairs import PairRules, PairTokenizer
+from services.core.modeling.families.pairs import PairRules, PairTokenizer, TextPairProcessor
 from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.layers.reading import linear_shapes
 from services.core.modeling.types import Backbone, EncodeItem, Encoding
@@ -30,6 +30,7 @@ class CrossEncoder:
 
     def __init__(
         self,
+        spec: ModelSpec,
         tokenizer: PairTokenizer,
         backbone: Backbone,
         head: ScoreHead,
@@ -38,8 +39,10 @@ class CrossEncoder:
         limits: Limits,
     ) -> None:
         """Join the parts. CheckpointError if they do not fit."""
+        self.processor = TextPairProcessor(spec, tokenizer)
         self.tokenizer = tokenizer
-        self._encoder = Encoder(tokenizer.plain, backbone, head, device=device, limits=limits, width=1)
+        self.width = 0
+        self._encoder = Encoder(spec, tokenizer.plain, backbone, head, device=device, limits=limits, width=1)
 
     @property
     def batch_tokens(self) -> int:
@@ -96,6 +99,7 @@ def load_reranker_v1(
     shapes = head_shapes(dense, out, config.width)
     network = jina_bert.load_jina_bert(checkpoint, config, device, dtype, extra=shapes, unused=())
     return CrossEncoder(
+        spec,
         PairTokenizer(
             Tokenizer.load(checkpoint.directory), PairRules(spec.max_tokens, spec.max_query_length)
         ),
@@ -116,6 +120,7 @@ def load_reranker_v2(
     shapes = head_shapes(dense, out, config.width)
     network = xlm_absolute.load_xlm_absolute(checkpoint, config, device, dtype, extra=shapes)
     return CrossEncoder(
+        spec,
         PairTokenizer(
             Tokenizer.load(checkpoint.directory), PairRules(spec.max_tokens, spec.max_query_length, _OVERLAP)
         ),

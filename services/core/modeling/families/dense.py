@@ -45,7 +45,7 @@ def load_bert(
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     limits = Limits(config.vocabulary, config.positions)
     tokenizer = Tokenizer.load(checkpoint.directory)
-    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
+    return Encoder(spec, tokenizer, network, head, device=device, limits=limits, width=config.width)
 
 
 def load_jina_bert(
@@ -58,7 +58,7 @@ def load_jina_bert(
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     limits = Limits(config.vocabulary, config.positions)
     tokenizer = Tokenizer.load(checkpoint.directory)
-    return Encoder(tokenizer, network, head, device=device, limits=limits, width=config.width)
+    return Encoder(spec, tokenizer, network, head, device=device, limits=limits, width=config.width)
 
 
 def is_jina_v3(config: Config) -> bool:
@@ -83,6 +83,7 @@ def load_jina_v3(
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     tokenizer = Tokenizer.load(checkpoint.directory)
     return Encoder(
+        spec,
         tokenizer,
         network,
         head,

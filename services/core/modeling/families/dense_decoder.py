@@ -42,7 +42,7 @@ def load_jina_v5_text(
     wanted = sorted(set(spec.adapters.values()))
     adapters = PeftAdapters.read(checkpoint.directory / "adapters", linear_sizes(config), wanted)
     network = load_decoder(checkpoint, config, device, dtype, adapters=adapters)
-    return _encoder(checkpoint, config, network, device, adapters.names)
+    return _encoder(spec, checkpoint, config, network, device, adapters.names)
 
 
 def load_jina_code(
@@ -51,7 +51,8 @@ def load_jina_code(
     """Load jina-code-embeddings-*."""
     config = DecoderConfig.read(checkpoint.config, QWEN2)
     config.refuse_short(spec, checkpoint)
-    return _encoder(checkpoint, config, load_decoder(checkpoint, config, device, dtype), device, frozenset())
+    network = load_decoder(checkpoint, config, device, dtype)
+    return _encoder(spec, checkpoint, config, network, device, frozenset())
 
 
 def _v5_form(checkpoint: Checkpoint) -> Form:
@@ -61,6 +62,7 @@ def _v5_form(checkpoint: Checkpoint) -> Form:
 
 
 def _encoder(
+    spec: ModelSpec,
     checkpoint: Checkpoint,
     config: DecoderConfig,
     network: Backbone,
@@ -70,6 +72,7 @@ def _encoder(
     limits = Limits(config.vocabulary, config.positions, adapters)
     tokenizer = Tokenizer.load(checkpoint.directory)
     return Encoder(
+        spec,
         tokenizer,
         network,
         DenseHead(last),

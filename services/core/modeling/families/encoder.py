@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.cuda.frames import Frames
+from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import Limits, PackedBatch, lay_out, place, split
 from services.core.modeling.layers.pooling import Pooling, span_means
@@ -48,6 +50,7 @@ class Encoder:
 
     def __init__(
         self,
+        spec: ModelSpec,
         tokenizer: Tokenizer,
         backbone: Backbone,
         head: Head,
@@ -67,6 +70,7 @@ class Encoder:
             raise CheckpointError(
                 f"tokenizer.json has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
             )
+        self.processor = TextProcessor(spec, tokenizer)
         self.tokenizer = tokenizer
         self.query_tokenizer = tokenizer
         self.width = width

@@ -16,17 +16,22 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from services.core.catalog.types import ModelSpec
+from services.core.content import Input
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families.decoder import load_decoder
 from services.core.modeling.families.decoder_config import QWEN3, DecoderConfig
 from services.core.modeling.families.encoder import Encoder
+from services.core.modeling.families.text import only_texts
 from services.core.modeling.layers.packed import Limits, PackedBatch, pinned
-from services.core.modeling.types import Backbone, EncodeItem, Encoding, TokenIds
+from services.core.modeling.types import Backbone, Cost, EncodeItem, Encoding, Prepared, TokenIds, Usage
 
 DOCUMENT_MARKER = "<|embed_token|>"
 QUERY_MARKER = "<|rerank_token|>"
 _MARKER_END = ">"
+
+BLOCK_DOCUMENTS = 125
+"""Documents of one block, by the published code."""
 
 _ROLE = (
     "You are a search relevance expert who can determine a ranking of the passages based on how relevant "
@@ -107,11 +112,65 @@ def prompt(query: str, documents: Sequence[str]) -> str:
     )
 
 
+class ListProcessor:
+    """A query and its documents to items, each a block of documents that are read together.
+
+    Pure, and safe to call from several threads. ``longest`` is that of a document in tokens, 0 the model's.
+    """
+
+    def __init__(self, spec: ModelSpec, tokenizer: ListTokenizer) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self.query_limit = spec.max_query_length or spec.max_tokens
+
+    def limit(self, longest: int) -> int:
+        """Return the longest document in tokens."""
+        return longest or self._spec.max_document_length or self._spec.max_tokens
+
+    def query(self, query: Input) -> CutText:
+        """Cut the query."""
+        (cut,) = self._tokenizer.cut(only_texts([query], self._spec), self.query_limit)
+        return cut
+
+    def documents(self, documents: Sequence[Input], longest: int) -> list[CutText]:
+        """Cut the documents."""
+        return self._tokenizer.cut(only_texts(documents, self._spec), self.limit(longest))
+
+    def prompts(self, query: CutText, documents: Sequence[CutText], longest: int) -> list[str]:
+        """Write the prompts of all blocks."""
+        room = self._spec.max_tokens - 2 * query.length
+        blocks = blocks_of(documents, room, self.limit(longest))
+        return [prompt(query.text, [text.text for text in block]) for block in blocks]
+
+    def prepare(self, prompts: Sequence[str]) -> list[Prepared]:
+        """Make an item of each prompt. What is billed are the texts in them."""
+        ids = self._tokenizer.prompts(prompts)
+        return [Prepared(EncodeItem(each), Cost(len(each)), Usage()) for each in ids]
+
+
+def blocks_of(documents: Sequence[CutText], room: int, longest: int) -> list[list[CutText]]:
+    """Cut ``documents`` into blocks, in order.
+
+    A block is closed when it has its number of documents, or when what is left of ``room`` tokens might not
+    hold another one of ``longest`` tokens.
+    """
+    blocks: list[list[CutText]] = [[]]
+    left = room
+    for document in documents:
+        if blocks[-1] and (len(blocks[-1]) >= BLOCK_DOCUMENTS or left <= longest):
+            blocks.append([])
+            left = room
+        blocks[-1].append(document)
+        left -= document.length
+    return blocks
+
+
 class ListwiseRanker:
     """A model in memory. Calls may come from several threads; weights are shared and never written."""
 
     def __init__(
         self,
+        spec: ModelSpec,
         tokenizer: ListTokenizer,
         backbone: Backbone,
         head: MarkerHead,
@@ -120,10 +179,18 @@ class ListwiseRanker:
         limits: Limits,
     ) -> None:
         """Join the parts. CheckpointError if they do not fit."""
+        self.processor = ListProcessor(spec, tokenizer)
         self.tokenizer = tokenizer
         self.width = head.width
         self._encoder = Encoder(
-            tokenizer.plain, backbone, head, device=device, limits=limits, width=head.width, wanted=head.rows
+            spec,
+            tokenizer.plain,
+            backbone,
+            head,
+            device=device,
+            limits=limits,
+            width=head.width,
+            wanted=head.rows,
         )
 
     @property
@@ -208,6 +275,7 @@ def load_listwise(
     tokenizer = ListTokenizer(Tokenizer.load(checkpoint.directory))
     first, second = (checkpoint.tensor(name, torch.float32).to(device) for name in shapes)
     return ListwiseRanker(
+        spec,
         tokenizer,
         network,
         MarkerHead((first, second), tokenizer.document_marker, tokenizer.query_marker),

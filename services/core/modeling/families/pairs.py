@@ -7,9 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from services.core.catalog.types import Modality, ModelSpec
+from services.core.content import Fit, Input
 from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
-from services.core.modeling.types import TokenIds, Tokens
+from services.core.modeling.families.text import only_texts
+from services.core.modeling.types import (
+    Cost,
+    EncodeItem,
+    Prepared,
+    PreparedPair,
+    PreparedQuery,
+    TokenIds,
+    Tokens,
+    UnfitInputError,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,43 @@ class PairTokenizer:
 
     def _bare(self, ids: TokenIds) -> TokenIds:
         return ids[self.plain.prefix_length : len(ids) - self.plain.suffix_length]
+
+
+class TextPairProcessor:
+    """Pairs of texts to items; see ``types.PairProcessor``."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: PairTokenizer) -> None:
+        self.fit: Fit | None = None
+        self._spec = spec
+        self._tokenizer = tokenizer
+
+    def expected(self, kind: Modality) -> int:
+        """Raise UnfitInputError: there is no other kind than text."""
+        raise UnfitInputError(f"Model '{self._spec.id}' takes text only, not '{kind}'.")
+
+    def query(self, query: Input) -> PreparedQuery:
+        """Tokenise a query; it is billed with the specials of a text alone."""
+        (text,) = only_texts([query], self._spec)
+        tokens = self._tokenizer.query(text)
+        billed = len(tokens.ids) + self._tokenizer.special_length
+        return PreparedQuery(tokens, Usage(billed), tokens.truncated)
+
+    def pairs(self, query: PreparedQuery, documents: Sequence[Input], longest: int) -> list[PreparedPair]:
+        """Join the query with each document, in windows where it is too long for one sequence."""
+        texts = only_texts(documents, self._spec)
+        pairs = self._tokenizer.pairs(query.form, texts, longest or self._spec.max_document_length or None)
+        return [_prepared(pair) for pair in pairs]
+
+    def limit(self, query: PreparedQuery, longest: int) -> int:
+        """Return the limit that a text of the request passed."""
+        if query.truncated:
+            return self._spec.max_query_length or self._spec.max_tokens
+        return longest or self._spec.max_document_length or self._spec.max_tokens
+
+
+def _prepared(pair: Pair) -> PreparedPair:
+    windows = tuple(Prepared(EncodeItem(ids), Cost(len(ids)), Usage()) for ids in pair.windows)
+    return PreparedPair(windows, Usage(pair.document_length), pair.truncated)
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:

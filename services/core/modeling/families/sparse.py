@@ -53,6 +53,7 @@ def load_sparse(
         unused=("pooler.*", "cls.seq_relationship.*", "embeddings.position_ids", f"{_DECODER}.bias"),
     )
     return Encoder(
+        spec,
         Tokenizer.load(checkpoint.directory),
         network,
         SparseHead(checkpoint, config, device),

@@ -1,0 +1,222 @@
+"""How the inputs of a call go through a model: one ritual, whatever the model makes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
+
+from services.core.call import Call
+from services.core.catalog.types import InputType, Modality, ModelSpec
+from services.core.content import Content, Fit, Group, Image, Input, Media, Opener
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference.jobs import Job
+from services.core.inference.slots import Slot
+from services.core.inference.tokenizing import TextThreads
+from services.core.modeling.types import Prepared, PrepareOptions, Processor, UnfitInputError, Usage
+
+if TYPE_CHECKING:
+    from services.core.inference.runtime import Runtime
+
+P = TypeVar("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+CHARACTERS_PER_TOKEN = 4
+"""To guess how much a call will queue before its tokens are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Contents of a call that are prepared alike.
+
+    ``task`` None is the model's default; ``role`` is the side of a search that they stand on. ``limit`` is
+    the longest sequence in tokens, 0 the model's own limit; of every text at least one token beside the
+    specials is kept. ``copies`` says how often each content is billed, None once. ``name`` is what errors
+    call one of them, before its number.
+    """
+
+    contents: Sequence[Content]
+    task: str | None = None
+    limit: int = 0
+    copies: Sequence[int] | None = None
+    role: InputType = InputType.DOCUMENT
+    name: str = "input"
+
+    @property
+    def options(self) -> PrepareOptions:
+        """What the processor is told."""
+        return PrepareOptions(self.task, self.role, self.limit)
+
+
+class Expected(NamedTuple):
+    """What a call will queue, as far as it can be known before it is prepared: items, and their cost."""
+
+    items: int
+    cost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[T]):
+    """What a call queues and what it is billed; ``detail`` is what else its results are to be read with."""
+
+    prepared: Sequence[Prepared]
+    usage: Usage
+    detail: T
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Generic[T]):
+    """Results of some work on contents: ``counts`` says how many of ``results`` are those of each content,
+    one behind the other; more than one are those of the pages of a PDF."""
+
+    results: list[T]
+    counts: Sequence[int]
+
+
+class NoOpener:
+    """Opens nothing: for an engine whose models take texts only."""
+
+    @asynccontextmanager
+    async def open(
+        self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
+    ) -> AsyncGenerator[list[tuple[Image, ...]]]:
+        """Refuse the first of them: ServiceError INPUT_INVALID."""
+        for name, media in named:
+            reason = (
+                f"{name[:1].upper()}{name[1:]} is of kind '{media.kind}', which this server does not open."
+            )
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason)
+        yield []
+
+
+class Submission(Generic[P, R]):
+    """One model of the process as calls use it, whatever its door: ``P`` is its processor, ``R`` a result.
+
+    ``threads`` do the work of preparing; ``opener`` fetches and decodes media.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, slot: Slot[P, R], runtime: Runtime, threads: TextThreads, opener: Opener
+    ) -> None:
+        self.spec = spec
+        self.threads = threads
+        self._slot = slot
+        self._runtime = runtime
+        self._opener = opener
+
+    async def run(
+        self, call: Call, expected: Callable[[P], Expected], prepare: Callable[[P], Awaitable[Work[T]]]
+    ) -> tuple[Work[T], list[R]]:
+        """Hold the model, be admitted, prepare, charge, queue, and wait for the results, one for each item.
+
+        Fills ``call.timings`` and awaits ``call.charge`` with the number of tokens before anything runs.
+        Raises ServiceError: INPUT_INVALID for an input that the model cannot take or that is not Unicode,
+        SERVICE_UNAVAILABLE with ``retry_after`` when the queue is full, the model cannot be loaded or the
+        engine stops, SERVICE_TIMEOUT at ``call.deadline``, what ``charge`` raises, and what ``prepare`` does.
+        Cancelling takes the work that has not begun out of the queue.
+        """
+        async with self._slot.held(call) as processor:
+            try:
+                items, cost = expected(processor)
+                with self._runtime.admitted(self._slot.lane, items, cost, call.tenant) as ticket:
+                    began = time.monotonic()
+                    work = await prepare(processor)
+                    call.timings.tokenize += time.monotonic() - began
+                    await call.charge(work.usage.total)
+                    ticket.counted()
+                    payloads = [each.item for each in work.prepared]
+                    job = Job(self._slot.lane, payloads, [each.cost.total for each in work.prepared])
+                    return work, await self._runtime.run(job, call)
+            except UnfitInputError as unfit:
+                raise ServiceError(ErrorCode.INPUT_INVALID, reason=str(unfit)) from None
+
+    async def apply(
+        self,
+        contents: Sequence[Content],
+        work: Callable[[Sequence[Input]], list[T]],
+        call: Call,
+        *,
+        name: str = "input",
+        fit: Fit | None = None,
+        extra: int = 0,
+    ) -> Applied[T]:
+        """Fetch and decode the media in ``contents``, then apply ``work`` off the event loop, in chunks.
+
+        ``work`` gives one result for each input. Errors call a content by ``name`` and its number; ``fit`` is
+        the processor's; ``extra`` are characters that ``work`` adds to each text. Raises as
+        ``TextThreads.map`` and ``Opener.open`` do.
+        """
+        if set(map(type, contents)) <= {str}:
+            results = await self.threads.map(cast("Sequence[str]", contents), work, extra)
+            return Applied(results, [1] * len(results))
+        async with self._opener.open(list(_named_media(contents, name)), fit, call) as opened:
+            images = iter(opened)
+            inputs = [_inputs(content, images) for content in contents]
+            flat = [each for several in inputs for each in several]
+            return Applied(await self._apply_each(flat, work, extra), list(map(len, inputs)))
+
+    async def _apply_each(
+        self, inputs: Sequence[Input], work: Callable[[Sequence[Input]], list[T]], extra: int
+    ) -> list[T]:
+        """Apply ``work`` to texts together and to the others one by one, side by side."""
+        others = [
+            asyncio.ensure_future(self.threads.run(partial(work, [each])))
+            for each in inputs
+            if not isinstance(each, str)
+        ]
+        try:
+            texts = [each for each in inputs if isinstance(each, str)]
+            of_texts = iter(await self.threads.map(texts, work, extra))
+            of_others = iter([result for (result,) in await asyncio.gather(*others)])
+        finally:
+            for future in others:
+                future.cancel()
+        return [next(of_texts) if isinstance(each, str) else next(of_others) for each in inputs]
+
+
+def expected_cost(processor: Processor, group: Inputs) -> int:
+    """Guess what the items of a group will cost."""
+    limit = processor.limit(group.options)
+    return sum(min(1 + guess(each, processor.expected), limit) for each in group.contents)
+
+
+def guess(content: Content, expected: Callable[[Modality], int]) -> int:
+    """Guess the tokens of a content before it is prepared; ``expected`` says it of media."""
+    if isinstance(content, str):
+        return len(content) // CHARACTERS_PER_TOKEN
+    if isinstance(content, Media):
+        return expected(content.kind)
+    return sum(guess(part, expected) for part in content.parts)
+
+
+def add_up(usages: Iterable[Usage], copies: Sequence[int] | None = None) -> Usage:
+    """Sum usages, each so many times where ``copies`` are given."""
+    rows: Iterable[Sequence[int]] = usages
+    if copies is not None:
+        rows = ([n * tokens for tokens in usage] for usage, n in zip(usages, copies, strict=True))
+    return Usage(*map(sum, zip(*rows, strict=True)))
+
+
+def _named_media(contents: Sequence[Content], name: str) -> Iterator[tuple[str, Media]]:
+    for number, content in enumerate(contents):
+        if isinstance(content, Media):
+            yield f"{name} {number}", content
+        elif isinstance(content, Group):
+            for part, inner in enumerate(content.parts):
+                if isinstance(inner, Media):
+                    yield f"part {part} of {name} {number}", inner
+
+
+def _inputs(content: Content, opened: Iterator[tuple[Image, ...]]) -> tuple[Input, ...]:
+    if isinstance(content, str):
+        return (content,)
+    if isinstance(content, Media):
+        images = next(opened)
+        return images if content.kind is Modality.PDF else images[:1]
+    parts = [(part,) if isinstance(part, str) else next(opened) for part in content.parts]
+    return (tuple(part for several in parts for part in several),)
