@@ -63,7 +63,7 @@ def _classify(specs: Sequence[ModelSpec], max_items: int) -> Operation:
         requests={spec.id: zero_shot_schema(spec, max_items) for spec in specs if classifies(spec)},
         answer=ClassificationResponse,
         answered="One result per input.",
-        other=few_shot_schema(max_items),
+        other=few_shot_schema(specs, max_items),
         errors=_NOT_FOUND,
     )
 
@@ -79,7 +79,7 @@ def _train(specs: Sequence[ModelSpec], max_items: int) -> Operation:
         requests={spec.id: train_schema(spec, max_items) for spec in specs if trains(spec)},
         answer=TrainingResponse,
         answered="The classifier is stored.",
-        other=update_schema(max_items),
+        other=update_schema(specs, max_items),
         errors=_TRAINING_ERRORS,
     )
 

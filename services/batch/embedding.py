@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from services.batch.lines import Fault, Line, error_line, output_line
 from services.batch.table import Job
 from services.core.call import Call, Priority
+from services.core.content import Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import (
     EmbedOptions,
@@ -160,7 +161,7 @@ class ChunkEmbedder:
         options = EmbedOptions(
             first.task, first.truncate, first.late_chunking, first.dimensions, first.normalized
         )
-        texts = [text for request in requests for text in request.texts]
+        texts = [text for request in requests for text in request.contents]
         delay = _RETRY_SECONDS[0]
         while True:
             call = Call(f"{job.id}:{lines[0].number}", tenant=job.owner, priority=Priority.BATCH)
@@ -174,9 +175,9 @@ class ChunkEmbedder:
             delay = min(2 * delay, _RETRY_SECONDS[1])
         begin = 0
         for line, request in zip(lines, requests, strict=True):
-            end = begin + len(request.texts)
+            end = begin + len(request.contents)
             tokens = sum(raw.token_counts[begin:end])
-            result = EmbedResult(job.model, raw.vectors[begin:end], request.encodings, tokens)
+            result = EmbedResult(job.model, raw.vectors[begin:end], request.encodings, Usage(tokens))
             results.output[line.number] = output_line(job.id, line, result)
             results.tokens += tokens
             begin = end
@@ -189,4 +190,4 @@ def _asked(line: Line) -> object:
     assert line.request is not None
     # Texts that are read as one have nobody else among them.
     alone = line.number if line.request.late_chunking else None
-    return replace(line.request, texts=(), encodings=()), alone
+    return replace(line.request, contents=(), encodings=()), alone

@@ -20,7 +20,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.errors import ServiceError
 from services.core.preview import preview
-from services.core.requests.texts import Location
+from services.core.requests.content import Location
 from services.embed.parsing import to_request
 from services.embed.rest import response_body, response_items
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
@@ -121,10 +121,10 @@ class LineReader:
         request = to_request(job.model, checked)
         if job.form is Form.OPENAI:  # each line is a call of its own
             self._compare(replace(request, truncate=True), spec, given, checked, lacked_only=True)
-            return replace(request, texts=tuple(request.texts))
+            return replace(request, contents=tuple(request.contents))
         options = _options_of(job, spec)
         self._compare(options, spec, given, checked)
-        return replace(options, texts=request.texts)
+        return replace(options, contents=request.contents)
 
     def _check_model(self, job: Job, body: Mapping[str, Any]) -> None:
         name = body.get("model", job.model)

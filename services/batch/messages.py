@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from searchfoundation.v1 import batch_pb2
 
 from services.batch.types import BatchStatus, File, State
-from services.core.requests.texts import Location
+from services.core.requests.content import Location
 from services.core.serving.messages import content_value, field_path
 from services.core.serving.vocabulary import task_name
 

@@ -32,6 +32,7 @@ from services.classify.types import (
 )
 from services.classify.uses import UseCounter
 from services.core.call import Call
+from services.core.content import Content
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbeddingModel, Engine, Inputs
 
@@ -68,14 +69,14 @@ class FewShot:
         self.uses = UseCounter(table)
 
     async def classify(self, request: FewShotRequest, call: Call) -> ClassifyResult:
-        """Classify all texts of ``request`` by the last version that was stored when the call came.
+        """Classify all contents of ``request`` by the last version that was stored when the call came.
 
         Texts longer than the model's context are cut.
         """
         classifier_id = _known_form(request.classifier_id)
         trained = await self._open(classifier_id, call.tenant)
         model = self._model(trained, call)
-        vectors, tokens = await _embed(model, request.texts, 1, call)
+        vectors, tokens = await _embed(model, request.contents, 1, call)
         call.usage_tokens += tokens
         _must_fit(classifier_id, trained, vectors)
         scores = softmax(trained.head.decide(vectors))
@@ -102,7 +103,7 @@ class FewShot:
         limit = self._limits.of_tier.get(call.tier) or self._limits.classifiers
         if (current := await self._table.count(call.tenant)) >= limit:
             raise too_many_classifiers(current, limit)
-        vectors, tokens = await _embed(model, request.texts, request.iterations, call)
+        vectors, tokens = await _embed(model, request.contents, request.iterations, call)
         start = Head.new(vectors, len(labels))
         head = await self._learn(start, vectors, labels, request.labels, request.iterations)
         now = time.time()
@@ -121,7 +122,7 @@ class FewShot:
         if not await self._table.create(classifier, head.matrix(), limit):
             raise too_many_classifiers(limit, limit)
         call.usage_tokens += tokens
-        return TrainResult(classifier.id, len(request.texts), tokens)
+        return TrainResult(classifier.id, len(request.contents), tokens)
 
     async def update(self, request: UpdateRequest, call: Call) -> TrainResult:
         """Train a classifier of the caller's further, as the only call to do so at a time.
@@ -136,7 +137,7 @@ class FewShot:
                 raise not_found(classifier_id)
             model = self._model(trained, call)
             labels = self._labels(trained.labels, request.labels)
-            vectors, tokens = await _embed(model, request.texts, request.iterations, call)
+            vectors, tokens = await _embed(model, request.contents, request.iterations, call)
             _must_fit(classifier_id, trained, vectors)
             start = trained.head.widened(len(labels))
             head = await self._learn(start, vectors, labels, request.labels, request.iterations)
@@ -144,7 +145,7 @@ class FewShot:
                 gone = await self._table.standing(classifier_id) is None
                 raise not_found(classifier_id) if gone else busy(classifier_id)
         call.usage_tokens += tokens
-        return TrainResult(classifier_id, len(request.texts), tokens)
+        return TrainResult(classifier_id, len(request.contents), tokens)
 
     async def list(self, call: Call) -> list[Classifier]:
         """Give the caller's classifiers, oldest first."""
@@ -213,10 +214,12 @@ class FewShot:
             stop.set()
 
 
-async def _embed(model: EmbeddingModel, texts: Sequence[str], times: int, call: Call) -> tuple[Vectors, int]:
-    """Return unit vectors (texts, width) and the tokens billed, which are ``times`` those of the texts."""
-    copies = None if times == 1 else [times] * len(texts)
-    found = await model.vectors([Inputs(texts, model.spec.classify_task, copies=copies)], True, call)
+async def _embed(
+    model: EmbeddingModel, contents: Sequence[Content], times: int, call: Call
+) -> tuple[Vectors, int]:
+    """Return unit vectors (contents, width) and the tokens billed, ``times`` those of the contents."""
+    copies = None if times == 1 else [times] * len(contents)
+    found = await model.vectors([Inputs(contents, model.spec.classify_task, copies=copies)], True, call)
     return found.vectors, found.usage.total
 
 

@@ -10,13 +10,16 @@ from pydantic import BaseModel, Field, PlainValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from services.classify.types import LabelGroup
-from services.core.requests.texts import (
+from services.core.catalog.types import Modality
+from services.core.content import Content
+from services.core.requests.content import (
+    Accepted,
     Location,
     RefusedItem,
-    TextDoc,
+    read_content,
+    read_contents,
     read_each,
     read_one,
-    read_text,
     refuse,
 )
 
@@ -37,8 +40,6 @@ GroupLabels = Annotated[
 ]
 GroupedLabels = Annotated[dict[str, GroupLabels], Field(min_length=1, max_length=MAX_GROUPS)]
 
-_CLASSIFIER = "of this classifier"
-
 
 class TextTrainingItem(BaseModel):
     """A labelled text."""
@@ -47,32 +48,42 @@ class TextTrainingItem(BaseModel):
     label: str = Field(description="What it is an example of.", max_length=MAX_LABEL_LENGTH)
 
 
-Example = tuple[str, str]
-"""A text and its label."""
+class ImageTrainingItem(BaseModel):
+    """A labelled image."""
+
+    image: str = Field(description="An http or https URL, or the file in base64.", min_length=1)
+    label: str = Field(description="What it is an example of.", max_length=MAX_LABEL_LENGTH)
 
 
-def input_field(model: str | None, max_items: int) -> Any:
-    """Build the annotation of ``input`` of a classify request; the value becomes a ``list[str]``.
+Example = tuple[Content, str]
+"""A content and its label."""
 
-    ``model`` None is that of a trained classifier, unknown while a request is checked. Errors lie at ``()``
-    for the list as a whole, at ``(i,)`` for an item and at ``(..., "text")`` inside an object.
+
+def input_field(accepted: Accepted, max_items: int) -> Any:
+    """Build the annotation of ``input`` of a classify request; the value becomes a ``list[Content]``.
+
+    Errors lie at ``()`` for the list as a whole, at ``(i,)`` for an item and at ``(..., "text")`` (or another
+    field) inside an object.
     """
-    items = Annotated[list[str | TextDoc], Field(min_length=1, max_length=max_items)]
-    read = partial(read_text, model=model or _CLASSIFIER)
-    return Annotated[
-        list[str], PlainValidator(_texts(read, max_items), json_schema_input_type=str | TextDoc | items)
-    ]
+    items = Annotated[list[accepted.schema(listed=True)], Field(min_length=1, max_length=max_items)]
+    validator = PlainValidator(
+        _contents(accepted, max_items), json_schema_input_type=accepted.schema() | items
+    )
+    return Annotated[Any, validator]
 
 
-def examples_field(model: str | None, max_items: int, *, least: int, one: bool) -> Any:
+def examples_field(accepted: Accepted, max_items: int, *, least: int, one: bool) -> Any:
     """Build the annotation of ``input`` of a train request; the value becomes a ``list[Example]``.
 
     ``one`` allows an example outside a list.
     """
-    items: Any = Annotated[list[TextTrainingItem], Field(min_length=least, max_length=max_items)]
-    read = partial(_read_example, model=model or _CLASSIFIER)
+    item: Any = TextTrainingItem
+    if Modality.IMAGE in accepted.kinds:
+        item = item | ImageTrainingItem
+    items: Any = Annotated[list[item], Field(min_length=least, max_length=max_items)]
+    read = partial(_read_example, accepted=accepted)
     parse = _examples(read, max_items, least=least, one=one)
-    shown = TextTrainingItem | items if one else items
+    shown = item | items if one else items
     return Annotated[list[Example], PlainValidator(parse, json_schema_input_type=shown)]
 
 
@@ -137,14 +148,13 @@ def _refuse_long(at: Location, label: str) -> NoReturn:
     refuse(at, label, "string_too_long", message, limit=MAX_LABEL_LENGTH)
 
 
-def _texts(read: Callable[[object, Location], str], max_items: int) -> Callable[[object], list[str]]:
-    def parse(value: object) -> list[str]:
-        if type(value) is str:
-            return [value]
+def _contents(accepted: Accepted, max_items: int) -> Callable[[object], list[Content]]:
+    read = partial(read_content, accepted=accepted)
+
+    def parse(value: object) -> list[Content]:
         if not isinstance(value, list):
             return [read_one(value, read)]
-        items = _bounded(cast("list[object]", value), 1, max_items)
-        return cast("list[str]", items) if set(map(type, items)) == {str} else read_each(items, read)
+        return read_contents(_bounded(cast("list[object]", value), 1, max_items), accepted)
 
     return parse
 
@@ -162,14 +172,14 @@ def _examples(
     return parse
 
 
-def _read_example(item: object, at: Location, model: str) -> Example:
+def _read_example(item: object, at: Location, accepted: Accepted) -> Example:
     if not isinstance(item, dict):
         refuse(at, item, "example_type", "Input should be an object with 'text' and 'label'")
     example = cast("dict[str, object]", item)
-    text = read_text(example, at, model)
+    content = read_content(example, at, accepted)
     if "label" not in example:
         raise RefusedItem(InitErrorDetails(type="missing", loc=(*at, "label"), input=example))
-    return text, _read_label(example["label"], (*at, "label"))
+    return content, _read_label(example["label"], (*at, "label"))
 
 
 def _bounded(items: list[object], least: int, most: int) -> list[object]:

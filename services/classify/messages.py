@@ -11,7 +11,7 @@ from searchfoundation.v1 import classify_pb2, common_pb2
 from services.classify.schemas import INPUT_NAMES
 from services.classify.types import Access, Classifier, ClassifyResult
 from services.core.errors import FieldError, validation_error
-from services.core.requests.texts import Location
+from services.core.requests.content import Location
 from services.core.serving.messages import content_value, field_path
 
 ACCESSES = {

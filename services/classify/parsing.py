@@ -26,6 +26,7 @@ from services.classify.types import (
 )
 from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
+from services.core.content import Content
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.parsing import Locate, ModelSchemas, checked, rest_location
 
@@ -45,8 +46,8 @@ class RequestParser:
         train = {spec.id: train_schema(spec, max_items) for spec in specs if trains(spec)}
         self._zero_shot = ModelSchemas(catalog, zero_shot, whole=INPUT_NAMES)
         self._train = ModelSchemas(catalog, train, whole=INPUT_NAMES)
-        self._few_shot = few_shot_schema(max_items)
-        self._update = update_schema(max_items)
+        self._few_shot = few_shot_schema(specs, max_items)
+        self._update = update_schema(specs, max_items)
 
     def classification(
         self, fields: dict[str, Any], locate: Locate = rest_location
@@ -70,13 +71,13 @@ class RequestParser:
         """Check a request to train; one that names a classifier updates that."""
         if names_classifier(fields):
             values = vars(checked(self._update, fields, locate, whole=INPUT_NAMES))
-            texts, labels = _columns(values["input"])
-            return UpdateRequest(values["classifier_id"], texts, labels, _iterations(values))
+            contents, labels = _columns(values["input"])
+            return UpdateRequest(values["classifier_id"], contents, labels, _iterations(values))
         model, schema = self._train.check(fields, locate)
         values = vars(schema)
-        texts, labels = _columns(values["input"])
+        contents, labels = _columns(values["input"])
         access = Access(values["access"] or Access.PUBLIC)
-        return TrainRequest(model, texts, labels, access, _iterations(values))
+        return TrainRequest(model, contents, labels, access, _iterations(values))
 
 
 def names_classifier(fields: dict[str, Any]) -> bool:
@@ -84,8 +85,8 @@ def names_classifier(fields: dict[str, Any]) -> bool:
     return fields.get("classifier_id") is not None
 
 
-def _columns(examples: list[Example]) -> tuple[list[str], list[str]]:
-    return [text for text, _ in examples], [label for _, label in examples]
+def _columns(examples: list[Example]) -> tuple[list[Content], list[str]]:
+    return [content for content, _ in examples], [label for _, label in examples]
 
 
 def _iterations(values: dict[str, Any]) -> int:
@@ -93,11 +94,11 @@ def _iterations(values: dict[str, Any]) -> int:
 
 
 def _bound_answer(request: ZeroShotRequest) -> None:
-    """Refuse labels so long that the answer, which repeats them for each text, would be huge."""
+    """Refuse labels so long that the answer, which repeats them for each input, would be huge."""
     characters = sum(len(label) for group in request.groups for label in group.labels)
-    if characters * len(request.texts) > _MAX_ANSWER_CHARACTERS:
+    if characters * len(request.contents) > _MAX_ANSWER_CHARACTERS:
         raise ServiceError(
             ErrorCode.INPUT_INVALID,
             reason=f"The answer would repeat {characters:,} characters of labels for each of "
-            f"{len(request.texts)} inputs. Send fewer inputs at a time, or shorter labels.",
+            f"{len(request.contents)} inputs. Send fewer inputs at a time, or shorter labels.",
         )

@@ -45,7 +45,7 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
             result = await self._zero_shot.classify(parsed, call)
         else:
             result = await self._few_shot.classify(parsed, call)
-        return encode(await response_body(result, len(parsed.texts)))
+        return encode(await response_body(result, len(parsed.contents)))
 
     async def Train(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: Body, context: Context
@@ -79,10 +79,10 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
         return encode({"classifier_id": deleted, "deleted": True, "detail": "Classifier deleted"})
 
 
-async def response_body(result: ClassifyResult, texts: int) -> dict[str, Any]:
-    """Lay out the answer for so many ``texts``; keys stand in the order of the wire."""
+async def response_body(result: ClassifyResult, contents: int) -> dict[str, Any]:
+    """Lay out the answer for so many ``contents``; keys stand in the order of the wire."""
     labels = sum(len(group.labels) for group in result.groups)
-    data = await in_slices(texts, 2 * labels, partial(response_items, result))
+    data = await in_slices(contents, 2 * labels, partial(response_items, result))
     return {"usage": {"total_tokens": result.total_tokens}, "data": data}
 
 

@@ -6,6 +6,7 @@ The same classes check requests and describe them in the served OpenAPI document
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SkipValidation, create_model
@@ -13,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SkipValidation,
 from services.classify.inputs import LabelsField, examples_field, input_field
 from services.classify.types import Access
 from services.core.catalog.types import Capability, Modality, ModelSpec
+from services.core.requests.content import Accepted
 from services.core.requests.fields import Whole, class_name
 
 INPUT_NAMES = ("input", "texts", "content")
@@ -42,20 +44,29 @@ class _NewClassifier(_Training):
 
 
 def classifies(spec: ModelSpec) -> bool:
-    """Whether ``/v1/classify`` takes texts for a model."""
+    """Whether ``/v1/classify`` serves a model."""
     return spec.supports(Capability.CLASSIFY) and Modality.TEXT in spec.classify_inputs
 
 
 def trains(spec: ModelSpec) -> bool:
-    """Whether ``/v1/train`` takes texts for a model."""
+    """Whether ``/v1/train`` serves a model."""
     return spec.supports(Capability.CLASSIFY) and Modality.TEXT in spec.train_inputs
+
+
+def _accepted(model: str, kinds: Iterable[Modality]) -> Accepted:
+    return Accepted(model, frozenset(kinds) | {Modality.TEXT})
+
+
+def _of_classifier(specs: Iterable[ModelSpec]) -> Accepted:
+    """Return what any trained classifier may take: its model is unknown while a request is checked."""
+    return _accepted("of this classifier", (kind for spec in specs for kind in spec.classify_inputs))
 
 
 def zero_shot_schema(spec: ModelSpec, max_items: int) -> type[BaseModel]:
     """Make the class of a zero-shot request; ``max_items`` bounds the list form of ``input``."""
     fields: dict[str, Any] = {
         "model": _model(spec),
-        "input": (input_field(spec.id, max_items), _input_info(max_items)),
+        "input": _inputs(_accepted(spec.id, spec.classify_inputs), max_items),
         "labels": (
             LabelsField,
             Field(
@@ -69,11 +80,11 @@ def zero_shot_schema(spec: ModelSpec, max_items: int) -> type[BaseModel]:
     return create_model(name, __base__=_Request, __doc__=doc, **fields)
 
 
-def few_shot_schema(max_items: int) -> type[BaseModel]:
+def few_shot_schema(specs: Iterable[ModelSpec], max_items: int) -> type[BaseModel]:
     """Make the class of a request to a trained classifier."""
     fields: dict[str, Any] = {
         "classifier_id": (str, Field(description="Id of the classifier.")),
-        "input": (input_field(None, max_items), _input_info(max_items)),
+        "input": _inputs(_of_classifier(specs), max_items),
     }
     doc = "Classification by a trained classifier."
     return create_model("FewShotRequest", __base__=_Request, __doc__=doc, **fields)
@@ -85,7 +96,7 @@ def train_schema(spec: ModelSpec, max_items: int) -> type[BaseModel]:
     fields: dict[str, Any] = {
         "model": _model(spec),
         "input": (
-            examples_field(spec.id, max_items, least=2, one=False),
+            examples_field(_accepted(spec.id, spec.train_inputs), max_items, least=2, one=False),
             Field(validation_alias=AliasChoices(*INPUT_NAMES), description=description),
         ),
     }
@@ -94,13 +105,13 @@ def train_schema(spec: ModelSpec, max_items: int) -> type[BaseModel]:
     return create_model(name, __base__=_NewClassifier, __doc__=doc, **fields)
 
 
-def update_schema(max_items: int) -> type[BaseModel]:
+def update_schema(specs: Iterable[ModelSpec], max_items: int) -> type[BaseModel]:
     """Make the class of a request to train a classifier further."""
     description = f"An example, or a list of 1 to {max_items}. They may bring new labels."
     fields: dict[str, Any] = {
         "classifier_id": (str, Field(description="Id of the classifier.")),
         "input": (
-            examples_field(None, max_items, least=1, one=True),
+            examples_field(_of_classifier(specs), max_items, least=1, one=True),
             Field(validation_alias=AliasChoices(*INPUT_NAMES), description=description),
         ),
     }
@@ -112,8 +123,6 @@ def _model(spec: ModelSpec) -> Any:
     return (SkipValidation[Literal[spec.id]], Field(description="Id of the model."))
 
 
-def _input_info(max_items: int) -> Any:
-    return Field(
-        validation_alias=AliasChoices(*INPUT_NAMES),
-        description=f"A text, an object with `text`, or a list of 1 to {max_items} of them.",
-    )
+def _inputs(accepted: Accepted, max_items: int) -> Any:
+    info = Field(validation_alias=AliasChoices(*INPUT_NAMES), description=accepted.described(max_items))
+    return (input_field(accepted, max_items), info)

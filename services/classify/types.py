@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from services.core.content import Content
+
 if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
     import numpy as np
     from numpy.typing import NDArray
@@ -31,28 +33,28 @@ class LabelGroup:
 
 @dataclass(frozen=True, slots=True)
 class ZeroShotRequest:
-    """Texts to sort under labels. ``grouped`` says that the caller named groups, be it only one."""
+    """Contents to sort under labels. ``grouped`` says that the caller named groups, be it only one."""
 
     model: str
-    texts: Sequence[str]
+    contents: Sequence[Content]
     groups: tuple[LabelGroup, ...]
     grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FewShotRequest:
-    """Texts for a trained classifier."""
+    """Contents for a trained classifier."""
 
     classifier_id: str
-    texts: Sequence[str]
+    contents: Sequence[Content]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
-    """Examples for a new classifier: ``labels`` has one for each of ``texts``."""
+    """Examples for a new classifier: ``labels`` has one for each of ``contents``."""
 
     model: str
-    texts: Sequence[str]
+    contents: Sequence[Content]
     labels: Sequence[str]
     access: Access
     iterations: int
@@ -63,16 +65,16 @@ class UpdateRequest:
     """Further examples for a classifier; they may bring new labels."""
 
     classifier_id: str
-    texts: Sequence[str]
+    contents: Sequence[Content]
     labels: Sequence[str]
     iterations: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClassifyResult:
-    """``scores`` has one array (texts, labels) for each group, whose rows sum to 1.
+    """``scores`` has one array (contents, labels) for each group, whose rows sum to 1.
 
-    ``best`` holds the places (texts,) of the highest scores, the first of equal ones.
+    ``best`` holds the places (contents,) of the highest scores, the first of equal ones.
     """
 
     model: str

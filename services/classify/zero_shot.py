@@ -15,6 +15,7 @@ from services.classify.products import similarities
 from services.classify.scores import best, softmax
 from services.classify.types import ClassifyResult, LabelGroup, ZeroShotRequest
 from services.core.call import Call
+from services.core.content import Content
 from services.core.inference import EmbeddingModel, Engine, Inputs
 
 Vectors = NDArray[np.float32]
@@ -32,16 +33,16 @@ class ZeroShot:
         self._memory = LabelMemory(memory_bytes)
 
     async def classify(self, request: ZeroShotRequest, call: Call) -> ClassifyResult:
-        """Classify all texts of ``request``, on behalf of ``call``, whose model and tokens are filled in.
+        """Classify all contents of ``request``, on behalf of ``call``, whose model and tokens are filled in.
 
-        Each text and each label is embedded once, labels that are remembered not at all; all of them are
+        Each content and each label is embedded once, labels that are remembered not at all; all of them are
         billed. Texts and labels longer than the model's context are cut. Raises ``ServiceError``: the key's
         limits, a full queue, an expired call.
         """
         call.model = request.model
         model = self._engine.embedder(request.model)
         labels = tuple(label for group in request.groups for label in group.labels)
-        texts, targets, billed = await self._vectors(model, request.texts, labels, call)
+        texts, targets, billed = await self._vectors(model, request.contents, labels, call)
         call.usage_tokens += billed
         cosines = await similarities(texts, targets.vectors, self._executor)
         scores = [softmax(part) for part in _split(cosines, request.groups)]
@@ -55,39 +56,43 @@ class ZeroShot:
         )
 
     async def _vectors(
-        self, model: EmbeddingModel, texts: Sequence[str], labels: tuple[str, ...], call: Call
+        self, model: EmbeddingModel, contents: Sequence[Content], labels: tuple[str, ...], call: Call
     ) -> tuple[Vectors, LabelMatrix, int]:
-        """Return the vectors of texts and labels, and the tokens billed for all of them."""
+        """Return the vectors of contents and labels, and the tokens billed for all of them."""
         matrix = self._memory.matrix(model.spec, labels)
         if matrix is not None:
-            vectors, _, billed = await _embed(model, texts, {}, matrix.tokens, call)
+            vectors, _, billed = await _embed(model, contents, {}, matrix.tokens, call)
             return vectors, matrix, billed
         known = self._memory.known(model.spec, labels)
         missing = Counter(label for label in labels if label not in known)
         known_tokens = sum(known[label].tokens for label in labels if label in known)
-        vectors, made, billed = await _embed(model, texts, missing, known_tokens, call)
+        vectors, made, billed = await _embed(model, contents, missing, known_tokens, call)
         return vectors, self._memory.remember(model.spec, labels, known, made), billed
 
 
 async def _embed(
-    model: EmbeddingModel, texts: Sequence[str], labels: Mapping[str, int], known_tokens: int, call: Call
+    model: EmbeddingModel,
+    contents: Sequence[Content],
+    labels: Mapping[str, int],
+    known_tokens: int,
+    call: Call,
 ) -> tuple[Vectors, dict[str, LabelVector], int]:
-    """Embed texts and new ``labels``, which come so many times each, in one job.
+    """Embed contents and new ``labels``, which come so many times each, in one job.
 
     One charge is made for all of them and for the ``known_tokens`` of other labels. Returns the unit vectors
-    of the texts, the labels, and the tokens billed.
+    of the contents, the labels, and the tokens billed.
     """
     task = model.spec.classify_task
 
     async def charge(tokens: int) -> None:
         await call.charge(tokens + known_tokens)
 
-    groups = [Inputs(texts, task)]
+    groups = [Inputs(contents, task)]
     if labels:
         groups.append(Inputs(list(labels), task, copies=list(labels.values()), name="label"))
     found = await model.vectors(groups, True, replace(call, charge=charge))
     vectors = found.vectors
-    first = len(texts)
+    first = len(contents)
     made = {
         # Copied: a view would keep the vectors of the whole call in memory.
         label: LabelVector(vectors[place].copy(), found.token_counts[place])

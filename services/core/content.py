@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from services.core.call import Call
 from services.core.catalog.types import Modality
@@ -72,6 +72,20 @@ class Image:
 Part: TypeAlias = str | Image
 Input: TypeAlias = str | Image | tuple[Part, ...]
 """What one result is made of: a text, a picture, or several of them in order."""
+
+
+class Usage(NamedTuple):
+    """Tokens that are billed for an input, by modality; those of pictures by the catalogue's rules."""
+
+    text: int = 0
+    image: int = 0
+    audio: int = 0
+    video: int = 0
+
+    @property
+    def total(self) -> int:
+        """Tokens of all modalities."""
+        return sum(self)
 
 
 class Opener(Protocol):

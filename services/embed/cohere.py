@@ -39,7 +39,7 @@ def answer(
         "embeddings": columns if by_type else columns["float"],
         "meta": {
             "api_version": {"version": version},
-            "billed_units": {"input_tokens": result.total_tokens},
+            "billed_units": {"input_tokens": result.usage.total},
         },
         "response_type": "embeddings_by_type" if by_type else "embeddings_floats",
     }

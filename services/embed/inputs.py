@@ -1,4 +1,4 @@
-"""The ``input`` field: a string, an object with ``text``, or a list of both."""
+"""The ``input`` field: a string, an object with ``text`` (or media, by the model), or a list of both."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from typing import Annotated, Any, cast
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from services.core.requests.texts import TextDoc, read_each, read_one, read_text
+from services.core.content import Content
+from services.core.requests.content import Accepted, read_content, read_contents, read_one
 
 
-def input_field(model: str, max_items: int) -> Any:
-    """Build the annotation of ``input`` for a model that takes text only.
+def input_field(accepted: Accepted, max_items: int) -> Any:
+    """Build the annotation of ``input``; the value becomes a ``list[Content]``.
 
-    The value becomes a ``list[str]``. Errors lie at ``()`` for the list as a whole, at ``(i,)`` for an
-    item of it and at ``(..., "text")`` inside an object.
+    Errors lie at ``()`` for the list as a whole, at ``(i,)`` for an item of it and at ``(..., "text")`` (or
+    another field) inside an object.
     """
-    items = Annotated[list[str | TextDoc], Field(min_length=1, max_length=max_items)]
-    return Annotated[
-        list[str], PlainValidator(_parser(model, max_items), json_schema_input_type=str | TextDoc | items)
-    ]
+    items = Annotated[list[accepted.schema(listed=True)], Field(min_length=1, max_length=max_items)]
+    validator = PlainValidator(_parser(accepted, max_items), json_schema_input_type=accepted.schema() | items)
+    return Annotated[Any, validator]
 
 
-def _parser(model: str, max_items: int) -> Callable[[object], list[str]]:
-    read = partial(read_text, model=model)
+def _parser(accepted: Accepted, max_items: int) -> Callable[[object], list[Content]]:
+    read = partial(read_content, accepted=accepted)
 
-    def parse(value: object) -> list[str]:
-        if type(value) is str:
-            return [value]
+    def parse(value: object) -> list[Content]:
         if not isinstance(value, list):
             return [read_one(value, read)]
         items = cast("list[object]", value)
@@ -40,11 +38,9 @@ def _parser(model: str, max_items: int) -> Callable[[object], list[str]]:
                 "too_long", "Each input list can contain at most {max_items} items.", {"max_items": max_items}
             )
         kinds = set(map(type, items))
-        if kinds == {str}:
-            return cast("list[str]", items)
         if int in kinds or list in kinds:
             _refuse_token_ids(items)
-        return read_each(items, read)
+        return read_contents(items, accepted)
 
     return parse
 

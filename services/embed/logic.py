@@ -40,7 +40,7 @@ class Embedder:
         self._threshold = settings.sparse_threshold
 
     async def embed(self, request: EmbedRequest, call: Call) -> Result:
-        """Embed all texts of ``request``, on behalf of ``call``, whose model and tokens are filled in.
+        """Embed all contents of ``request``, on behalf of ``call``, whose model and tokens are filled in.
 
         Raises ``ServiceError``: a text too long without ``truncate``, the key's limits, a full queue, an
         expired call.
@@ -48,7 +48,7 @@ class Embedder:
         call.model = request.model
         model = self._engine.embedder(request.model)
         result = await self._result(request, model, call)
-        call.usage_tokens += result.total_tokens
+        call.usage_tokens += result.usage.total
         return result
 
     async def _result(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> Result:
@@ -62,13 +62,13 @@ class Embedder:
         options = EmbedOptions(
             request.task, request.truncate, request.late_chunking, request.dimensions, request.normalized
         )
-        found = await model.embed(request.texts, options, call)
-        return EmbedResult(request.model, found.vectors, request.encodings, found.usage.total)
+        found = await model.embed(request.contents, options, call)
+        return EmbedResult(request.model, found.vectors, request.encodings, found.usage)
 
     async def _multi_vector(
         self, request: EmbedRequest, model: EmbeddingModel, call: Call
     ) -> MultiVectorResult:
-        inputs = Inputs(request.texts, request.task, role=request.role)
+        inputs = Inputs(request.contents, request.task, role=request.role)
         raw = await model.encode([inputs], request.truncate, call)
         matrices = cast("Sequence[FloatMatrix]", raw.results)
         joined = finish(
@@ -76,13 +76,13 @@ class Embedder:
         )
         require_finite(joined, request.model)
         ends = np.cumsum([len(each) for each in matrices])[:-1]
-        return MultiVectorResult(request.model, np.split(joined, ends), request.encodings, raw.usage.total)
+        return MultiVectorResult(request.model, np.split(joined, ends), request.encodings, raw.usage)
 
     async def _sparse(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> SparseResult:
-        raw = await model.encode([Inputs(request.texts, request.task)], request.truncate, call)
+        raw = await model.encode([Inputs(request.contents, request.task)], request.truncate, call)
         vectors: list[SparseWeights] = []
         for each in cast("Sequence[SparseVector]", raw.results):
             require_finite(each.values, request.model)
             kept = prune(each, top_k=self._top_k, threshold=self._threshold)
             vectors.append(SparseWeights(raw.token_names(kept.indices.tolist()), kept.values))
-        return SparseResult(request.model, vectors, raw.usage.total)
+        return SparseResult(request.model, vectors, raw.usage)

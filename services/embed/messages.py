@@ -8,7 +8,7 @@ from typing import Any
 from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.catalog.types import InputType
-from services.core.requests.texts import Location
+from services.core.requests.content import Location
 from services.core.serving.messages import content_value, field_path, float_vectors
 from services.core.serving.vocabulary import task_name
 from services.embed.encoding import FloatMatrix, byte_rows
@@ -113,8 +113,15 @@ def dense_vectors(vectors: FloatMatrix, encoding: Encoding) -> list[common_pb2.D
 def usage(result: Result) -> common_pb2.Usage:
     """Render what a call consumed; sparse vectors count their entries as output."""
     output = result.entries if isinstance(result, SparseResult) else None
-    tokens = result.total_tokens
-    return common_pb2.Usage(total_tokens=tokens, prompt_tokens=tokens, output_tokens=output)
+    billed = result.usage
+    return common_pb2.Usage(
+        total_tokens=billed.total,
+        prompt_tokens=billed.total,
+        image_tokens=billed.image or None,
+        audio_tokens=billed.audio or None,
+        video_tokens=billed.video or None,
+        output_tokens=output,
+    )
 
 
 def _is_input(location: Location) -> bool:

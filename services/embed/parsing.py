@@ -33,7 +33,7 @@ def to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:
     values = vars(checked)
     return EmbedRequest(
         model=model,
-        texts=values["input"],
+        contents=values["input"],
         encodings=values["embedding_type"],
         task=values.get("task"),
         dimensions=values.get("dimensions"),

@@ -18,6 +18,9 @@ class EmbeddingUsage(BaseModel):
 
     total_tokens: int = Field(description="Tokens billed, after truncation.", ge=0)
     prompt_tokens: int = Field(description="Tokens of the input.", ge=0)
+    image_tokens: int | None = Field(None, description="Those of images, if any.", ge=0)
+    audio_tokens: int | None = Field(None, description="Those of sounds, if any.", ge=0)
+    video_tokens: int | None = Field(None, description="Those of films, if any.", ge=0)
 
 
 class SparseEmbeddingUsage(BaseModel):

@@ -89,10 +89,11 @@ def response_body(result: Result, data: Any) -> dict[str, Any]:
 
 
 def _usage(result: Result) -> dict[str, int]:
-    tokens = result.total_tokens
+    tokens = result.usage.total
     if isinstance(result, SparseResult):
         return {"total_tokens": tokens, "input_tokens": tokens, "output_tokens": result.entries}
-    return {"total_tokens": tokens, "prompt_tokens": tokens}
+    media = {f"{kind}_tokens": n for kind, n in result.usage._asdict().items() if n and kind != "text"}
+    return {"total_tokens": tokens, "prompt_tokens": tokens, **media}
 
 
 def response_items(result: Result, first: int, last: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from services.core.catalog.types import ModelSpec, OutputKind
+from services.core.requests.content import Accepted
 from services.core.requests.fields import Flag, Whole, class_name, without_default
 from services.embed.inputs import input_field
 from services.embed.types import Encoding
@@ -80,14 +81,12 @@ class EmbeddingRequest(BaseModel):
 
 def request_schema(spec: ModelSpec, max_items: int) -> type[EmbeddingRequest]:
     """Make the request class of one model; ``max_items`` bounds the list form of ``input``."""
+    accepted = Accepted.by(spec)
     fields: dict[str, Any] = {
         "model": (SkipValidation[Literal[spec.id]], Field(description="Id of the model.")),
         "input": (
-            input_field(spec.id, max_items),
-            Field(
-                validation_alias=AliasChoices(*INPUT_NAMES),
-                description=f"A text, an object with `text`, or a list of 1 to {max_items} of them.",
-            ),
+            input_field(accepted, max_items),
+            Field(validation_alias=AliasChoices(*INPUT_NAMES), description=accepted.described(max_items)),
         ),
         **_optional_fields(spec),
     }

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 from services.core.catalog.types import InputType
+from services.core.content import Content, Usage
 
 if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
     from services.embed.encoding import FloatMatrix, FloatVector
@@ -39,13 +40,13 @@ class Encoding(StrEnum):
 class EmbedRequest:
     """What to embed and how; already checked against what ``model`` offers.
 
-    ``role`` is the side of a search that the texts stand on. With ``late_chunking`` all of them are read as
-    one. ``dimensions`` is the wanted width of a vector, ``None`` for the model's own. ``encodings`` has no
-    repetitions and at least one member.
+    ``role`` is the side of a search that the contents stand on. With ``late_chunking`` all of them, which are
+    texts then, are read as one. ``dimensions`` is the wanted width of a vector, ``None`` for the model's own.
+    ``encodings`` has no repetitions and at least one member.
     """
 
     model: str
-    texts: Sequence[str]
+    contents: Sequence[Content]
     encodings: tuple[Encoding, ...] = (Encoding.FLOAT,)
     task: str | None = None
     dimensions: int | None = None
@@ -57,12 +58,15 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """``vectors`` is (n, dimensions) float32, one row per text in order; ``total_tokens`` what was billed."""
+    """``vectors`` is (n, dimensions) float32; ``usage`` is what was billed.
+
+    There is one row for each content in order, of a PDF one for each page.
+    """
 
     model: str
     vectors: FloatMatrix
     encodings: tuple[Encoding, ...]
-    total_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class MultiVectorResult:
     model: str
     vectors: Sequence[FloatMatrix]
     encodings: tuple[Encoding, ...]
-    total_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ class SparseResult:
 
     model: str
     vectors: Sequence[SparseWeights]
-    total_tokens: int
+    usage: Usage
 
     @property
     def entries(self) -> int:

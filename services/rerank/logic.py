@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 from services.core.call import Call
-from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, ScoreOptions, require_finite
-from services.rerank.types import Image, RerankRequest, RerankResult
+from services.rerank.types import RerankRequest, RerankResult
 
 _DECIMALS = 8
 
@@ -28,9 +25,8 @@ class Reranker:
         """
         call.model = request.model
         scorer = self._engine.scorer(request.model)
-        query, *documents = _texts(request)
         options = ScoreOptions(request.truncate, request.max_document_length, request.return_embeddings)
-        scores = await scorer.score(query, documents, options, call)
+        scores = await scorer.score(request.query, request.documents, options, call)
         call.usage_tokens += scores.usage.total
         require_finite(scores.values, request.model)
         values = scores.values.astype(np.float64).round(_DECIMALS) + 0.0  # -0.0 becomes 0.0
@@ -42,12 +38,3 @@ class Reranker:
             embeddings=None if scores.embeddings is None else scores.embeddings[order],
             total_tokens=scores.usage.total,
         )
-
-
-def _texts(request: RerankRequest) -> list[str]:
-    items = [request.query, *request.documents]
-    if any(isinstance(item, Image) for item in items):
-        raise ServiceError(
-            ErrorCode.INPUT_INVALID, reason=f"Model '{request.model}' cannot rank images on this server."
-        )
-    return cast("list[str]", items)

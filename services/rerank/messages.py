@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from searchfoundation.v1 import common_pb2, rerank_pb2
 
 from services.core.call import Timings
-from services.core.requests.texts import Location
+from services.core.requests.content import Location
 from services.core.serving.messages import content_value, field_path, float_vectors, timings
 from services.rerank.types import RerankResult
 
@@ -23,13 +22,13 @@ def request_fields(
     """Put a typed request into the fields of the REST schema, which then checks both alike."""
     options = start.options
     fields: dict[str, Any] = {
-        "documents": [_value(document) for document in documents],
+        "documents": [content_value(document) for document in documents],
         "return_embeddings": options.return_embeddings,
     }
     if start.model:
         fields["model"] = start.model
     if start.HasField("query"):
-        fields["query"] = _value(start.query)
+        fields["query"] = content_value(start.query)
     if options.HasField("top_n"):
         fields["top_n"] = options.top_n
     if options.HasField("return_documents"):
@@ -76,10 +75,3 @@ def response(
         usage=common_pb2.Usage(total_tokens=result.total_tokens, prompt_tokens=result.total_tokens),
         timings=timings(measured),
     )
-
-
-def _value(content: common_pb2.Content) -> str | dict[str, Any]:
-    if content.WhichOneof("kind") == "image":
-        media = content.image
-        return {"image": media.url or b64encode(media.data).decode("ascii")}
-    return content_value(content)

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from services.core.requests.texts import TextDoc
-from services.rerank.items import ImageDoc
+from services.core.requests.content import ImageDoc, TextDoc
 
 
 class RerankingUsage(BaseModel):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SkipValidation, create_model
 
 from services.core.catalog.types import ModelSpec
+from services.core.requests.content import Accepted
 from services.core.requests.fields import Flag, Whole, class_name, without_default
 from services.rerank.items import documents_field, query_field
 
@@ -36,11 +37,12 @@ class RerankingRequest(BaseModel):
 
 def request_schema(spec: ModelSpec, max_documents: int) -> type[RerankingRequest]:
     """Make the request class of one model; ``max_documents`` bounds ``documents``."""
+    accepted = Accepted.by(spec)
     fields: dict[str, Any] = {
         "model": (SkipValidation[Literal[spec.id]], Field(description="Id of the model.")),
-        "query": (query_field(spec), Field(description="What to rank by.")),
+        "query": (query_field(accepted), Field(description="What to rank by.")),
         "documents": (
-            documents_field(spec, max_documents),
+            documents_field(accepted, max_documents),
             Field(description=f"1 to {max_documents} documents: strings or objects."),
         ),
         **_optional_fields(spec),

@@ -6,20 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from services.core.content import Content
+
 if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
     import numpy as np
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """A picture: an http or https URL, or the file in base64, with or without ``data:...;base64,``."""
-
-    source: str
-
-
-Item = str | Image
-"""A query or a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +21,8 @@ class RerankRequest:
     """
 
     model: str
-    query: Item
-    documents: Sequence[Item]
+    query: Content
+    documents: Sequence[Content]
     top_n: int | None = None
     return_documents: bool = True
     truncate: bool = True

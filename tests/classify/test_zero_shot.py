@@ -96,7 +96,7 @@ async def test_labels_run_once_per_call_whatever_the_number_of_inputs(
     encode = type(model).encode
 
     async def spy(self: Any, groups: Any, truncate: bool, call: Call) -> Any:
-        seen.extend(text for group in groups for text in group.texts)
+        seen.extend(text for group in groups for text in group.contents)
         return await encode(self, groups, truncate, call)
 
     monkeypatch.setattr(type(model), "encode", spy)

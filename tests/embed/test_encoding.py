@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from services.core.content import Usage
 from services.embed.encoding import byte_rows, json_rows, pack_bits, to_int8, to_uint8
 from services.embed.rest import response_body, response_items
 from services.embed.types import EmbedResult, Encoding
@@ -20,7 +21,7 @@ MATRICES = [RANDOM, EDGES, RANDOM[:, :1], RANDOM[:, :13], np.asfortranarray(RAND
 
 
 def on_the_wire(vectors: np.ndarray, *encodings: Encoding) -> list[dict[str, object]]:
-    items = response_items(EmbedResult("m", vectors, encodings, 5), 0, len(vectors))
+    items = response_items(EmbedResult("m", vectors, encodings, Usage(5)), 0, len(vectors))
     return orjson.loads(orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
@@ -110,7 +111,7 @@ def test_several_encodings_stand_side_by_side() -> None:
 
 
 def test_order_of_keys() -> None:
-    result = EmbedResult("m", RANDOM[:2, :1], (Encoding.UBINARY,), 5)
+    result = EmbedResult("m", RANDOM[:2, :1], (Encoding.UBINARY,), Usage(5))
     body = response_body(result, response_items(result, 0, 2))
     text = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     assert text == (

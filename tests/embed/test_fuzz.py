@@ -47,7 +47,7 @@ def test_every_refusal_can_be_told(body: Any) -> None:
     if isinstance(told, ServiceError):
         must_be_tellable(told)
     else:
-        assert all(type(text) is str for text in told.texts)
+        assert all(type(text) is str for text in told.contents)
         assert told.encodings
 
 

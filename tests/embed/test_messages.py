@@ -9,6 +9,7 @@ import pytest
 from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.catalog import Catalog
+from services.core.content import Usage
 from services.core.errors import ServiceError
 from services.embed import messages
 from services.embed.parsing import RequestParser
@@ -48,7 +49,7 @@ def test_options_reach_the_request() -> None:
     )
     fields = messages.request_fields(V3, [text("a"), text("")], options)
     request = PARSER.parse(fields, messages.unary_location)
-    assert request.texts == ["a", ""]
+    assert request.contents == ["a", ""]
     assert request.task == "retrieval.query"
     assert (request.dimensions, request.normalized) == (16, False)
     assert request.truncate is True
@@ -112,7 +113,7 @@ def test_packed_vectors(
 
 
 def test_results_in_several_encodings() -> None:
-    result = EmbedResult("m", VECTORS, (Encoding.UBINARY, Encoding.FLOAT), 4)
+    result = EmbedResult("m", VECTORS, (Encoding.UBINARY, Encoding.FLOAT), Usage(4))
     for index, message in enumerate(messages.embeddings(result)):
         assert message.index == index
         assert message.dense.encoding == common_pb2.VECTOR_ENCODING_UBINARY

@@ -11,6 +11,7 @@ import pytest
 from gateway.openapi import build_openapi
 from services.core.catalog import Catalog, model_info, models_list
 from services.core.catalog.types import Capability
+from services.core.content import Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.failure import http_body
 from services.embed.parsing import RequestParser
@@ -120,7 +121,7 @@ def test_what_the_document_allows_is_what_is_taken(body: dict[str, Any]) -> None
     "encodings", [(encoding,) for encoding in Encoding] + [(Encoding.FLOAT, Encoding.BASE64, Encoding.BINARY)]
 )
 def test_answers_are_as_described(encodings: tuple[Encoding, ...]) -> None:
-    result = EmbedResult("all-MiniLM-L6-v2", VECTORS, encodings, 9)
+    result = EmbedResult("all-MiniLM-L6-v2", VECTORS, encodings, Usage(9))
     body = response_body(result, response_items(result, 0, 2))
     DESCRIBED.component("EmbeddingResponse").validate(
         orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))

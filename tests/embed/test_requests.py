@@ -62,11 +62,11 @@ def errors(body: dict[str, Any]) -> list[tuple[str, str, str]]:
     ],
 )
 def test_every_form_of_input(value: Any, texts: list[str]) -> None:
-    assert list(parse(input=value).texts) == texts
+    assert list(parse(input=value).contents) == texts
 
 
 def test_defaults() -> None:
-    assert PARSER.parse({"model": MINILM, "input": "a"}) == EmbedRequest(model=MINILM, texts=["a"])
+    assert PARSER.parse({"model": MINILM, "input": "a"}) == EmbedRequest(model=MINILM, contents=["a"])
 
 
 @pytest.mark.parametrize("model", [MINILM, V2, V3, CODE])
@@ -82,7 +82,7 @@ def test_fields_reach_the_request() -> None:
         "truncate": True, "embedding_type": "base64",
     }  # fmt: skip
     assert PARSER.parse(body) == EmbedRequest(
-        model=V3, texts=["a"], encodings=(Encoding.BASE64,), task="separation", dimensions=64,
+        model=V3, contents=["a"], encodings=(Encoding.BASE64,), task="separation", dimensions=64,
         normalized=False, truncate=True,
     )  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_the_name_of_a_repository() -> None:
 
 @pytest.mark.parametrize("alias", ["texts", "content"])
 def test_other_names_of_the_input(alias: str) -> None:
-    assert PARSER.parse({"model": MINILM, alias: ["a", "b"]}).texts == ["a", "b"]
+    assert PARSER.parse({"model": MINILM, alias: ["a", "b"]}).contents == ["a", "b"]
 
 
 def test_the_real_name_wins_over_an_alias() -> None:
@@ -246,7 +246,7 @@ def test_fields_of_other_models_and_unknown_fields_are_ignored() -> None:
     request = PARSER.parse(
         {"model": V2, "input": "a", "dimensions": 99999, "task": "no such", "late_chunking": "x", "user": 3}
     )
-    assert request == EmbedRequest(model=V2, texts=["a"])
+    assert request == EmbedRequest(model=V2, contents=["a"])
 
 
 def test_models_that_always_normalise_or_cut() -> None:

@@ -16,11 +16,13 @@ from searchfoundation.v1 import common_pb2, rerank_pb2, rerank_rest_pb2_grpc
 
 from services.core.call import Call
 from services.core.catalog import Catalog
+from services.core.catalog.types import Modality
+from services.core.content import Media
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, NotANumberError
 from services.rerank.capability import build
 from services.rerank.logic import Reranker
-from services.rerank.types import Image, RerankRequest
+from services.rerank.types import RerankRequest
 from tests.rerank.conftest import SETTINGS, Rig
 from tests.rig import ALIAS, MINILM, detail, load_without_numbers, serving, settings, told
 from tests.text_checkpoints import write_reranker_v2
@@ -277,11 +279,11 @@ async def test_strings_as_objects_where_clients_need_it() -> None:
 
 
 async def test_images_reach_no_scorer_of_texts(rig: Rig) -> None:
-    for query, documents in (("q", ["a", Image("x")]), (Image("x"), ["a"])):
+    for query, documents in (("q", ["a", Media(Modality.IMAGE, "x")]), (Media(Modality.IMAGE, "x"), ["a"])):
         with pytest.raises(ServiceError) as caught:
             await Reranker(rig.engine).rank(RerankRequest(MINILM, query, documents), Call("test"))
         assert caught.value.code is ErrorCode.INPUT_INVALID
-        assert "images" in caught.value.detail
+        assert "image" in caught.value.detail
 
 
 async def test_scores_that_are_not_numbers_are_no_answer() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from services.core.catalog import Catalog
+from services.core.catalog.types import Modality
+from services.core.content import Media
 from services.core.errors import ErrorCode, ServiceError
 from services.rerank.parsing import RequestParser
-from services.rerank.types import Image, RerankRequest
+from services.rerank.types import RerankRequest
 
 CATALOG = Catalog.load(aliases={"house-model": "all-MiniLM-L6-v2"})
 MINILM = "all-MiniLM-L6-v2"
@@ -87,8 +89,8 @@ def test_images_for_a_model_that_takes_them() -> None:
     request = parse(
         model=M0, query={"image": "aGk="}, documents=["a", {"image": URL, "id": 3}, {"text": "b"}]
     )
-    assert request.query == Image("aGk=")
-    assert request.documents == ["a", Image(URL), "b"]
+    assert request.query == Media(Modality.IMAGE, "aGk=")
+    assert request.documents == ["a", Media(Modality.IMAGE, URL), "b"]
 
 
 @pytest.mark.parametrize("key", ["image", "audio", "video", "pdf", "content", "url", "bytes"])

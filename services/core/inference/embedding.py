@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
-from services.core.content import Content
+from services.core.content import Content, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.late_chunking import join_chunks
 from services.core.inference.submission import Expected, Inputs, Submission, Work, add_up, expected_cost
 from services.core.modeling.families.text import TextProcessor, only_texts
-from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor, Usage
+from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor
 
 Vectors = NDArray[np.float32]
 TokenNames = Callable[[Sequence[int]], list[str]]

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.core.call import Call
-from services.core.content import Content
+from services.core.content import Content, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.embedding import Vectors, finish, require_finite
 from services.core.inference.scoring import ScoreOptions, Scores
 from services.core.inference.submission import CHARACTERS_PER_TOKEN, Expected, Submission, Work
 from services.core.modeling.families.listwise import BLOCK_DOCUMENTS, ListProcessor
 from services.core.modeling.families.text import only_texts
-from services.core.modeling.types import Usage
 
 
 class ListScorer:

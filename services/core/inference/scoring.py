@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from services.core.call import Call
 from services.core.catalog.types import ModelSpec
-from services.core.content import Content
+from services.core.content import Content, Usage
 from services.core.inference.embedding import EmbeddingModel, Vectors
 from services.core.inference.submission import Inputs
-from services.core.modeling.types import Usage
 
 _QUERY_TASK = "retrieval.query"
 _DOCUMENT_TASK = "retrieval.passage"

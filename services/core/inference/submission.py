@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 from services.core.call import Call
 from services.core.catalog.types import InputType, Modality, ModelSpec
-from services.core.content import Content, Fit, Group, Image, Input, Media, Opener
+from services.core.content import Content, Fit, Group, Image, Input, Media, Opener, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.jobs import Job
 from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
-from services.core.modeling.types import Prepared, PrepareOptions, Processor, UnfitInputError, Usage
+from services.core.modeling.types import Prepared, PrepareOptions, Processor, UnfitInputError
 
 if TYPE_CHECKING:
     from services.core.inference.runtime import Runtime

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.catalog.types import InputType, Modality
-from services.core.content import Fit, Input
+from services.core.content import Fit, Input, Usage
 from services.core.modeling.layers.packed import PackedBatch
 
 R_co = TypeVar("R_co", covariant=True)
@@ -77,20 +77,6 @@ class Cost(NamedTuple):
     def total(self) -> int:
         """What the queue, its bound and the fairness between callers count; above 0."""
         return self.tokens + self.patches
-
-
-class Usage(NamedTuple):
-    """Tokens that are billed for an input, by modality; those of pictures by the catalogue's rules."""
-
-    text: int = 0
-    image: int = 0
-    audio: int = 0
-    video: int = 0
-
-    @property
-    def total(self) -> int:
-        """Tokens of all modalities."""
-        return sum(self)
 
 
 class Prepared(NamedTuple):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from services.core.catalog import Catalog
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
-from services.core.requests.texts import MAX_ERRORS, Location
+from services.core.requests.content import MAX_ERRORS, Location
 
 S = TypeVar("S", bound=BaseModel)
 

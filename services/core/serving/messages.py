@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -12,14 +12,24 @@ from numpy.typing import NDArray
 from searchfoundation.v1 import common_pb2
 
 from services.core.call import Timings
+from services.core.catalog.types import Modality
+from services.core.content import Media
 
 
-def content_value(content: common_pb2.Content) -> str | dict[str, Any]:
-    """Put an input into the form of the REST side; of media only the kind, of nothing an empty object."""
+def content_value(content: common_pb2.Content | common_pb2.ContentPart) -> str | dict[str, Any]:
+    """Put an input where the REST side has it: a text, or an object with one field; of nothing an empty one.
+
+    Media are what the REST side makes of them, and not what it reads: bytes are never written as base64.
+    """
     kind = content.WhichOneof("kind")
+    if kind is None:
+        return {}
     if kind == "text":
         return content.text
-    return {} if kind is None else {kind: None}
+    if kind == "group":
+        return {"content": [content_value(part) for part in cast(common_pb2.Content, content).group.parts]}
+    media: common_pb2.Media = getattr(content, kind)
+    return {kind: Media(Modality(kind), media.url or media.data, media.mime_type)}
 
 
 def field_path(name: str, inside: Iterable[str | int]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from services.core.catalog.types import ModelSpec
-from services.core.content import Input
+from services.core.content import Input, Usage
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families.decoder import load_decoder
@@ -24,7 +24,7 @@ from services.core.modeling.families.decoder_config import QWEN3, DecoderConfig
 from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.text import only_texts
 from services.core.modeling.layers.packed import Limits, PackedBatch, pinned
-from services.core.modeling.types import Backbone, Cost, EncodeItem, Encoding, Prepared, TokenIds, Usage
+from services.core.modeling.types import Backbone, Cost, EncodeItem, Encoding, Prepared, TokenIds
 
 DOCUMENT_MARKER = "<|embed_token|>"
 QUERY_MARKER = "<|rerank_token|>"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from services.core.catalog.types import Modality, ModelSpec
-from services.core.content import Fit, Input
+from services.core.content import Fit, Input, Usage
 from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families.text import only_texts
@@ -21,7 +21,6 @@ from services.core.modeling.types import (
     TokenIds,
     Tokens,
     UnfitInputError,
-    Usage,
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from services.core.catalog.types import InputType, Modality, ModelSpec
-from services.core.content import Fit, Input
+from services.core.content import Fit, Input, Usage
 from services.core.modeling.types import (
     Cost,
     EncodeItem,
@@ -15,7 +15,6 @@ from services.core.modeling.types import (
     TextTokenizer,
     Tokens,
     UnfitInputError,
-    Usage,
 )
 
 
