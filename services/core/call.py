@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class Priority(IntEnum):
-    """Scheduling class; lower runs first, ageing keeps the higher from starving."""
+    """Scheduling class; lower runs first, and the higher earns a share of what runs meanwhile."""
 
     INTERACTIVE = 0
     BATCH = 1
