@@ -20,6 +20,7 @@ from services.core.catalog.types import ModelSpec
 from services.core.errors import ServiceError
 from services.core.inference import Engine
 from services.core.inference.loading import load_model
+from services.core.media.room import MediaRoom
 from services.core.serving.doors import Capability
 from services.core.serving.server import Server
 from services.core.settings import Settings
@@ -91,7 +92,8 @@ def load_without_numbers(spec: ModelSpec, chosen: Settings, device: torch.device
 async def serving(build: Build, chosen: Settings) -> AsyncIterator[Serving]:
     """Serve one capability; the model is also known as ``ALIAS``."""
     catalog = Catalog.load(aliases={ALIAS: MINILM})
-    engine = await Engine.start(chosen, catalog)
+    media = MediaRoom(chosen)
+    engine = await Engine.start(chosen, catalog, opener=media)
     access = await Turnstile.open(chosen)
     access.reset()
     server = Server(chosen, [build(engine, catalog, chosen)], engine, access)
@@ -104,6 +106,7 @@ async def serving(build: Build, chosen: Settings) -> AsyncIterator[Serving]:
         await server.stop(drain=False)
         await access.close()
         await engine.stop(5.0)
+        await media.aclose()
 
 
 def told(error: grpc.aio.AioRpcError) -> tuple[int, dict[str, Any]]:

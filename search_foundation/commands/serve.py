@@ -96,6 +96,7 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
     from services.core.access import AccessControl
     from services.core.catalog import Catalog
     from services.core.inference import Engine
+    from services.core.media.room import MediaRoom
     from services.core.serving.models import ModelsCapability
 
     server: Server | None = None
@@ -109,7 +110,9 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
             stack.push_async_callback(database.close)
         access = await AccessControl.open(settings, database=database)
         stack.push_async_callback(access.close)
-        engine = await Engine.start(settings, catalog)
+        media = MediaRoom(settings)
+        stack.push_async_callback(media.aclose)
+        engine = await Engine.start(settings, catalog, opener=media)
         stack.push_async_callback(engine.stop, _ENGINE_SECONDS)
         capabilities = [_build(name, engine, catalog, settings, database) for name in names]
         capabilities.append(ModelsCapability(engine.served))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from search_foundation.commands.models_check import check
 from services.core.catalog import Catalog
 from services.core.settings import Settings
+from tests import clip_checkpoints
 from tests.text_checkpoints import FAMILIES, write_model
 
 
@@ -40,6 +41,18 @@ def test_a_whole_folder_loads_and_one_that_lacks_a_tensor_does_not(
     (problem,) = checked(capsys, folder)["problems"]
     assert "missing tensors" in problem
     assert lost.removeprefix("bert.").removeprefix("roberta.") in problem
+
+
+@pytest.mark.parametrize("model", [clip_checkpoints.V1, clip_checkpoints.V2])
+def test_two_towers_are_checked_as_one_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+) -> None:
+    folder = clip_checkpoints.write_model(tmp_path, model)
+    facts = checked(capsys, folder)
+    assert (facts["model"], facts["loads"], facts["problems"]) == (model, True, [])
+    (folder / "preprocessor_config.json").unlink()
+    (problem,) = checked(capsys, folder)["problems"]
+    assert "preprocessor_config.json" in problem
 
 
 @pytest.mark.parametrize("model", FAMILIES)

@@ -11,6 +11,7 @@ import torch
 from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config
 from services.core.modeling.families import (
+    clip,
     colbert,
     cross_encoder,
     dense,
@@ -57,6 +58,7 @@ FAMILIES: Mapping[str, Family] = {
     "colbert_v2": _embeds(colbert.is_colbert_v2, colbert.load_colbert_v2),
     "jina_v5_text": _embeds(dense_decoder.is_jina_v5_text, dense_decoder.load_jina_v5_text),
     "jina_code": _embeds(dense_decoder.is_jina_code, dense_decoder.load_jina_code),
+    "jina_clip": _embeds(clip.is_jina_clip, clip.load_jina_clip),
     "elser": _embeds(sparse.is_masked_language_model, sparse.load_sparse),
     "reranker_v1": _scores_pairs(is_jina_bert, cross_encoder.load_reranker_v1),
     "reranker_v2": _scores_pairs(xlm_absolute.is_reranker, cross_encoder.load_reranker_v2),
