@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -25,11 +25,14 @@ from numpy.typing import NDArray
 from services.core.call import Call
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.folder import inspect
-from services.core.catalog.types import Capability, ModelSpec
+from services.core.catalog.types import Capability, Modality, ModelSpec
+from services.core.content import Media
 from services.core.errors import ServiceError
 from services.core.inference import Engine, EngineStartError, ScoreOptions
 from services.core.inference.loading import Loader, Weigher, load_model, weigh_model
 from services.core.inference.memory import weight_bytes
+from services.core.media.room import MediaRoom
+from services.core.media.sniffing import sniff
 from services.core.modeling.device import choose_dtype
 from services.core.modeling.registry import load_network
 from services.core.modeling.types import Backend
@@ -41,11 +44,12 @@ from services.embed.types import EmbedResult, MultiVectorResult, Result
 
 T = TypeVar("T")
 Vectors: TypeAlias = NDArray[np.float32]
+One: TypeAlias = str | bytes | Path | Mapping[str, Any]
 Encoded: TypeAlias = Vectors | list[Vectors] | list[dict[str, float]]
 
 _NO_LIMIT = 1 << 31
 
-_ARGUMENTS = {"input": "texts", "input_type": "role"}
+_ARGUMENTS = {"input": "inputs", "input_type": "role"}
 """Arguments by the names that they have in a request."""
 
 
@@ -97,6 +101,7 @@ class Model:
         self._on_cuda = False
         self._closed = False
         self._engine: Engine | None = None
+        self._media: MediaRoom | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left_behind: list[object] = []
         self._starting = threading.Lock()
@@ -120,7 +125,10 @@ class Model:
         self._thread = threading.Thread(target=run_forever, name="search-foundation", daemon=True)
         self._thread.start()
         try:
-            engine = self._run(Engine.start(self._settings, self._catalog, load=load, weigh=weigh))
+            self._media = self._run(_media_room(self._settings))
+            engine = self._run(
+                Engine.start(self._settings, self._catalog, load=load, weigh=weigh, opener=self._media)
+            )
         except EngineStartError as error:
             self.close()
             raise ModelError(str(error)) from None
@@ -133,13 +141,13 @@ class Model:
 
         What they used is kept as it is: to close the loop would change what its owner waits for.
         """
-        self._left_behind += (self._loop, self._thread, self._engine)
-        self._engine = self._loop = None
+        self._left_behind += (self._loop, self._thread, self._engine, self._media)
+        self._engine = self._loop = self._media = None
         self._starting = threading.Lock()
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        inputs: One | Sequence[One],
         *,
         task: str | None = None,
         role: Literal["query", "document"] | None = None,
@@ -148,15 +156,20 @@ class Model:
         late_chunking: bool | None = None,
         truncate: bool | None = None,
     ) -> Any:
-        """Embed one text or several, in order.
+        """Embed one input or several, in order: texts, and with some models pictures.
 
-        Returns, by the kind of model and for several texts: (texts, width) float32; or a list of (vectors,
+        A picture is the bytes of its file, the path of one, or an object as in a request, as
+        ``{"image": "https://..."}``. So is a PDF, which stands alone and gives a vector for each page.
+
+        Returns, by the kind of model and for several inputs: (inputs, width) float32; or a list of (vectors,
         width) float32, one vector for each token; or a list of dicts of tokens and their weights, the largest
-        first. For one text the first element of that. Options mean what they mean in a request to
+        first. For one input the first element of that. Options mean what they mean in a request to
         ``/v1/embeddings``, and None the model's default; ``role`` is ``input_type`` there. Raises ModelError
-        for an option that the model does not have, a value out of its range, or a text that is too long.
+        for an option that the model does not have, a value out of its range, a text that is too long, or a
+        picture that cannot be had.
         """
-        several = [texts] if isinstance(texts, str) else list(texts)
+        alone = isinstance(inputs, str | bytes | Path | Mapping)
+        several = [inputs] if alone else list(inputs)
         options = {
             "task": task,
             "input_type": role,
@@ -165,8 +178,12 @@ class Model:
             "late_chunking": late_chunking,
             "truncate": truncate,
         }
-        encoded = self._encode(several, {name: value for name, value in options.items() if value is not None})
-        return encoded[0] if isinstance(texts, str) else encoded
+        values = [_field(each) for each in cast("Sequence[One]", several)]
+        given = {name: value for name, value in options.items() if value is not None}
+        if alone and isinstance(values[0], dict) and "pdf" in values[0]:
+            return self._encode(values[0], given)
+        encoded = self._encode(values, given)
+        return encoded[0] if alone else encoded
 
     def score(
         self,
@@ -197,6 +214,9 @@ class Model:
         if self._engine is not None:
             self._run(self._engine.stop(5.0))
             self._engine = None
+        if self._media is not None:
+            self._run(self._media.aclose())
+            self._media = None
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -214,15 +234,15 @@ class Model:
     ) -> None:
         self.close()
 
-    def _encode(self, texts: list[str], options: dict[str, Any]) -> Encoded:
+    def _encode(self, value: list[Any] | dict[str, Any], options: dict[str, Any]) -> Encoded:
         self._open()
         if not self.spec.supports(Capability.EMBED):
             raise ModelError(f"{self.spec.id} does not embed texts; it scores documents")
         if lacking := sorted(options.keys() - self._options):
             raise ModelError(f"{self.spec.id} has no option '{_ARGUMENTS.get(lacking[0], lacking[0])}'")
-        if not texts:
+        if not value:
             return np.empty((0, options.get("dimensions") or self.spec.dimensions), np.float32)
-        fields = {"model": self.spec.id, "input": texts, **options}
+        fields = {"model": self.spec.id, "input": value, **options}
         return _plain(self._run(self._embed(fields)))
 
     async def _embed(self, fields: dict[str, Any]) -> Result:
@@ -292,6 +312,25 @@ def _from(directory: Path) -> tuple[Loader, Weigher]:
         return weight_bytes(directory, choose_dtype(device, settings.dtype))
 
     return load_from, weigh
+
+
+async def _media_room(settings: Settings) -> MediaRoom:
+    return MediaRoom(settings)
+
+
+def _field(one: One) -> str | dict[str, Any]:
+    """Put an input into the form that it has in a request."""
+    if isinstance(one, Mapping):
+        return dict(one)
+    if isinstance(one, Path):
+        try:
+            one = one.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{one} cannot be read: {error.strerror}") from None
+    if isinstance(one, bytes):
+        kind = Modality.PDF if sniff(one).kind == Modality.PDF else Modality.IMAGE
+        return {str(kind): Media(kind, one)}
+    return one
 
 
 def _call() -> Call:

@@ -38,7 +38,7 @@ def image(source: str | bytes) -> Media:
         ({"image_url": {"url": URL, "detail": "low"}, "type": "image_url"}, image(URL)),
         ({"url": URL}, image(URL)),
         ({"bytes": "aGk="}, image("aGk=")),
-        ("data:image/png;base64,AAAA", image("data:image/png;base64,AAAA")),
+        ("data:image/png;base64,AAAA", "data:image/png;base64,AAAA"),
         ({"pdf": URL}, Media(Modality.PDF, URL)),
         (URL, URL),
         ({"type": "text", "text": "a", "image": URL}, "a"),

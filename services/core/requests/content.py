@@ -24,12 +24,11 @@ Location = tuple[str | int, ...]
 MAX_ERRORS = 10
 """Bad items named in one answer."""
 
-_IMAGE_URI = "data:image/"
-"""Some clients send an image as a bare string."""
-
-_URL = "image_url"
-_IMAGE_NAMES = ("url", "bytes", _URL, "image_base64")
+_IMAGE_NAMES = ("url", "bytes", "image_url", "image_base64")
 """What other servers call ``image``, and some clients of the hosted API."""
+
+_SOURCES = ("url", "bytes", "base64")
+"""Fields of an object that some put where a media field has a string."""
 
 _KINDS = (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO, Modality.PDF)
 _MEDIA_KEYS = (*map(str, _KINDS), "content", *_IMAGE_NAMES)
@@ -132,8 +131,6 @@ def read_content(item: object, at: Location, accepted: Accepted) -> Content:
     one has strings.
     """
     if isinstance(item, str):
-        if Modality.IMAGE in accepted.kinds and item.startswith(_IMAGE_URI):
-            return Media(Modality.IMAGE, item)
         return item
     if not isinstance(item, dict):
         keys = _either(accepted.keys, "'")
@@ -194,6 +191,13 @@ def refuse(at: Location, value: object, kind: Any, message: Any, **context: Any)
 def _read_other(doc: dict[str, object], at: Location, accepted: Accepted) -> Content:
     """Read an object without ``text``."""
     key = next((key for key in _MEDIA_KEYS if key in doc), None)
+    if (
+        key is None
+        and doc.get("type") == Modality.IMAGE
+        and "value" in doc
+        and Modality.IMAGE in accepted.kinds
+    ):
+        return _read_media(Modality.IMAGE, doc["value"], (*at, "value"))
     if key is None:
         raise RefusedItem(InitErrorDetails(type="missing", loc=(*at, "text"), input=doc))
     if key == "content":
@@ -209,8 +213,10 @@ def _read_other(doc: dict[str, object], at: Location, accepted: Accepted) -> Con
 def _read_media(kind: Modality, source: object, at: Location) -> Media:
     if isinstance(source, Media):
         return source
-    if at[-1] == _URL and isinstance(source, dict) and "url" in source:
-        at, source = (*at, "url"), cast("dict[str, object]", source)["url"]
+    if isinstance(source, dict):
+        inside = cast("dict[str, object]", source)
+        name = next((name for name in _SOURCES if name in inside), _SOURCES[0])
+        at, source = (*at, name), inside.get(name)
     if not isinstance(source, str):
         raise RefusedItem(InitErrorDetails(type="string_type", loc=at, input=source))
     if not source:

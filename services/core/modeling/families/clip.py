@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from services.core.catalog.types import ImageRules, Modality, ModelSpec
-from services.core.content import Fit, Image, Input
+from services.core.content import Fit, Image, Input, Usage
 from services.core.modeling.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -44,7 +44,6 @@ from services.core.modeling.types import (
     Prepared,
     PrepareOptions,
     UnfitInputError,
-    Usage,
 )
 
 _VISION = "vision_model."
