@@ -79,6 +79,10 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
         "Decoder embedders of published size, random weights, through the engine, beside padded batches.",
         _module("decoders"),
     ),
+    "images": (
+        "Pictures in jina-clip, random weights: each stage alone, and all through the engine.",
+        _module("images"),
+    ),
     "reranker": (
         "The listwise reranker of published size, random weights: one block, and its memory.",
         _module("long_texts", "--only", "reranker"),

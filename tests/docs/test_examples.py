@@ -7,16 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.clip_checkpoints import V1, write_model
 from tests.docs.examples import ROOT, Example, examples
 from tests.stack import Stack
 
-PAGES = ("README.md", "docs/embeddings.md", "docs/rerank.md", "docs/classify.md", "docs/batch.md")
+PAGES = (
+    "README.md",
+    "docs/embeddings.md",
+    "docs/rerank.md",
+    "docs/classify.md",
+    "docs/media.md",
+    "docs/batch.md",
+)
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("docs")) as running:
-        running.serve("embed", "rerank", "classify", "batch")
+    folder = tmp_path_factory.mktemp("docs")
+    write_model(folder / "models", V1)
+    with Stack(folder, {"SF_MODEL_DIR": str(folder / "models")}) as running:
+        running.serve("embed", "rerank", "classify", "batch", models=("all-MiniLM-L6-v2", V1))
         running.gateway()
         yield running
 
