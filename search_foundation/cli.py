@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+# Processes that the commands start (decoders, workers, Envoy) are new programs, not copies that go on with
+# gRPC: its handlers for those abort now and then between fork and exec. Read once, when gRPC is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
 def _run(words: list[str]) -> int:
     args = _parser(words).parse_args(words)
     if args.config is not None:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TEXTS = ["a cat", "a kitten", "a dog", "a puppy"]
 LABELS = ["cat", "cat", "dog", "dog"]
-LIMITS = Limits(classifiers=5, labels=4)
+LIMITS = Limits(classifiers=5, labels=4, of_tier={})
 
 
 def ann() -> Call:

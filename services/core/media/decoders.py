@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -124,7 +124,6 @@ class _Decoder:
             str(cpu_seconds),
             stdin=PIPE,
             stdout=PIPE,
-            stderr=DEVNULL,
             env={name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
             # Ctrl-C in a terminal is for the server, which ends its decoders itself.
             start_new_session=True,
