@@ -26,8 +26,11 @@ logger = logging.getLogger(__name__)
 GROUP = 16
 """Lines tried together in a chunk at which a worker has died."""
 
-STRIKES = 3
-"""Deaths of workers at one line alone after which the line is to blame."""
+STRIKES = 5
+"""Deaths of workers at one line alone after which the line is to blame.
+
+More than a worker that is killed for other reasons, again and again, is likely to have at the same line: of
+twenty kills three fell on one."""
 
 _RETRY_SECONDS = (0.1, 5.0)
 _FATAL = Fault("INTERNAL_ERROR", f"The line ended the process that embedded it {STRIKES} times.")

@@ -14,6 +14,7 @@ import orjson
 import pytest
 from searchfoundation.v1 import batch_pb2
 
+from services.batch.embedding import STRIKES
 from tests.batch import expected
 from tests.batch.conftest import Expect
 from tests.batch.process import POISON, Client, Worker
@@ -95,8 +96,8 @@ def test_a_line_that_kills_is_left_out(workers: Make, expect: Expect) -> None:
         assert (done.succeeded, done.failed) == (59, 1), client.download(job, batch_pb2.BATCH_FILE_ERRORS)
         assert client.download(job) == expect(job, 60, (23,))
         assert b'"line-23"' in client.download(job, batch_pb2.BATCH_FILE_ERRORS)
-        # Once with its chunk, once with its group, and alone as often as three times.
-        assert deaths == 5
+        # Once with its chunk, once with its group, and then alone.
+        assert deaths == 2 + STRIKES
 
 
 def _ended(client: Client, job: str) -> bool:
