@@ -60,7 +60,7 @@ def test_ties_keep_the_order_of_the_request(api: Api) -> None:
         ({"query": ["q"]}, "query", "text_type"),
         ({"top_n": 0}, "top_n", "greater_than_equal"),
         ({"top_n": -3}, "top_n", "greater_than_equal"),
-        ({"top_n": "3"}, "top_n", "int_type"),
+        ({"top_n": "one"}, "top_n", "int_type"),
         ({"top_k": 0}, "top_k", "greater_than_equal"),
         ({"return_documents": "yes"}, "return_documents", "bool_type"),
         ({"truncation": "yes"}, "truncation", "bool_type"),

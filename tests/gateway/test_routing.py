@@ -50,7 +50,8 @@ def body_of(model: str, text: bytes = b'"x"') -> bytes:
         (body_of(OTHER_MODEL), "second"),
         (body_of(f"jina-ai/{OTHER_MODEL}"), "second"),
         (body_of(f"jinaai/{OTHER_MODEL}"), "second"),
-        (body_of(f"other/{OTHER_MODEL}"), "first"),
+        # Whose repository it is, the service of that pool knows.
+        (body_of(f"other/{OTHER_MODEL}"), "second"),
         (body_of(OTHER_MODEL.upper()), "first"),
         (body_of("unheard-of"), "first"),
         (b'{"input": "x"}', "first"),
