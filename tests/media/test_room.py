@@ -253,8 +253,8 @@ async def test_a_fetch_that_fails_says_why_and_where(make: Make) -> None:
     assert "an address that is not public" in private
 
 
-async def test_one_failure_ends_the_other_fetches_of_its_call(room: MediaRoom) -> None:
-    started = asyncio.Event()
+def endless(started: asyncio.Event) -> Any:
+    """What answers a picture of which more and more comes; ``started`` tells that it has been asked for."""
 
     async def hang(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(head(200, 1 << 20))
@@ -264,11 +264,17 @@ async def test_one_failure_ends_the_other_fetches_of_its_call(room: MediaRoom) -
             await writer.drain()
             await asyncio.sleep(0.01)
 
+    return hang
+
+
+async def test_one_failure_ends_the_other_fetches_of_its_call(room: MediaRoom) -> None:
+    started = asyncio.Event()
+
     async def fail(request: Request, writer: asyncio.StreamWriter) -> None:
         await started.wait()
         writer.write(head(404, 0))
 
-    async with web(hang) as site, web(fail) as other:
+    async with web(endless(started)) as site, web(fail) as other:
         await refused(room, image(site.url()), image(other.url()))
         await site.gone.wait()
 
@@ -276,15 +282,7 @@ async def test_one_failure_ends_the_other_fetches_of_its_call(room: MediaRoom) -
 async def test_a_cancelled_call_stops_fetching_and_frees_its_bytes(room: MediaRoom) -> None:
     started = asyncio.Event()
 
-    async def hang(request: Request, writer: asyncio.StreamWriter) -> None:
-        writer.write(head(200, 1 << 20))
-        started.set()
-        while True:
-            writer.write(bytes(1000))
-            await writer.drain()
-            await asyncio.sleep(0.01)
-
-    async with web(hang) as site:
+    async with web(endless(started)) as site:
         task = asyncio.create_task(opened(room, image(site.url())))
         await started.wait()
         assert room.budget.held > 0
