@@ -12,11 +12,11 @@ from services.core.modeling.checkpoints.checkpoint import Checkpoint, Checkpoint
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families import bert, jina_bert, xlm_rotary
 from services.core.modeling.families.encoder import DenseHead, Encoder
-from services.core.modeling.families.encoder_config import refuse_short
+from services.core.modeling.families.encoder_config import EncoderConfig, refuse_short
 from services.core.modeling.layers.lora import Adapters
 from services.core.modeling.layers.packed import Limits
 from services.core.modeling.layers.pooling import POOLINGS, Pooling
-from services.core.modeling.types import TextEncoder
+from services.core.modeling.types import Backbone, TextEncoder
 
 _POOLING_SWITCHES: Mapping[str, str] = {
     "pooling_mode_mean_tokens": "mean",
@@ -41,7 +41,13 @@ def load_bert(
     """Load a stock BERT sentence encoder."""
     config = bert.read_config(checkpoint.config)
     refuse_short(spec, config, checkpoint)
-    network = bert.load_bert(checkpoint, config, device, dtype)
+    return _pooled(spec, checkpoint, bert.load_bert(checkpoint, config, device, dtype), config, device)
+
+
+def _pooled(
+    spec: ModelSpec, checkpoint: Checkpoint, network: Backbone, config: EncoderConfig, device: torch.device
+) -> Encoder:
+    """Join a network with the tokenizer and the pooling of its folder."""
     head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
     limits = Limits(config.vocabulary, config.positions)
     tokenizer = Tokenizer.load(checkpoint.directory)
@@ -54,11 +60,9 @@ def load_jina_bert(
     """Load jina-embeddings-v2-base-*, in either block form."""
     config = jina_bert.read_config(checkpoint.config)
     refuse_short(spec, config, checkpoint)
-    network = jina_bert.load_jina_bert(checkpoint, config, device, dtype)
-    head = DenseHead(sentence_transformers_pooling(checkpoint.directory))
-    limits = Limits(config.vocabulary, config.positions)
-    tokenizer = Tokenizer.load(checkpoint.directory)
-    return Encoder(spec, tokenizer, network, head, device=device, limits=limits, width=config.width)
+    return _pooled(
+        spec, checkpoint, jina_bert.load_jina_bert(checkpoint, config, device, dtype), config, device
+    )
 
 
 def is_jina_v3(config: Config) -> bool:
