@@ -7,6 +7,8 @@ import pytest
 from searchfoundation.v1 import common_pb2
 
 from services.core.call import Timings
+from services.core.catalog.types import Modality
+from services.core.content import Media
 from services.core.serving import messages
 
 
@@ -31,7 +33,9 @@ def test_float_vectors(shape: tuple[int, int]) -> None:
 def test_values_of_contents() -> None:
     image = common_pb2.Content(image=common_pb2.Media(url="https://example.com/a.png"))
     assert messages.content_value(common_pb2.Content(text="")) == ""
-    assert messages.content_value(image) == {"image": None}
+    assert messages.content_value(image) == {
+        "image": Media(Modality.IMAGE, source="https://example.com/a.png", mime_type="")
+    }
     assert messages.content_value(common_pb2.Content()) == {}
 
 
