@@ -20,12 +20,12 @@ from services.core.modeling.checkpoints.checkpoint import Checkpoint, Shape
 from services.core.modeling.checkpoints.peft import PeftAdapters
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.families.decoder_config import DecoderConfig
+from services.core.modeling.layers.lora import LoraLinear, Runs, lora_linear
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import AdapterRun, PackedBatch
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.layers.rotary import Rotation
 from services.core.modeling.layers.sliding import sliding_attention
-from services.core.modeling.layers.task_linear import Runs, TaskLinear, task_linear
 from services.core.modeling.native import decoder as native
 from services.core.modeling.native.decoder import FusedDecoder
 from services.core.modeling.types import Backbone
@@ -167,7 +167,7 @@ class _Gated(Protocol):
 class _JoinedGate:
     """One product, and one kernel behind it."""
 
-    joined: TaskLinear
+    joined: LoraLinear
 
     def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         return cuda.gate(self.joined(x, runs), gelu=False)
@@ -177,8 +177,8 @@ class _JoinedGate:
 class _TwoProducts:
     """In two products where no adapter comes between."""
 
-    gate: TaskLinear
-    up: TaskLinear
+    gate: LoraLinear
+    up: LoraLinear
 
     def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         if self.gate.plain(runs) and self.up.plain(runs):
@@ -191,12 +191,12 @@ class _Block:
     config: DecoderConfig
     window: int | None
     attention_norm: RmsNorm
-    query_key_value: TaskLinear
+    query_key_value: LoraLinear
     head_norms: tuple[RmsNorm, RmsNorm] | None
-    attended: TaskLinear
+    attended: LoraLinear
     inner_norm: RmsNorm
     gated: _Gated
-    down: TaskLinear
+    down: LoraLinear
 
     @classmethod
     def read(
@@ -213,8 +213,8 @@ class _Block:
         def norm(of: str) -> RmsNorm:
             return RmsNorm(layers.tensor(f"{name}.{of}.weight"), config.epsilon)
 
-        def linear(*of: str, bias: bool = False) -> TaskLinear:
-            return task_linear(layers, adapters, [f"{name}.{each}" for each in of], bias=bias, merges=merges)
+        def linear(*of: str, bias: bool = False) -> LoraLinear:
+            return lora_linear(layers, adapters, [f"{name}.{each}" for each in of], bias=bias, merges=merges)
 
         attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         return cls(

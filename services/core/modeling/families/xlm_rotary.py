@@ -17,8 +17,8 @@ from services.core.modeling.families.encoder_config import EncoderConfig, refuse
 from services.core.modeling.layers.attention import attention
 from services.core.modeling.layers.lora import (
     AdaptedLayers,
-    AdaptedLinear,
     Adapters,
+    LoraLinear,
     adapted_embedding_shapes,
     adapted_linear_shapes,
     weight_name,
@@ -157,11 +157,11 @@ class XlmRotary:
 @dataclass(frozen=True, slots=True)
 class _Block:
     heads: int
-    query_key_value: AdaptedLinear
-    attended: AdaptedLinear
+    query_key_value: LoraLinear
+    attended: LoraLinear
     attended_norm: Norm
-    up: AdaptedLinear
-    down: AdaptedLinear
+    up: LoraLinear
+    down: LoraLinear
     down_norm: Norm
 
     def __call__(self, x: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:

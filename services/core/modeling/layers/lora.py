@@ -1,8 +1,10 @@
-"""Task adapters of low rank (LoRA) in the form of torch's parametrizations, over one copy of the base.
+"""Task adapters of low rank (LoRA) over one copy of the base, from either form of checkpoint.
 
 A layer is ``W x + b + s B_t A_t x`` for a token of task t, a table of words ``E[id] + s A_t[id] B_t``. Tokens
-without a task have the base alone, and a batch may mix tasks freely. Source of LoRA: Hu et al., arXiv
-2106.09685; of this form: the tensors of jina-embeddings-v3.
+without a task have the base alone, and a batch may mix tasks freely: tokens of a task are neighbours in it,
+so each task is two narrow products over its own rows. Source of LoRA: Hu et al., arXiv 2106.09685. The forms:
+torch's parametrizations (the tensors of jina-embeddings-v3), and PEFT's directories beside the base
+(``lora_linear``).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.peft import PeftAdapters
 from services.core.modeling.layers.linear import Linear
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import AdapterRun
@@ -70,8 +73,8 @@ class Adapters:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptedLinear:
-    """A linear layer with, for each task, an A (rank, in) and a scaled, transposed B (rank, out)."""
+class LoraLinear:
+    """A linear layer; for a task that changes it an A (rank, in) and a scaled, transposed B (rank, out)."""
 
     base: Linear
     tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -82,7 +85,7 @@ class AdaptedLinear:
 
     def gelu(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the product under the erf form of GELU, (rows, out)."""
-        if all(run.adapter is None for run in runs):
+        if self.plain(runs):
             return self.base.gelu(x)
         return self._adapt(x, runs, self.base(x), gelu=True)
 
@@ -90,18 +93,27 @@ class AdaptedLinear:
         """Return the product plus ``residual`` (rows, out), which is left alone."""
         return self._adapt(x, runs, self.base.add(x, residual))
 
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Return the product plus ``residual`` (rows, out), maybe in the memory of that."""
+        return self._adapt(x, runs, self.base.add_to(residual, x))
+
     def normed(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return ``norm`` of the product plus ``residual`` (rows, out)."""
         if self.tasks:
             return norm(self.add(x, runs, residual))
         return norm.behind(self.base, x, residual)
 
+    def plain(self, runs: Runs) -> bool:
+        """Whether no row of ``runs`` has an adapter here."""
+        return all(run.adapter is None or run.adapter not in self.tasks for run in runs)
+
     def _adapt(self, x: torch.Tensor, runs: Runs, y: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
         """Add to ``y`` in place what the adapters make of ``x``."""
         for run in runs:
             rows = slice(run.start, run.end)
-            if run.adapter is not None:
-                add_low_rank(x[rows], *self.tasks[run.adapter], y[rows], gelu=gelu)
+            pair = None if run.adapter is None else self.tasks.get(run.adapter)
+            if pair is not None:
+                add_low_rank(x[rows], *pair, y[rows], gelu=gelu)
             elif gelu:
                 y[rows] = functional.gelu(y[rows])
         return y
@@ -169,13 +181,13 @@ class AdaptedLayers:
         self._checkpoint: Checkpoint = layers.checkpoint
         self._adapters = adapters
 
-    def linear(self, name: str) -> AdaptedLinear:
+    def linear(self, name: str) -> LoraLinear:
         """One layer."""
         bias = self._checkpoint.tensor(f"{name}.bias")
         weight = self._checkpoint.tensor(weight_name(name, self._adapters))
         if (merged := self._adapters.merged) is not None:
             down, up = self._parts(name)[merged]
-            return AdaptedLinear(self._layers.joined(weight.float().addmm_(up, down.float()), bias), {})
+            return LoraLinear(self._layers.joined(weight.float().addmm_(up, down.float()), bias), {})
         place = self._layers.place
         if self._merges is not None:
             room = -self._adapters.rank % _ALIGNED
@@ -183,9 +195,9 @@ class AdaptedLayers:
                 task: (place(functional.pad(a, (0, 0, 0, room))), place(functional.pad(b, (0, room))))
                 for task, (a, b) in self._parts(name).items()
             }
-            return AdaptedLinear(self._layers.joined(self._merges.product(place(weight), tasks), bias), {})
+            return LoraLinear(self._layers.joined(self._merges.product(place(weight), tasks), bias), {})
         tasks = {task: (place(a), place(b.T.contiguous())) for task, (a, b) in self._parts(name).items()}
-        return AdaptedLinear(self._layers.joined(weight, bias), tasks)
+        return LoraLinear(self._layers.joined(weight, bias), tasks)
 
     def embedding(self, name: str) -> AdaptedEmbedding:
         """A table of words."""
@@ -225,6 +237,30 @@ class AdaptedLayers:
 
     def _parts(self, name: str) -> dict[str, LowRank]:
         return self._adapters.parts(self._checkpoint, name)
+
+
+def lora_linear(
+    layers: Layers,
+    adapters: PeftAdapters,
+    names: Sequence[str],
+    *,
+    bias: bool,
+    merges: Merges | None = None,
+) -> LoraLinear:
+    """Read one layer that computes all of ``names`` behind one another, with its adapters of PEFT's form.
+
+    With ``merges`` it has the task on which the network rests, whatever the runs say.
+    """
+    weights = [layers.checkpoint.tensor(f"{name}.weight") for name in names]
+    offset = torch.cat([layers.checkpoint.tensor(f"{name}.bias") for name in names]) if bias else None
+    sizes = [(weight.shape[0], weight.shape[1]) for weight in weights]
+    pairs = {task: pair for task in sorted(adapters.names) if (pair := adapters.joined(task, names, sizes))}
+    weight, place = torch.cat(weights), layers.place
+    if merges is not None:
+        merged = {task: (place(pair.down), place(pair.up)) for task, pair in pairs.items()}
+        return LoraLinear(layers.joined(merges.product(place(weight), merged), offset), {})
+    tasks = {task: (place(pair.down), place(pair.up.T.contiguous())) for task, pair in pairs.items()}
+    return LoraLinear(layers.joined(weight, offset), tasks)
 
 
 def weight_name(name: str, adapters: Adapters) -> str:
