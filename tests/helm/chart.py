@@ -85,35 +85,49 @@ def container(pod: Manifest, name: str) -> Manifest:
     return found
 
 
-def render(values: Values | None = None, *, release: str = "sf", files: tuple[Path, ...] = ()) -> Release:
-    """Render with these values over the defaults (and over ``files``); raises RefusedError."""
-    text = _render(json.dumps(values or {}, sort_keys=True), release, files)
+def render(
+    values: Values | None = None,
+    *,
+    release: str = "sf",
+    files: tuple[Path, ...] = (),
+    flags: tuple[str, ...] = (),
+) -> Release:
+    """Render with these values over the defaults (and over ``files``); raises RefusedError.
+
+    ``flags`` are further arguments of helm, such as those of an API server to ask, whose answers may change
+    from call to call: nothing is kept of such a rendering.
+    """
+    run = _helm_template if flags else _render
+    text = run(json.dumps(values or {}, sort_keys=True), release, files, flags)
     return Release(
         copy.deepcopy(_load(text)),
         release if "search-foundation" in release else f"{release}-search-foundation",
     )
 
 
-def refusal(values: Values, *, files: tuple[Path, ...] = ()) -> str:
+def refusal(values: Values, *, files: tuple[Path, ...] = (), flags: tuple[str, ...] = ()) -> str:
     """The message helm refuses these values with."""
     try:
-        render(values, files=files)
+        render(values, files=files, flags=flags)
     except RefusedError as error:
         return str(error)
     raise AssertionError(f"accepted: {json.dumps(values)}")
 
 
-@cache
-def _render(values: str, release: str, files: tuple[Path, ...]) -> str:
+def _helm_template(values: str, release: str, files: tuple[Path, ...], flags: tuple[str, ...]) -> str:
     command: list[str | Path] = [HELM, "template", release, CHART, "--namespace", "search", "--values", "-"]
     for file in files:
         command[4:4] = ["--values", file]
     for api in _APIS:
         command += ["--api-versions", api]
+    command += flags
     done = subprocess.run(command, input=values, capture_output=True, text=True, timeout=180, check=False)
     if done.returncode != 0:
         raise RefusedError(done.stderr)
     return done.stdout
+
+
+_render = cache(_helm_template)
 
 
 @cache

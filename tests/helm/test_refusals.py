@@ -93,6 +93,30 @@ BY_SCHEMA: dict[str, tuple[dict[str, Any], list[str]]] = {
     "error-ratio": ({"alerts": {"errorRatio": 5}}, ["alerts.errorRatio", "1"]),
     "auth-as-text": ({"auth": {"enabled": "yes"}}, ["auth.enabled", "boolean"]),
     "host-name": ({"gateway": {"ingress": {"hosts": ["Search_1"]}}}, ["gateway.ingress.hosts.0", "pattern"]),
+    "unknown-effect": (
+        one_pool(tolerations=[{"key": "gpu", "effect": "NoShedule"}]),
+        ["pools.0.tolerations.0.effect", '"NoSchedule"'],
+    ),
+    "unknown-field-of-affinity": (
+        {"poolDefaults": {"affinity": {"podAntiAffinity": {"preferred": []}}}},
+        ["affinity.podAntiAffinity", "preferred", "not allowed"],
+    ),
+    "egress-without-mask": (
+        {"networkPolicy": {"extraPoolEgress": [{"to": [{"ipBlock": {"cidr": "10.1.2.3"}}]}]}},
+        ["extraPoolEgress.0.to.0.ipBlock.cidr", "pattern"],
+    ),
+    "unknown-field-of-a-peer": (
+        {"networkPolicy": {"gatewayCallers": [{"podSelectors": {}}]}},
+        ["gatewayCallers.0", "podSelectors", "not allowed"],
+    ),
+    "unknown-field-of-a-volume": (
+        one_pool(extraVolumes=[{"name": "ca", "configmap": {"name": "site-ca"}}]),
+        ["pools.0.extraVolumes.0", "configmap", "not allowed"],
+    ),
+    "sidecar-with-unknown-field": (
+        {"gateway": {"sidecars": [{"name": "proxy", "image": "proxy", "port": 80}]}},
+        ["gateway.sidecars.0", "port", "not allowed"],
+    ),
     "long-name": ({"fullnameOverride": "x" * 40}, ["fullnameOverride", "30"]),
 }
 

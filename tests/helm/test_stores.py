@@ -117,27 +117,34 @@ def test_evaluation_stores_run_as_their_images_users() -> None:
     assert release.pod("redis")["securityContext"]["runAsUser"] == 10001
 
 
-def test_a_batch_pool_keeps_its_files_on_a_volume_per_worker() -> None:
-    spec = render(SETS["defaults"]).workload("batch")["spec"]
+def _data(release: Release, workload: str) -> Any:
+    """Volume of a pool's data folder."""
+    assert "volumeClaimTemplates" not in release.workload(workload)["spec"]
+    (volume,) = [v for v in release.pod(workload)["volumes"] if v["name"] == "data"]
+    return {key: value for key, value in volume.items() if key != "name"}
+
+
+def test_a_batch_pool_keeps_its_files_on_a_volume() -> None:
+    release = render(one_pool(capability="batch"))
+    spec = release.workload("embed")["spec"]
     assert spec["podManagementPolicy"] == "Parallel"
-    assert spec["serviceName"] == "sf-search-foundation-batch"
-    (claim,) = spec["volumeClaimTemplates"]
-    assert claim["metadata"]["name"] == "data"
+    assert spec["serviceName"] == "sf-search-foundation-embed"
+    claim = release.one("PersistentVolumeClaim", "embed-data")
+    assert _data(release, "embed") == {"persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
     assert claim["spec"]["resources"]["requests"]["storage"] == "10Gi"
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
 
 
 def test_a_batch_pool_may_share_one_volume() -> None:
     release = render(SETS["batch-shared-claim"])
-    assert "volumeClaimTemplates" not in release.workload("batch")["spec"]
-    (volume,) = [v for v in release.pod("batch")["volumes"] if v["name"] == "data"]
-    assert volume["persistentVolumeClaim"] == {"claimName": "shared"}
+    assert _data(release, "batch") == {"persistentVolumeClaim": {"claimName": "shared"}}
+    assert not release.all("PersistentVolumeClaim")
 
 
 def test_persistence_can_be_given_up() -> None:
     release = render(SETS["no-persistence"])
-    assert "volumeClaimTemplates" not in release.workload("batch")["spec"]
-    (volume,) = [v for v in release.pod("batch")["volumes"] if v["name"] == "data"]
-    assert volume["emptyDir"] == {}
+    assert _data(release, "batch") == {"emptyDir": {}}
+    assert not release.all("PersistentVolumeClaim")
 
 
 @pytest.mark.parametrize(("database", "kind"), [("", "StatefulSet"), ("pg", "Deployment")])
@@ -173,8 +180,5 @@ def test_keys_file_is_yaml_with_nothing_but_entries() -> None:
 def test_a_batch_pool_whose_state_is_elsewhere_has_names_but_no_volumes() -> None:
     release = render(SETS["batch-workers"])
     assert release.names("StatefulSet") == {"batch"}
-    assert "volumeClaimTemplates" not in release.workload("batch")["spec"]
-    (data,) = [volume for volume in release.pod("batch")["volumes"] if volume["name"] == "data"]
-    assert data["emptyDir"] == {}
-    kept = render(one_pool(capability="batch")).workload("embed")["spec"]
-    assert kept["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] == "10Gi"
+    assert _data(release, "batch") == {"emptyDir": {}}
+    assert not release.all("PersistentVolumeClaim")

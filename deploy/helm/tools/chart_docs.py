@@ -5,7 +5,8 @@
 
 The comment above a key describes it: ``# -- `` begins the text, ``# @schema {...}`` adds JSON Schema
 keywords as a YAML flow mapping. Types come from the default values. The settings of the services and the
-keys of the gateway's topology come from their classes, so that unknown ones are refused at install time.
+keys of the gateway's topology come from their classes, what Kubernetes takes (tolerations, volumes, network
+peers) from its own schemas, so that unknown ones are refused at install time.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -123,6 +126,33 @@ DEFINITIONS: dict[str, Schema] = {
     },
 }
 
+# What Kubernetes takes as it is, by the name that values.yaml refers to it with.
+KUBERNETES = {
+    "toleration": "io.k8s.api.core.v1.Toleration",
+    "affinity": "io.k8s.api.core.v1.Affinity",
+    "dnsConfig": "io.k8s.api.core.v1.PodDNSConfig",
+    "hostAlias": "io.k8s.api.core.v1.HostAlias",
+    "volume": "io.k8s.api.core.v1.Volume",
+    "volumeMount": "io.k8s.api.core.v1.VolumeMount",
+    "envVar": "io.k8s.api.core.v1.EnvVar",
+    "envFrom": "io.k8s.api.core.v1.EnvFromSource",
+    "container": "io.k8s.api.core.v1.Container",
+    "podSecurityContext": "io.k8s.api.core.v1.PodSecurityContext",
+    "containerSecurityContext": "io.k8s.api.core.v1.SecurityContext",
+    "networkPeer": "io.k8s.api.networking.v1.NetworkPolicyPeer",
+    "egressRule": "io.k8s.api.networking.v1.NetworkPolicyEgressRule",
+}
+# Words that its schemas leave to the API server, by definition and field.
+_WORDS = {
+    ("Toleration", "effect"): ["", "NoSchedule", "PreferNoSchedule", "NoExecute"],
+    ("Toleration", "operator"): ["", "Exists", "Equal", "Lt", "Gt"],
+    ("NodeSelectorRequirement", "operator"): ["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"],
+    ("LabelSelectorRequirement", "operator"): ["In", "NotIn", "Exists", "DoesNotExist"],
+    ("NetworkPolicyPort", "protocol"): ["TCP", "UDP", "SCTP"],
+    ("Container", "imagePullPolicy"): ["Always", "IfNotPresent", "Never"],
+}
+_CIDR_FIELDS = {("IPBlock", "cidr")}
+
 
 @dataclass(frozen=True)
 class Value:
@@ -150,7 +180,7 @@ def schema(values: list[Value]) -> Schema:
     root: Schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "search-foundation values"}
     root |= _object([v for v in values if len(v.path) == 1], values)
     definitions = copy.deepcopy(DEFINITIONS)
-    definitions |= _settings_definitions() | _topology_definitions()
+    definitions |= _settings_definitions() | _topology_definitions() | _kubernetes_definitions()
     definitions["pool"] = _pool(root["properties"]["poolDefaults"], _capabilities())
     root["properties"]["gateway"]["properties"]["topology"] |= {"$ref": "#/definitions/topology"}
     return root | {"definitions": definitions}
@@ -262,6 +292,54 @@ def _topology_definitions() -> dict[str, Schema]:
     from gateway.topology import Topology
 
     return _of_model("topology", Topology.model_json_schema(), CHART_TOPOLOGY)
+
+
+def _kubernetes_definitions() -> dict[str, Schema]:
+    """The parts of Kubernetes' API that values hold: the newest version's schemas without their texts."""
+    folder = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+    version = max(
+        folder.glob("v*-local-strict"), key=lambda p: [int(n) for n in re.findall(r"[0-9]+", p.name)]
+    )
+    everything = json.loads((version / "_definitions.json").read_text(encoding="utf-8"))["$defs"]
+    found: dict[str, Schema] = {}
+    for name, full in KUBERNETES.items():
+        found[name] = {"$ref": f"#/definitions/{_short(full)}"}
+        _collect_kubernetes(full, everything, found)
+    return found
+
+
+def _short(full: str) -> str:
+    return f"k8s-{full.rpartition('.')[2]}"
+
+
+def _collect_kubernetes(full: str, everything: Mapping[str, Schema], found: dict[str, Schema]) -> None:
+    if _short(full) in found:
+        return
+    found[_short(full)] = definition = _without_texts(everything[full])
+    kind = full.rpartition(".")[2]
+    for name, field in definition.get("properties", {}).items():
+        if (kind, name) in _WORDS:
+            field["enum"] = _WORDS[kind, name]
+        if (kind, name) in _CIDR_FIELDS:
+            definition["properties"][name] = {"$ref": "#/definitions/cidr"}
+    for reference in re.findall(r'"#/\$defs/([^"]+)"', json.dumps(definition)):
+        _collect_kubernetes(reference, everything, found)
+    found[_short(full)] = json.loads(
+        re.sub(r'"#/\$defs/([^"]+)"', lambda m: f'"#/definitions/{_short(m[1])}"', json.dumps(definition))
+    )
+
+
+def _without_texts(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_without_texts(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: _without_texts(value)
+        for key, value in part.items()
+        if not (key == "description" and isinstance(value, str))
+        and not key.startswith(("x-", "$id", "$schema"))
+    }
 
 
 def _of_model(name: str, model: Schema, omit: frozenset[str]) -> dict[str, Schema]:

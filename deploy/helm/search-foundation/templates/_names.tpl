@@ -21,7 +21,7 @@
 
 {{/* Selector labels of one component: dict root, component, pool (optional). */}}
 {{- define "sf.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "sf.name" .root }}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- with .pool }}
@@ -131,10 +131,10 @@ annotations:
 {{- printf "%s://%s-gateway.%s.svc.%s:%s" $scheme (include "sf.fullname" .) .Release.Namespace .Values.clusterDomain (include "sf.restPort" .) -}}
 {{- end -}}
 
-{{/* A quantity of memory in bytes. */}}
+{{/* A quantity in bytes. */}}
 {{- define "sf.bytes" -}}
 {{- $text := toString . -}}
 {{- $unit := regexFind "[A-Za-z]+$" $text -}}
-{{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 -}}
+{{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "m" 1e-3 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
 {{- mulf (float64 (trimSuffix $unit $text)) (get $units $unit | default 1.0) | int64 -}}
 {{- end -}}

@@ -1,11 +1,15 @@
-{{/* Type of a Service and what belongs to it: an entry such as gateway.service. */}}
+{{/* Type of a Service and what belongs to it: dict root, name, service (an entry such as gateway.service). */}}
 {{- define "sf.serviceType" -}}
+{{- /* A load balancer keeps the class it began with, be it from the cloud's own controller. */ -}}
+{{- $live := (lookup "v1" "Service" .root.Release.Namespace .name | default dict).spec | default dict -}}
+{{- $class := eq ($live.type | default "") "LoadBalancer" | ternary $live.loadBalancerClass "" -}}
+{{- with .service -}}
 type: {{ .type }}
 {{- if ne .type "ClusterIP" }}
 externalTrafficPolicy: {{ .externalTrafficPolicy }}
 {{- end }}
 {{- if eq .type "LoadBalancer" }}
-{{- with .loadBalancerClass }}
+{{- with .loadBalancerClass | default $class }}
 loadBalancerClass: {{ . }}
 {{- end }}
 {{- with .loadBalancerSourceRanges }}
@@ -13,6 +17,7 @@ loadBalancerSourceRanges:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "sf.dnsEgress" -}}

@@ -258,15 +258,13 @@ spec:
   volumes:
     - name: models
       {{- include "sf.modelVolume" $pool | nindent 6 }}
-    {{- if not $pool.volume }}
     - name: data
       {{- if and $pool.keepsFiles $pool.persistence.enabled }}
       persistentVolumeClaim:
-        claimName: {{ $pool.persistence.existingClaim }}
+        claimName: {{ $pool.persistence.existingClaim | default (printf "%s-data" $pool.fullname) }}
       {{- else }}
       emptyDir: {}
       {{- end }}
-    {{- end }}
     - name: tmp
       emptyDir:
         sizeLimit: {{ $pool.tmpSize }}

@@ -5,7 +5,7 @@ The pools as the templates use them: every entry of .Values.pools over .Values.p
   host          DNS name that resolves to its ready pods
   stateful      whether its pods need stable names: a StatefulSet
   keepsFiles    whether they keep files that must outlive them
-  volume        whether each pod gets a claim for them
+  volume        whether the chart makes a claim for them; such a pool has one pod
   least         pods it never has fewer of
 Use: {{ range (include "sf.pools" . | fromYaml).pools }}
 */}}

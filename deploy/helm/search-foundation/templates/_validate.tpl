@@ -3,7 +3,8 @@
 {{- $problems := concat
   (include "sf.problemsOfPools" . | fromYamlArray)
   (include "sf.problemsOfGateway" . | fromYamlArray)
-  (include "sf.problemsOfStores" . | fromYamlArray) -}}
+  (include "sf.problemsOfStores" . | fromYamlArray)
+  (include "sf.problemsOfUpgrade" . | fromYamlArray) -}}
 {{- if $problems -}}
 {{- fail (printf "\n\nThe values do not fit together:\n  - %s\n" (join "\n  - " $problems)) -}}
 {{- end -}}
