@@ -29,7 +29,7 @@ from services.core.catalog.types import Capability, Modality, ModelSpec
 from services.core.content import Media
 from services.core.errors import ServiceError
 from services.core.inference import Engine, EngineStartError, ScoreOptions
-from services.core.inference.loading import Loader, Weigher, load_model, weigh_model
+from services.core.inference.loading import Loader, WeightBytes, load_model, model_weight_bytes
 from services.core.inference.memory import weight_bytes
 from services.core.media.room import MediaRoom
 from services.core.media.sniffing import sniff
@@ -95,7 +95,7 @@ class Model:
         self.spec = spec
         self._catalog = catalog
         self._settings = settings
-        self._load, self._weigh = _from(directory) if directory else (load_model, weigh_model)
+        self._load, self._weight_bytes = _from(directory) if directory else (load_model, model_weight_bytes)
         self._options = frozenset(request_schema(spec, _NO_LIMIT).model_fields)
         self._network: Backend[Any] | None = None
         self._on_cuda = False
@@ -117,8 +117,8 @@ class Model:
                 self._on_cuda = device.type == "cuda"
             return self._network
 
-        def weigh(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
-            return self._weigh(spec, settings, device) if self._network is None else 0
+        def expected(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+            return self._weight_bytes(spec, settings, device) if self._network is None else 0
 
         self._loop = asyncio.new_event_loop()
         run_forever = self._loop.run_forever
@@ -127,7 +127,9 @@ class Model:
         try:
             self._media = self._run(_media_room(self._settings))
             engine = self._run(
-                Engine.start(self._settings, self._catalog, load=load, weigh=weigh, opener=self._media)
+                Engine.start(
+                    self._settings, self._catalog, load=load, weight_bytes=expected, opener=self._media
+                )
             )
         except EngineStartError as error:
             self.close()
@@ -300,7 +302,7 @@ def _entry(catalog: Catalog, entry: str | None, directory: Path) -> ModelSpec:
     return found[0]
 
 
-def _from(directory: Path) -> tuple[Loader, Weigher]:
+def _from(directory: Path) -> tuple[Loader, WeightBytes]:
     """Make what loads and weighs the weights in ``directory`` whatever the entry says of places."""
 
     def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
@@ -308,10 +310,10 @@ def _from(directory: Path) -> tuple[Loader, Weigher]:
         network.warm_up()
         return network
 
-    def weigh(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+    def expected(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
         return weight_bytes(directory, choose_dtype(device, settings.dtype))
 
-    return load_from, weigh
+    return load_from, expected
 
 
 async def _media_room(settings: Settings) -> MediaRoom:

@@ -18,7 +18,7 @@ from searchfoundation.v1 import common_pb2, embed_pb2, embed_pb2_grpc
 from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.inference import EmbedOptions, Engine, finish
-from services.core.inference.loading import weigh_model
+from services.core.inference.loading import model_weight_bytes
 from services.core.settings import Settings
 from tests.decoder_checkpoints import write_served
 from tests.e2e.conftest import Api
@@ -64,7 +64,9 @@ def wanted(models: Path) -> dict[str, np.ndarray]:
 def api(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     catalog = Catalog.load(models / "catalog.yaml")
     chosen = Settings(model_dir=models, dtype="float32")
-    tiny, ranker = (weigh_model(catalog.require(m), chosen, torch.device("cpu")) for m in (ONE, RERANKER))
+    tiny, ranker = (
+        model_weight_bytes(catalog.require(m), chosen, torch.device("cpu")) for m in (ONE, RERANKER)
+    )
     settings = {
         "SF_DTYPE": "float32",
         "SF_MODEL_DIR": str(models),

@@ -22,7 +22,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbedOptions, Engine, EngineStartError, ScoreOptions, memory, residency
-from services.core.inference.loading import load_model, weigh_model
+from services.core.inference.loading import load_model, model_weight_bytes
 from services.core.inference.memory import held_bytes
 from services.core.modeling.types import Backend
 from services.core.settings import Settings
@@ -80,7 +80,7 @@ def chosen(folder: Path, **values: Any) -> Settings:
 
 def size(folder: Path) -> int:
     catalog = Catalog.load(folder / "catalog.yaml")
-    return weigh_model(catalog.require(ONE), chosen(folder), CPU)
+    return model_weight_bytes(catalog.require(ONE), chosen(folder), CPU)
 
 
 @asynccontextmanager
@@ -222,7 +222,7 @@ async def test_memory_is_given_back(folder: Path) -> None:
     catalog = Catalog.load(folder / "catalog.yaml")
     loads = Loads()
     models = ("all-MiniLM-L6-v2", ONE)
-    limit = weigh_model(catalog.require(models[0]), chosen(folder), CPU) + 1
+    limit = model_weight_bytes(catalog.require(models[0]), chosen(folder), CPU) + 1
     values = {"models": models, "device_memory_bytes": limit}
     async with serving(folder, loads, **values) as engine:
         await embed(engine.embedder(models[0]), "hello " * 300, truncate=True)

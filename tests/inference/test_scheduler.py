@@ -24,7 +24,7 @@ class _CountingLane(Lane[int, int]):
     asked = 0
 
     def __getattribute__(self, name: str) -> object:
-        if name == "stretch":
+        if name == "max_length_ratio":
             self.asked += 1
         return object.__getattribute__(self, name)
 
@@ -73,7 +73,7 @@ class TestCutting:
         looked_at: list[int] = []
         for waiting in (1_000, 10_000):
             scheduler, model = Scheduler(10_000_000), _CountingLane("model", lambda payloads: payloads)
-            model.max_tokens, model.stretch = 256, 2.0
+            model.max_tokens, model.max_length_ratio = 256, 2.0
             for i in range(waiting):
                 scheduler.submit(job(model, [16 if i % 2 else 100], tenant=str(i % 500)))
             model.asked = 0
@@ -83,7 +83,7 @@ class TestCutting:
 
     def test_keeps_unlike_lengths_apart(self) -> None:
         scheduler = Scheduler(10_000)
-        scheduler.submit(job(lane(stretch=2.0), [10, 100, 11, 90, 20]))
+        scheduler.submit(job(lane(max_length_ratio=2.0), [10, 100, 11, 90, 20]))
         assert [b.tokens for b in cut_all(scheduler)] == [190, 41]
 
     def test_fills_from_other_calls_and_tenants_of_the_same_model(self) -> None:
@@ -302,10 +302,16 @@ arrivals = st.lists(
 
 @given(arrivals, st.integers(1, 512), st.sampled_from([1.0, 1.5, float("inf")]), st.integers(1, 3))
 def test_every_item_runs_once_or_is_dropped(
-    events: list[tuple[str, list[int], str, Priority, int]], budget: int, stretch: float, workers: int
+    events: list[tuple[str, list[int], str, Priority, int]],
+    budget: int,
+    ratio: float,
+    workers: int,
 ) -> None:
     scheduler = Scheduler(10**9)
-    lanes = [lane("m0", max_tokens=budget, stretch=stretch), lane("m1", max_tokens=2 * budget, weight=3.0)]
+    lanes = [
+        lane("m0", max_tokens=budget, max_length_ratio=ratio),
+        lane("m1", max_tokens=2 * budget, weight=3.0),
+    ]
     jobs: list[AnyJob] = []
     run = Counter[tuple[int, int]]()
     dropped = 0
@@ -318,7 +324,7 @@ def test_every_item_runs_once_or_is_dropped(
         assert batch.items
         assert batch.tokens == sum(lengths)
         assert batch.tokens <= batch.lane.max_tokens or len(lengths) == 1
-        assert max(lengths) <= batch.lane.stretch * min(lengths)
+        assert max(lengths) <= batch.lane.max_length_ratio * min(lengths)
         assert {owner.lane for owner, _ in batch.items} == {batch.lane}
         assert len({owner.priority for owner, _ in batch.items}) == 1
         run.update((id(owner), place) for owner, place in batch.items)

@@ -273,7 +273,9 @@ class TestRows:
         cosines, sines = rotation.cosines.double()[:, None], rotation.sines.double()[:, None]
         turned = torch.cat([a * cosines - b * sines, b * cosines + a * sines], dim=-1)
         wanted[:, : queries + keys] = turned
-        ops.turn(joined, rotation.cosines, rotation.sines, queries, keys, gains if normed else None, 1e-6)
+        ops.norm_rope(
+            joined, rotation.cosines, rotation.sines, queries, keys, gains if normed else None, 1e-6
+        )
         self.same(joined, wanted, dtype)
 
     @pytest.mark.parametrize(("rows", "inner"), [(1, 3), (5, 96), (2, 1_500)])

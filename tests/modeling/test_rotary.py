@@ -18,7 +18,7 @@ def test_the_turn_is_that_of_float64(head_dim: int, dtype: torch.dtype, allowed:
     joined = torch.randn(7, 5, head_dim, generator=generator).to(dtype)
     before = joined.double()
     positions = torch.tensor([0, 1, 2, 0, 1, 500, 501], dtype=torch.int32)
-    Rotation(positions, head_dim, 10000.0).turn(joined[:, :3])
+    Rotation(positions, head_dim, 10000.0).rope(joined[:, :3])
     assert torch.equal(joined[:, 3:].double(), before[:, 3:])
     half = head_dim // 2
     turned = joined[:, :3].double()

@@ -16,7 +16,7 @@ from services.core.inference.embedding import EmbeddingModel
 from services.core.inference.jobs import Lane
 from services.core.inference.late_interaction import LateInteractionScorer
 from services.core.inference.list_scoring import ListScorer
-from services.core.inference.loading import Loader, Weigher, load_model, weigh_model
+from services.core.inference.loading import Loader, WeightBytes, load_model, model_weight_bytes
 from services.core.inference.memory import Budget, held_bytes, total_bytes
 from services.core.inference.metrics import watch_device
 from services.core.inference.pair_scoring import PairScorer
@@ -24,7 +24,7 @@ from services.core.inference.residency import UNUSABLE, Residency
 from services.core.inference.runtime import Runtime
 from services.core.inference.scheduler import Scheduler
 from services.core.inference.scoring import Scorer, VectorScorer
-from services.core.inference.slots import AnySlot, Loaded, Passes, Slot
+from services.core.inference.slots import AnySlot, Loaded, ModelHandle, Slot
 from services.core.inference.submission import NoOpener, Submission
 from services.core.inference.tokenizing import TextThreads
 from services.core.modeling.device import choose_device, choose_dtype
@@ -46,7 +46,7 @@ _CPU_BACKGROUND_TOKENS = 512
 _CPU_MIN_TOKENS = 32
 """Below this, one worker with twice the tokens is about as fast as two that share them."""
 
-_CPU_STRETCH = 2.0
+_CPU_MAX_LENGTH_RATIO = 2.0
 """A short text gains from company, but not from waiting for a long one."""
 
 _SWITCH_INTERVAL = 0.0005
@@ -100,7 +100,7 @@ class Engine:
         catalog: Catalog,
         *,
         load: Loader = load_model,
-        weigh: Weigher = weigh_model,
+        weight_bytes: WeightBytes = model_weight_bytes,
         opener: Opener | None = None,
     ) -> Self:
         """Make ready to serve ``settings.models``, and load them unless that is left to their first calls.
@@ -130,7 +130,7 @@ class Engine:
         executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
         engine = cls(runtime, device, executor, residency, opener or NoOpener())
         for spec in specs:
-            engine._place(spec, lambda spec: engine._slot(spec, settings, load, weigh))
+            engine._place(spec, lambda spec: engine._slot(spec, settings, load, weight_bytes))
         runtime.start()
         try:
             lazy = settings.model_residency == "lazy"
@@ -215,9 +215,9 @@ class Engine:
         if spec.rerank is not None and (make := _SCORERS.get(spec.rerank)):
             self._scorers[spec.id] = make(model)
 
-    def _slot(self, spec: ModelSpec, settings: Settings, load: Loader, weigh: Weigher) -> AnySlot:
+    def _slot(self, spec: ModelSpec, settings: Settings, load: Loader, weight_bytes: WeightBytes) -> AnySlot:
         device = self._device.torch
-        passes: Passes[Any] = Passes()
+        passes: ModelHandle[Any] = ModelHandle()
         lane = self._lane(spec, passes, settings)
 
         def bring() -> Loaded[Any, Any]:
@@ -233,7 +233,7 @@ class Engine:
             lane,
             passes,
             self._residency,
-            weigh=lambda: weigh(spec, settings, device),
+            weight_bytes=lambda: weight_bytes(spec, settings, device),
             load=bring,
         )
 
@@ -246,7 +246,7 @@ class Engine:
             lane.max_tokens = min(budget, _CPU_BATCH_TOKENS)
             lane.min_tokens = min(budget, _CPU_MIN_TOKENS)
             lane.background_tokens = min(budget, _CPU_BACKGROUND_TOKENS)
-            lane.stretch = _CPU_STRETCH
+            lane.max_length_ratio = _CPU_MAX_LENGTH_RATIO
         else:
             lane.max_tokens = lane.min_tokens = budget
         self._runtime.add(lane)

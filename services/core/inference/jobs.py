@@ -19,7 +19,7 @@ class Lane(Generic[P, R]):
     ``run`` takes the payloads of a batch and returns as many results in the same order. A batch holds at
     most ``max_tokens`` (or one longer item). With several workers it is cut smaller, down to ``min_tokens``,
     so that all of them have work. Workers of the background, for whom nobody waits, may take
-    ``background_tokens``. Its longest item is at most ``stretch`` times as long as its shortest.
+    ``background_tokens``. Its longest item is at most ``max_length_ratio`` times as long as its shortest.
     ``weight`` is the cost of one token relative to other lanes. ``pads`` says that ``run`` pads items to
     the longest, which is only counted.
     """
@@ -29,7 +29,7 @@ class Lane(Generic[P, R]):
     max_tokens: int = 16384
     min_tokens: int = 64
     background_tokens: int = 0
-    stretch: float = float("inf")
+    max_length_ratio: float = float("inf")
     weight: float = 1.0
     pads: bool = False
     queued_tokens: int = 0
@@ -133,7 +133,7 @@ class Batch:
             return True
         if self.tokens + length > budget:
             return False
-        return max(self.longest, length) <= self.lane.stretch * min(self.shortest, length)
+        return max(self.longest, length) <= self.lane.max_length_ratio * min(self.shortest, length)
 
     def _add(self, job: AnyJob, place: int, length: int) -> None:
         if not self.items:

@@ -17,7 +17,7 @@ from services.core.modeling.types import Backend
 from services.core.settings import Settings
 
 Loader = Callable[[ModelSpec, Settings, torch.device], Backend[Any]]
-Weigher = Callable[[ModelSpec, Settings, torch.device], int]
+WeightBytes = Callable[[ModelSpec, Settings, torch.device], int]
 
 
 def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
@@ -31,7 +31,7 @@ def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Bac
     return network
 
 
-def weigh_model(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+def model_weight_bytes(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
     """Return the bytes that the weights will take; raises WeightsNotFound and CheckpointError."""
     dtype = choose_dtype(device, settings.dtype)
     return weight_bytes(locate(spec, settings), dtype, merged=cuda.serves_device(device))

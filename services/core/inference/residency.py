@@ -75,7 +75,7 @@ class Residency:
     async def load_all(self) -> None:
         """Load all models, to stay; raises one of UNUSABLE before the first one if they do not fit."""
         self._fixed = True
-        sizes = {slot: await asyncio.to_thread(slot.weigh) for slot in self._slots}
+        sizes = {slot: await asyncio.to_thread(slot.weight_bytes) for slot in self._slots}
         self._budget.require({slot.spec.id: size for slot, size in sizes.items()})
         for slot, size in sizes.items():
             if self._budget.lacks(size):
@@ -87,7 +87,7 @@ class Residency:
         """Raise NotEnoughMemoryError for a model that alone is too large; warn of those not to be had."""
         for slot in self._slots:
             try:
-                size = await asyncio.to_thread(slot.weigh)
+                size = await asyncio.to_thread(slot.weight_bytes)
             except UNUSABLE as error:
                 _log.warning("calls for %s will get 503 until it can be loaded: %s", slot.spec.id, error)
             else:
@@ -174,7 +174,7 @@ class Residency:
         name = slot.spec.id
         harmful = False
         try:
-            size = await _apart(slot.weigh)
+            size = await _apart(slot.weight_bytes)
             self._budget.require({name: size})
             harmful = True
             if not await self._make_room(slot, size):

@@ -76,8 +76,8 @@ class Runtime:
         """Start the workers."""
         self._workers.start()
 
-    def admitted(self, lane: AnyLane, items: int, tokens: int, tenant: str = "") -> Ticket:
-        """Let a call in that will queue ``items`` of about ``tokens``, for as long as the ticket is held.
+    def admitted(self, lane: AnyLane, items: int, tokens: int, tenant: str = "") -> Reservation:
+        """Let a call in that will queue ``items`` of about ``tokens``, while the reservation is held.
 
         Raises ServiceError SERVICE_UNAVAILABLE when the queue is full or the engine stops. A queue that
         others have filled has room for a little of each tenant's.
@@ -88,10 +88,10 @@ class Runtime:
             self._scheduler.check_room(self._promised_tokens)
         except QueueFullError as full:
             if self._has_reserve(full, tokens, tenant):
-                return Ticket(self, tokens, tenant, reserved=True)
+                return Reservation(self, tokens, tenant, reserved=True)
             self._metrics.dropped(lane, items, "refused")
             raise self._refusal(full) from None
-        return Ticket(self, tokens, tenant)
+        return Reservation(self, tokens, tenant)
 
     async def run(self, job: Job[P, R], call: Call) -> list[R]:
         """Queue ``job`` for ``call`` and wait for its results; see ``EmbeddingModel.embed`` for errors."""
@@ -198,7 +198,7 @@ class Runtime:
             self.on_failure()
 
 
-class Ticket:
+class Reservation:
     """A call inside the engine; a context manager."""
 
     __slots__ = ("_promised", "_reserved", "_runtime", "_tenant", "_tokens")
@@ -209,7 +209,7 @@ class Ticket:
         self._tenant = tenant
         self._reserved = reserved
 
-    def __enter__(self) -> Ticket:
+    def __enter__(self) -> Reservation:
         self._runtime.enter(self._tokens, self._tenant, reserved=self._reserved)
         return self
 

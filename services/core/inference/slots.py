@@ -24,7 +24,7 @@ class UnloadedError(Exception):
     """The network is not in memory; only work that nobody waits for any more meets this."""
 
 
-class Passes(Generic[R]):
+class ModelHandle(Generic[R]):
     """What a lane runs: the network while it is in memory. Safe to use from several threads.
 
     Batches may outlive their calls, so the network is behind this and not in the lane itself: a batch that is
@@ -76,7 +76,7 @@ class Loaded(Generic[C, R]):
     processor: C
 
 
-class Keeper(Protocol):
+class ResidencyManager(Protocol):
     """Whoever decides what is in memory, as a slot sees it. Used on the event loop."""
 
     async def obtain(self, slot: AnySlot, call: Call) -> None:
@@ -91,7 +91,7 @@ class Keeper(Protocol):
 class Slot(Generic[C, R]):
     """The place of one model of a process, whether or not it is in memory. Used on the event loop.
 
-    ``weigh`` tells the bytes that its weights will take and ``load`` brings it into memory; both block and
+    ``weight_bytes`` tells what its weights will take and ``load`` brings it into memory; both block and
     run in another thread. ``offered`` is what the next call may take without asking: None while the model is
     not in memory, or about to leave it. ``waiting`` are calls that wait for it; each is woken up with None,
     then it holds the model, or with its error. ``holds`` counts those that use it; ``last_used`` is when the
@@ -102,18 +102,18 @@ class Slot(Generic[C, R]):
         self,
         spec: ModelSpec,
         lane: Lane[EncodeItem, R],
-        passes: Passes[R],
-        keeper: Keeper,
+        passes: ModelHandle[R],
+        residency: ResidencyManager,
         *,
-        weigh: Callable[[], int],
+        weight_bytes: Callable[[], int],
         load: Callable[[], Loaded[C, R]],
     ) -> None:
         self.spec = spec
         self.lane = lane
-        self.weigh = weigh
+        self.weight_bytes = weight_bytes
         self.load = load
         self.passes = passes
-        self.keeper = keeper
+        self.residency = residency
         self.offered: C | None = None
         self.processor: C | None = None
         self.size = 0
@@ -174,7 +174,7 @@ class Slot(Generic[C, R]):
         self.holds -= 1
         self.last_used = time.monotonic()
         if self.holds == 0:
-            self.keeper.let_go(self)
+            self.residency.let_go(self)
 
 
 AnySlot: TypeAlias = Slot[Any, Any]
@@ -194,7 +194,7 @@ class Hold(Generic[C]):
         if slot.offered is not None:
             slot.holds += 1
         else:
-            await slot.keeper.obtain(slot, self._call)
+            await slot.residency.obtain(slot, self._call)
         if slot.processor is None:
             slot.release()
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=1.0)  # the engine has stopped

@@ -123,12 +123,12 @@ class Submission(Generic[P, R]):
         async with self._slot.held(call) as processor:
             try:
                 items, cost = expected(processor)
-                with self._runtime.admitted(self._slot.lane, items, cost, call.tenant) as ticket:
+                with self._runtime.admitted(self._slot.lane, items, cost, call.tenant) as reservation:
                     began = time.monotonic()
                     work = await prepare(processor)
                     call.timings.tokenize += time.monotonic() - began
                     await call.charge(work.usage.total)
-                    ticket.counted()
+                    reservation.counted()
                     payloads = [each.item for each in work.prepared]
                     job = Job(self._slot.lane, payloads, [each.cost.total for each in work.prepared])
                     return work, await self._runtime.run(job, call)

@@ -68,7 +68,7 @@ class Observer(Protocol):
         ...
 
 
-class _Crew:
+class _WorkerGroup:
     """Threads that wait for the same work: that of one class, or any."""
 
     def __init__(self, lock: threading.Lock, count: int, only: Priority | None) -> None:
@@ -83,7 +83,7 @@ class _Crew:
         return self.only is Priority.BATCH
 
     def takes(self, priority: Priority) -> bool:
-        """Whether work of a class is this crew's."""
+        """Whether work of a class is this group's."""
         return self.only is None or self.only is priority
 
 
@@ -117,13 +117,13 @@ class Workers:
         self._on_death = on_death
         self._lock = threading.Lock()
         if background:
-            crews = (
-                _Crew(self._lock, count, Priority.INTERACTIVE),
-                _Crew(self._lock, background, Priority.BATCH),
+            groups = (
+                _WorkerGroup(self._lock, count, Priority.INTERACTIVE),
+                _WorkerGroup(self._lock, background, Priority.BATCH),
             )
         else:
-            crews = (_Crew(self._lock, count, None),)
-        self._crews = crews
+            groups = (_WorkerGroup(self._lock, count, None),)
+        self._groups = groups
         self._running: dict[threading.Thread, Batch | None] = {}
         self._stopping = False
         self._last_call = float("-inf")
@@ -132,10 +132,10 @@ class Workers:
 
     def start(self) -> None:
         """Start the threads."""
-        for crew in self._crews:
-            name = "background" if crew.background else "device"
-            for i in range(crew.count):
-                thread = threading.Thread(target=self._main, args=(crew,), name=f"{name}-{i}", daemon=True)
+        for group in self._groups:
+            name = "background" if group.background else "device"
+            for i in range(group.count):
+                thread = threading.Thread(target=self._main, args=(group,), name=f"{name}-{i}", daemon=True)
                 self._running[thread] = None
         for thread in list(self._running):
             thread.start()
@@ -163,9 +163,9 @@ class Workers:
             self._scheduler.submit(job)
             if job.priority is Priority.INTERACTIVE:
                 self._last_call = job.queued_at
-            for crew in self._crews:
-                if crew.idle and crew.takes(job.priority):
-                    crew.work.notify()
+            for group in self._groups:
+                if group.idle and group.takes(job.priority):
+                    group.work.notify()
 
     def cancel(self, job: AnyJob, reason: str) -> None:
         """Drop what no worker has begun of ``job``; results of the rest are thrown away."""
@@ -176,37 +176,37 @@ class Workers:
             self._observer.dropped(job.lane, dropped, reason)
 
     def _wake_all(self) -> None:
-        for crew in self._crews:
-            crew.work.notify_all()
+        for group in self._groups:
+            group.work.notify_all()
 
-    def _main(self, crew: _Crew) -> None:
+    def _main(self, group: _WorkerGroup) -> None:
         try:
-            if crew.background:
+            if group.background:
                 self._device.give_way()
-            while (batch := self._next(crew)) is not None:
+            while (batch := self._next(group)) is not None:
                 self._execute(batch)
         except BaseException as error:  # noqa: BLE001  (whatever ends this thread has to be told)
             self._die(error)
 
-    def _next(self, crew: _Crew) -> Batch | None:
+    def _next(self, group: _WorkerGroup) -> Batch | None:
         """Wait for work; None when it is time to end."""
         me = threading.current_thread()
         while True:
             with self._lock:
                 self._running[me] = None
-                while not self._stopping and (rest := self._rest(crew)) != 0.0:
-                    crew.idle += 1
-                    crew.work.wait(rest)
-                    crew.idle -= 1
+                while not self._stopping and (rest := self._rest(group)) != 0.0:
+                    group.idle += 1
+                    group.work.wait(rest)
+                    group.idle -= 1
                 if self._stopping:
                     return None
-                batch = self._scheduler.next_batch(time.monotonic(), crew.count, only=crew.only)
+                batch = self._scheduler.next_batch(time.monotonic(), group.count, only=group.only)
                 expired = self._scheduler.take_expired()
                 self._running[me] = batch
-                more = self._scheduler.has_work(crew.only)
-                alone = not crew.background and not more and crew.idle == crew.count - 1
-                if more and crew.idle:
-                    crew.work.notify()
+                more = self._scheduler.has_work(group.only)
+                alone = not group.background and not more and group.idle == group.count - 1
+                if more and group.idle:
+                    group.work.notify()
             for job in expired:
                 self._observer.dropped(job.lane, job.pending, "expired")
                 self._fail(job, ExpiredError("the deadline passed in the queue"))
@@ -214,12 +214,12 @@ class Workers:
                 self._device.claim_cores(alone)
                 return batch
 
-    def _rest(self, crew: _Crew) -> float | None:
-        """Seconds that a thread of ``crew`` has to wait: none, until work comes (None), or for calm."""
-        if not self._scheduler.has_work(crew.only):
+    def _rest(self, group: _WorkerGroup) -> float | None:
+        """Seconds that a thread of ``group`` has to wait: none, until work comes (None), or for calm."""
+        if not self._scheduler.has_work(group.only):
             return None
-        others_at_work = crew.count - crew.idle - 1
-        if not crew.background or crew.count == 1 or others_at_work < crew.count - 1:
+        others_at_work = group.count - group.idle - 1
+        if not group.background or group.count == 1 or others_at_work < group.count - 1:
             return 0.0
         return max(0.0, self._last_call + _CALM_SECONDS - time.monotonic())
 

@@ -199,7 +199,7 @@ def norm(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def turn(
+def norm_rope(
     heads_at,
     cosines_at,
     sines_at,

@@ -185,7 +185,7 @@ def _norm(
     return out
 
 
-def turn(
+def norm_rope(
     joined: torch.Tensor,
     cosines: torch.Tensor,
     sines: torch.Tensor,
@@ -202,7 +202,7 @@ def turn(
     tokens, _, head_dim = joined.shape
     assert joined.stride()[1:] == (head_dim, 1)
     together = 16 if INTERPRETED else 1
-    _kernels().turn[(-(-tokens // together),)](
+    _kernels().norm_rope[(-(-tokens // together),)](
         joined,
         cosines,
         sines,

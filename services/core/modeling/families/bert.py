@@ -8,7 +8,13 @@ import torch
 
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
 from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
-from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNorm, PostNormWeights
+from services.core.modeling.layers.post_norm import (
+    Dense,
+    LayerWeights,
+    NormWeights,
+    PostNorm,
+    PostNormWeights,
+)
 from services.core.modeling.layers.reading import linear_shapes, norm_shapes
 from services.core.modeling.native import encoder as native
 from services.core.modeling.types import Backbone
@@ -65,7 +71,7 @@ def load_bert(
     weights = PostNormWeights(
         words=checkpoint.tensor("embeddings.word_embeddings.weight"),
         positions=_positions(checkpoint),
-        norm=_gain(checkpoint, "embeddings.LayerNorm"),
+        norm=NormWeights.read(checkpoint, "embeddings.LayerNorm"),
         layers=(_layer(checkpoint, f"encoder.layer.{i}") for i in range(config.layers)),
         heads=config.heads,
         epsilon=config.epsilon,
@@ -89,10 +95,6 @@ def _positions(checkpoint: Checkpoint) -> torch.Tensor:
     return table + types[0]
 
 
-def _gain(checkpoint: Checkpoint, name: str) -> Gain:
-    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
-
-
 def _dense(checkpoint: Checkpoint, *names: str) -> Dense:
     weights = [checkpoint.tensor(f"{name}.weight") for name in names]
     biases = [checkpoint.tensor(f"{name}.bias") for name in names]
@@ -104,8 +106,8 @@ def _layer(checkpoint: Checkpoint, name: str) -> LayerWeights:
     return LayerWeights(
         query_key_value=_dense(checkpoint, *projections),
         attended=_dense(checkpoint, f"{name}.attention.output.dense"),
-        attended_norm=_gain(checkpoint, f"{name}.attention.output.LayerNorm"),
+        attended_norm=NormWeights.read(checkpoint, f"{name}.attention.output.LayerNorm"),
         up=_dense(checkpoint, f"{name}.intermediate.dense"),
         down=_dense(checkpoint, f"{name}.output.dense"),
-        down_norm=_gain(checkpoint, f"{name}.output.LayerNorm"),
+        down_norm=NormWeights.read(checkpoint, f"{name}.output.LayerNorm"),
     )

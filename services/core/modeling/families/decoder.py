@@ -256,13 +256,13 @@ class _Block:
             query, key = joined[:, :turning].split((self.config.heads, self.config.key_heads), dim=1)
             query.copy_(self.head_norms[0](query))
             key.copy_(self.head_norms[1](key))
-        part.rotation.turn(joined[:, :turning])
+        part.rotation.rope(joined[:, :turning])
         return joined
 
     def _turn(self, joined: torch.Tensor, rotation: Rotation) -> None:
         """Norm and turn the heads of query and key in one kernel."""
         norms = None if self.head_norms is None else (self.head_norms[0].weight, self.head_norms[1].weight)
-        cuda.turn(
+        cuda.norm_rope(
             joined,
             rotation.cosines,
             rotation.sines,

@@ -167,7 +167,7 @@ class _Block:
 
     def __call__(self, x: torch.Tensor, images: int, rotation: Rotation) -> torch.Tensor:
         joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
-        rotation.turn(joined[:, : 2 * self.heads])
+        rotation.rope(joined[:, : 2 * self.heads])
         query, key, value = joined.view(images, -1, 3, self.heads, joined.shape[2]).permute(2, 0, 3, 1, 4)
         attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
         x = self.attended.add(self.attended_norm(attended), x)

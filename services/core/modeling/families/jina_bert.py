@@ -19,7 +19,7 @@ from services.core.modeling.families.encoder_config import EncoderConfig, refuse
 from services.core.modeling.layers.attention import alibi_slopes, attention
 from services.core.modeling.layers.linear import GatedUnit, Linear
 from services.core.modeling.layers.packed import PackedBatch
-from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, Norm, PostNormWeights
+from services.core.modeling.layers.post_norm import Dense, LayerWeights, Norm, NormWeights, PostNormWeights
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
 from services.core.modeling.native import encoder as native
 from services.core.modeling.types import Backbone
@@ -76,16 +76,12 @@ def _weights(checkpoint: Checkpoint, config: EncoderConfig, *, query_norm: bool)
     return PostNormWeights(
         words=checkpoint.tensor("embeddings.word_embeddings.weight"),
         positions=checkpoint.tensor("embeddings.token_type_embeddings.weight")[:1],
-        norm=_gain(checkpoint, "embeddings.LayerNorm"),
+        norm=NormWeights.read(checkpoint, "embeddings.LayerNorm"),
         layers=(layer(checkpoint, config, f"encoder.layer.{i}") for i in range(config.layers)),
         heads=config.heads,
         epsilon=config.epsilon,
         alibi=True,
     )
-
-
-def _gain(checkpoint: Checkpoint, name: str) -> Gain:
-    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
 
 
 def _dense(checkpoint: Checkpoint, *names: str) -> Dense:
@@ -101,11 +97,11 @@ def _standard_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str) 
             checkpoint, *(f"{name}.attention.self.{p}" for p in ("query", "key", "value"))
         ),
         attended=_dense(checkpoint, f"{name}.attention.output.dense"),
-        attended_norm=_gain(checkpoint, f"{name}.attention.output.LayerNorm"),
+        attended_norm=NormWeights.read(checkpoint, f"{name}.attention.output.LayerNorm"),
         gate=Dense(gate, None),
         up=Dense(up, None),
         down=_dense(checkpoint, f"{name}.mlp.wo"),
-        down_norm=_gain(checkpoint, f"{name}.mlp.layernorm"),
+        down_norm=NormWeights.read(checkpoint, f"{name}.mlp.layernorm"),
     )
 
 
@@ -115,15 +111,15 @@ def _query_norm_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str
     own = f"{name}.attention.self"
     return LayerWeights(
         query_key_value=_dense(checkpoint, *(f"{own}.{p}" for p in ("query", "key", "value"))),
-        query_norm=_gain(checkpoint, f"{own}.layer_norm_q"),
-        key_norm=_gain(checkpoint, f"{own}.layer_norm_k"),
+        query_norm=NormWeights.read(checkpoint, f"{own}.layer_norm_q"),
+        key_norm=NormWeights.read(checkpoint, f"{own}.layer_norm_k"),
         attended=_dense(checkpoint, f"{name}.attention.output.dense"),
-        attended_norm=_gain(checkpoint, f"{name}.attention.output.LayerNorm"),
-        input_norm=_gain(checkpoint, f"{name}.layer_norm_1"),
+        attended_norm=NormWeights.read(checkpoint, f"{name}.attention.output.LayerNorm"),
+        input_norm=NormWeights.read(checkpoint, f"{name}.layer_norm_1"),
         gate=Dense(gate, None),
         up=Dense(up, None),
         down=_dense(checkpoint, f"{name}.mlp.down_layer"),
-        down_norm=_gain(checkpoint, f"{name}.layer_norm_2"),
+        down_norm=NormWeights.read(checkpoint, f"{name}.layer_norm_2"),
     )
 
 

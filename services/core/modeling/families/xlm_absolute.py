@@ -13,7 +13,7 @@ import torch
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, Config, Shape
 from services.core.modeling.families.bert import post_norm
 from services.core.modeling.families.encoder_config import EncoderConfig, refuse_unless
-from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
+from services.core.modeling.layers.post_norm import Dense, LayerWeights, NormWeights, PostNormWeights
 from services.core.modeling.layers.reading import linear_shapes, norm_shapes
 from services.core.modeling.types import Backbone
 
@@ -57,16 +57,12 @@ def load_xlm_absolute(
     weights = PostNormWeights(
         words=checkpoint.tensor("embeddings.word_embeddings.weight"),
         positions=positions[_OFFSET:] + types[0],
-        norm=_gain(checkpoint, "emb_ln"),
+        norm=NormWeights.read(checkpoint, "emb_ln"),
         layers=(_layer(checkpoint, f"encoder.layers.{i}") for i in range(config.layers)),
         heads=config.heads,
         epsilon=config.epsilon,
     )
     return post_norm(weights, config, device, dtype)
-
-
-def _gain(checkpoint: Checkpoint, name: str) -> Gain:
-    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
 
 
 def _dense(checkpoint: Checkpoint, name: str) -> Dense:
@@ -77,10 +73,10 @@ def _layer(checkpoint: Checkpoint, name: str) -> LayerWeights:
     return LayerWeights(
         query_key_value=_dense(checkpoint, f"{name}.mixer.Wqkv"),
         attended=_dense(checkpoint, f"{name}.mixer.out_proj"),
-        attended_norm=_gain(checkpoint, f"{name}.norm1"),
+        attended_norm=NormWeights.read(checkpoint, f"{name}.norm1"),
         up=_dense(checkpoint, f"{name}.mlp.fc1"),
         down=_dense(checkpoint, f"{name}.mlp.fc2"),
-        down_norm=_gain(checkpoint, f"{name}.norm2"),
+        down_norm=NormWeights.read(checkpoint, f"{name}.norm2"),
     )
 
 

@@ -25,7 +25,7 @@ from services.core.modeling.layers.lora import (
 )
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import PackedBatch
-from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, Norm, PostNormWeights
+from services.core.modeling.layers.post_norm import Dense, LayerWeights, Norm, NormWeights, PostNormWeights
 from services.core.modeling.layers.reading import Layers, norm_shapes
 from services.core.modeling.layers.rotary import Rotation
 from services.core.modeling.native import encoder as native
@@ -87,7 +87,7 @@ def _weights(
     return PostNormWeights(
         words=checkpoint.tensor(weight_name(words, adapters)),
         positions=torch.stack([added.base, *(added.tasks[task] for task in adapters.names)]),
-        norm=_gain(checkpoint, "emb_ln"),
+        norm=NormWeights.read(checkpoint, "emb_ln"),
         layers=(_layer(checkpoint, adapters, f"encoder.layers.{i}") for i in range(config.layers)),
         heads=config.heads,
         epsilon=config.epsilon,
@@ -96,10 +96,6 @@ def _weights(
         rank=adapters.rank,
         word_tasks=adapters.parts(checkpoint, words),
     )
-
-
-def _gain(checkpoint: Checkpoint, name: str) -> Gain:
-    return Gain(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
 
 
 def _layer(checkpoint: Checkpoint, adapters: Adapters, name: str) -> LayerWeights:
@@ -111,10 +107,10 @@ def _layer(checkpoint: Checkpoint, adapters: Adapters, name: str) -> LayerWeight
     return LayerWeights(
         query_key_value=dense("mixer.Wqkv"),
         attended=dense("mixer.out_proj"),
-        attended_norm=_gain(checkpoint, f"{name}.norm1"),
+        attended_norm=NormWeights.read(checkpoint, f"{name}.norm1"),
         up=dense("mlp.fc1"),
         down=dense("mlp.fc2"),
-        down_norm=_gain(checkpoint, f"{name}.norm2"),
+        down_norm=NormWeights.read(checkpoint, f"{name}.norm2"),
     )
 
 
@@ -167,7 +163,7 @@ class _Block:
     def __call__(self, x: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
         runs = batch.adapter_runs
         joined = self.query_key_value(x, runs).view(x.shape[0], 3 * self.heads, -1)
-        rotation.turn(joined[:, : 2 * self.heads])
+        rotation.rope(joined[:, : 2 * self.heads])
         query, key, value = joined.chunk(3, dim=1)
         attended = attention(query, key, value, batch).view(x.shape)
         x = self.attended.normed(attended, runs, x, self.attended_norm)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn import functional
 
+from services.core.modeling.checkpoints.checkpoint import Checkpoint
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.layers.attention import attention
 from services.core.modeling.layers.linear import Linear, linear
@@ -35,11 +36,16 @@ class Dense(NamedTuple):
     tasks: Mapping[str, LowRank] = {}
 
 
-class Gain(NamedTuple):
+class NormWeights(NamedTuple):
     """Weight and bias (width,) of a layer norm."""
 
     weight: torch.Tensor
     bias: torch.Tensor
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint, name: str) -> NormWeights:
+        """Read the norm ``name``."""
+        return cls(checkpoint.tensor(f"{name}.weight"), checkpoint.tensor(f"{name}.bias"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +58,14 @@ class LayerWeights:
 
     query_key_value: Dense
     attended: Dense
-    attended_norm: Gain
+    attended_norm: NormWeights
     up: Dense
     down: Dense
-    down_norm: Gain
+    down_norm: NormWeights
     gate: Dense | None = None
-    query_norm: Gain | None = None
-    key_norm: Gain | None = None
-    input_norm: Gain | None = None
+    query_norm: NormWeights | None = None
+    key_norm: NormWeights | None = None
+    input_norm: NormWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class PostNormWeights:
 
     words: torch.Tensor
     positions: torch.Tensor
-    norm: Gain
+    norm: NormWeights
     layers: Iterable[LayerWeights]
     heads: int
     epsilon: float
@@ -157,7 +163,7 @@ class PostNorm:
             x = layer(x, batch)
         return x
 
-    def _gain(self, gain: Gain, epsilon: float) -> Norm:
+    def _gain(self, gain: NormWeights, epsilon: float) -> Norm:
         return Norm(
             gain.weight.to(self._device, self._dtype), gain.bias.to(self._device, self._dtype), epsilon
         )

@@ -33,13 +33,13 @@ class Rotation:
         rotation.cosines, rotation.sines = self.cosines.repeat(times, 1), self.sines.repeat(times, 1)
         return rotation
 
-    def turn(self, heads: torch.Tensor) -> None:
+    def rope(self, heads: torch.Tensor) -> None:
         """Turn ``heads`` (tokens, heads, head_dim) in place; computed in fp32."""
         if ops.serves_rope(heads):
             ops.rope(heads, self.cosines, self.sines)
             return
         if cuda.serves(heads):
-            cuda.turn(heads, self.cosines, self.sines, heads.shape[1], 0)
+            cuda.norm_rope(heads, self.cosines, self.sines, heads.shape[1], 0)
             return
         cosines, sines = self.cosines[:, None], self.sines[:, None]
         first, second = heads.chunk(2, dim=-1)

@@ -9,7 +9,7 @@ import torch
 
 from services.core.modeling.layers.attention import alibi_slopes
 from services.core.modeling.layers.packed import PackedBatch
-from services.core.modeling.layers.post_norm import Dense, Gain, LayerWeights, PostNormWeights
+from services.core.modeling.layers.post_norm import Dense, LayerWeights, NormWeights, PostNormWeights
 from services.core.modeling.native.angles import Angles
 from services.core.modeling.native.library import check_sizes, passes, scratch, storage
 from services.core.modeling.native.weights import Linear, Packer, task_runs
@@ -116,7 +116,7 @@ class FusedPostNorm:
         functions.sf_encode(ctypes.addressof(given), own, threads)
         return hidden.to(self._dtype)
 
-    def _norm(self, gain: Gain | None) -> _Norm:
+    def _norm(self, gain: NormWeights | None) -> _Norm:
         if gain is None:
             return _Norm(None, None)
         return _Norm(self._packer.numbers(gain.weight), self._packer.numbers(gain.bias))
