@@ -211,8 +211,12 @@ def test_a_locked_database(stack: Stack) -> None:
     assert post(stack.http_port, body, path="/v1/train").status == 200
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_kills_during_fifty_trainings(stack: Stack, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "trainings"),
+    [("sqlite", 12), ("postgresql", 12)]
+    + [pytest.param(kind, 50, marks=pytest.mark.soak) for kind in ("sqlite", "postgresql")],
+)
+def test_kills_during_trainings(stack: Stack, kind: str, trainings: int) -> None:
     """Whatever was acknowledged is there and usable; nothing that is there is broken."""
     stack.settings = {"SF_AUTH": "false", "SF_MAX_CLASSIFIERS": "1000"}
     if kind == "postgresql":
@@ -243,8 +247,8 @@ def test_kills_during_fifty_trainings(stack: Stack, kind: str) -> None:
                 acknowledged.append(answer.json["classifier_id"])
 
     with ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(train, number) for number in range(50)]
-        for part in (10, 25):
+        running = [pool.submit(train, number) for number in range(trainings)]
+        for part in (trainings // 5, trainings // 2):
             while sum(each.done() for each in running) < part:
                 time.sleep(0.005)
             services.command.signal(signal.SIGKILL)

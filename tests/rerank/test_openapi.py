@@ -122,7 +122,7 @@ NAMES = st.sampled_from(MODELS) | JSON
 
 
 @given(st.fixed_dictionaries({"model": NAMES}, optional=INPUTS | OPTIONS | OTHER_NAMES))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_refusal_can_be_told(body: dict[str, Any]) -> None:
     told = outcome(orjson.loads(orjson.dumps(body)))
     if isinstance(told, ServiceError):
@@ -132,6 +132,6 @@ def test_every_refusal_can_be_told(body: dict[str, Any]) -> None:
 
 
 @given(st.fixed_dictionaries({"model": NAMES, **INPUTS}, optional=OPTIONS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_document_tells_what_is_taken(body: dict[str, Any]) -> None:
     assert DESCRIBED.request.is_valid(body) is isinstance(outcome(body), RerankRequest)
