@@ -9,6 +9,7 @@ from gateway.contract import has_services
 from gateway.openapi import build_openapi
 from gateway.topology import Pool, Topology
 from services.core.catalog import Catalog, CatalogError, model_info
+from services.core.requests.limits import largest_body
 
 
 def envoy_yaml(
@@ -39,6 +40,16 @@ def envoy_yaml(
         ]
         for capability in topology.capabilities
     }
+    limits = topology.limits
+    bodies = {
+        capability: largest_body(
+            capability,
+            [specs[model] for pool in topology.pools_of(capability) for model in pool.models],
+            limits.max_text_body_bytes,
+            limits.max_body_bytes,
+        )
+        for capability in topology.capabilities
+    }
     infos = {model: model_info(spec) for model, spec in specs.items()}
     document = build_openapi(
         served,
@@ -46,7 +57,7 @@ def envoy_yaml(
         max_documents=max_documents,
         max_classify_items=max_classify_items,
     )
-    return envoy.to_yaml(envoy.render(topology, infos, document))
+    return envoy.to_yaml(envoy.render(topology, infos, bodies, document))
 
 
 def _with_aliases(topology: Topology, catalog: Catalog) -> Topology:

@@ -11,6 +11,7 @@ from gateway.clusters import admin_cluster, pool_cluster
 from gateway.documents import documents
 from gateway.listeners import grpc_listener, metrics_listener, rest_listener
 from gateway.topology import Topology
+from services.core.catalog.types import Capability
 
 Config = dict[str, Any]
 
@@ -23,14 +24,15 @@ _LOG = {"time": "%Y-%m-%dT%T.%eZ", "level": "%l", "logger": "%n", "message": "%j
 def render(
     topology: Topology,
     model_infos: Mapping[str, Mapping[str, Any]],
+    bodies: Mapping[Capability, int],
     openapi: Mapping[str, Any] | None = None,
 ) -> Config:
     """Envoy's bootstrap configuration as plain data.
 
-    ``model_infos`` holds the public ModelInfo of every model in the topology, by id; ``openapi`` is the
-    document served at /openapi.json.
+    ``model_infos`` holds the public ModelInfo of every model in the topology, by id; ``bodies`` the largest
+    body in bytes of each capability's calls; ``openapi`` is the document served at /openapi.json.
     """
-    listeners = [rest_listener(topology, documents(topology, model_infos, openapi))]
+    listeners = [rest_listener(topology, bodies, documents(topology, model_infos, openapi))]
     if topology.grpc_listener is not None:
         listeners.append(grpc_listener(topology.grpc_listener, topology))
     clusters = [pool_cluster(pool, topology) for pool in topology.pools]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.access_log import access_log
@@ -16,6 +16,7 @@ from gateway.routes import CLASSIFIER_KEY, MODEL_KEY, grpc_host, rest_host, rout
 from gateway.scripts import lua_filter
 from gateway.topology import Address, Listener, ServerTls, Topology
 from gateway.unpacking import unpacking_filters
+from services.core.catalog.types import Capability
 
 Config = dict[str, Any]
 
@@ -30,11 +31,15 @@ _MAX_DOCUMENT_BYTES = 8 << 20
 _NOWHERE = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 
 
-def rest_listener(topology: Topology, documents: Iterable[Document]) -> Config:
-    """The main listener: REST, and gRPC calls of the typed services."""
-    manager = _manager(
-        "rest", topology.listener, topology, rest_host(topology, documents), _rest_filters(topology)
-    )
+def rest_listener(
+    topology: Topology, bodies: Mapping[Capability, int], documents: Iterable[Document]
+) -> Config:
+    """The main listener: REST, and gRPC calls of the typed services.
+
+    ``bodies`` are the largest body in bytes of each capability's calls.
+    """
+    host = rest_host(topology, bodies, documents)
+    manager = _manager("rest", topology.listener, topology, host, _rest_filters(topology))
     manager["local_reply_config"] = local_replies(topology)
     return _listener("rest", topology.listener, manager)
 
@@ -141,6 +146,7 @@ def _manager(
 
 
 def _rest_filters(topology: Topology) -> list[Config]:
+    limit = topology.limits.max_body_bytes
     filters: list[Config] = []
     if topology.compression:
         filters.append(_filter("compressor", _compressor()))
@@ -151,6 +157,9 @@ def _rest_filters(topology: Topology) -> list[Config]:
         _filter("header_mutation", {"@type": f"{_FILTERS}.http.header_mutation.v3.HeaderMutation"})
     )
     filters.append(_filter("lua", lua_filter(topology)))
+    # Routes with a bound below the transcoder's own switch it on.
+    buffer: Config = {"@type": f"{_FILTERS}.http.buffer.v3.Buffer", "max_request_bytes": limit}
+    filters.append(_filter("buffer", buffer) | {"disabled": True})
     if routes_by_model(topology):
         filters.append(_filter("json_to_metadata", _body_to_metadata()))
     filters.append(_filter("grpc_json_transcoder", _transcoder(topology)))

@@ -40,7 +40,10 @@ def local_topology(
                 "addresses": [f"{services}:{settings.grpc_port}"],
             }
         ],
-        "limits": {"max_body_bytes": settings.max_body_bytes},
+        "limits": {
+            "max_body_bytes": settings.max_body_bytes,
+            "max_text_body_bytes": settings.max_text_body_bytes,
+        },
         "timeouts": {"request": settings.request_timeout_seconds, "drain": settings.drain_seconds},
         "access_log": "stdout" if settings.access_log else None,
     }

@@ -17,12 +17,15 @@ Config = dict[str, Any]
 
 RETRY_AFTER_SECONDS = 1
 METADATA_NAMESPACE = "searchfoundation"
+LARGEST_BODY = "max_body_bytes"
+"""Metadata of a route: the largest body that its calls may have, in bytes."""
 UNKNOWN_MODEL = "unknown_model"
 VERBATIM = "verbatim"
 UNREAD_REQUEST_ID = "%CONNECTION_ID%-%START_TIME(%s%9f)%"
 """Id of a request answered before the Lua filter could give it one: the same wherever it is written."""
 
 _JSON = "application/json"
+_LARGEST = f"%METADATA(ROUTE:{METADATA_NAMESPACE}:{LARGEST_BODY})%"
 _CEL = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 _INVALID_HTTP = "The request is not valid HTTP."
 _UPGRADE = "No connection is upgraded to another protocol here."
@@ -75,7 +78,7 @@ def local_replies(topology: Topology) -> Config:
         (_status_is(404), error_reply(ErrorCode.ROUTE_NOT_FOUND)),
         (_status_is(405), error_reply(ErrorCode.METHOD_NOT_ALLOWED)),
         (_status_is(408), error_reply(ErrorCode.REQUEST_TIMEOUT, timeout_seconds=timeouts.receive)),
-        (_status_is(413), error_reply(ErrorCode.INPUT_TOO_LARGE, limit=limits.max_body_bytes)),
+        (_status_is(413), error_reply(ErrorCode.INPUT_TOO_LARGE, limit=_LARGEST)),
         (
             _status_is(415),
             error_reply(ErrorCode.UNSUPPORTED_CONTENT_ENCODING, codings=", ".join(CODINGS)),

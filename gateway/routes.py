@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gateway.clusters import seconds
 from gateway.contract import RestCall, rest_calls, typed_services
 from gateway.cors import preflight_route
 from gateway.documents import PREFIXES, Document
-from gateway.replies import METADATA_NAMESPACE
+from gateway.replies import LARGEST_BODY, METADATA_NAMESPACE
 from gateway.scripts import GRPC_SCRIPT, HEAD_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
 from gateway.topology import Pool, Topology
 from services.classify.ids import model_mark
@@ -31,6 +31,7 @@ MODELS_PREFIXES = tuple(f"{prefix}/models/" for prefix in PREFIXES)
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters.http"
 _LUA = "envoy.filters.http.lua"
+_BUFFER = "envoy.filters.http.buffer"
 _READ_METHODS = ("GET", "HEAD")
 _MAKES_URLS = "/v1/batch/embeddings"
 _VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
@@ -55,14 +56,14 @@ _NOT_FORWARDED = [
 ]
 
 
-def rest_host(topology: Topology, documents: Iterable[Document]) -> Config:
-    """Virtual host of the main listener."""
+def rest_host(topology: Topology, bodies: Mapping[Capability, int], documents: Iterable[Document]) -> Config:
+    """Virtual host of the main listener; ``bodies`` are the largest in bytes of each capability's calls."""
     documents = tuple(documents)
     routes = [
         # A gRPC call is no REST call, whatever its path: without this the transcoder would let it pass.
         _no_such_rpc("/v1/"),
         _no_such_rpc("/openai/"),
-        *_rest_routes(topology),
+        *_rest_routes(topology, bodies),
         *grpc_routes(topology),
         _no_such_rpc("/"),
         *([preflight_route(topology.cors)] if topology.cors.origins else []),
@@ -98,10 +99,22 @@ def model_pattern(pool: Pool) -> str:
     return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)})"
 
 
-def _rest_routes(topology: Topology) -> Iterator[Config]:
+def _rest_routes(topology: Topology, bodies: Mapping[Capability, int]) -> Iterator[Config]:
     for capability in topology.capabilities:
+        most = bodies[capability]
         for call in rest_calls(capability):
-            yield from _rest(call, capability, topology)
+            for route in _rest(call, capability, topology):
+                route["metadata"] = {"filter_metadata": {METADATA_NAMESPACE: {LARGEST_BODY: str(most)}}}
+                if most < topology.limits.max_body_bytes:
+                    route["typed_per_filter_config"][_BUFFER] = _buffer(most)
+                yield route
+
+
+def _buffer(most: int) -> Config:
+    return {
+        "@type": f"{_FILTERS}.buffer.v3.BufferPerRoute",
+        "buffer": {"max_request_bytes": most},
+    }
 
 
 def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterator[Config]:

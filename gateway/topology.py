@@ -111,6 +111,7 @@ class Limits(_Part):
     """
 
     max_body_bytes: int = Field(default=64 << 20, ge=1)
+    max_text_body_bytes: int = Field(default=16 << 20, ge=1, description="Of a call that carries only texts.")
     max_response_bytes: int = Field(default=256 << 20, ge=1)
     max_header_kib: int = Field(default=60, ge=1, le=8192)
     max_headers: int = Field(default=1_000, ge=1)

@@ -21,11 +21,12 @@ from tests.servers import free_port
 from tests.stack import MODEL, child_of, http_get, wait_for
 
 LIMIT = 20_000_000
+LIMITS = {"max_body_bytes": LIMIT, "max_text_body_bytes": LIMIT}
 
 
 @pytest.fixture(scope="module")
 def port(shared_gateways: StartGateway, service: ScriptedService) -> int:
-    return shared_gateways(pool(service), limits={"max_body_bytes": LIMIT}).http_port
+    return shared_gateways(pool(service), limits=LIMITS).http_port
 
 
 def arrived(answer: Answer, body: bytes) -> bool:
@@ -89,6 +90,31 @@ def test_a_caller_may_ask_before_it_sends(port: int) -> None:
     )
     received = raw(port, head)
     assert received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+def test_a_body_is_as_large_as_its_capability_needs(
+    start_gateway: StartGateway, service: ScriptedService
+) -> None:
+    limits = {"max_body_bytes": 3_000_000, "max_text_body_bytes": 1_000_000}
+    served = pool(service, capabilities=["embed", "rerank", "classify", "batch"])
+    port = start_gateway(served, limits=limits).http_port
+    # The scripted service knows embeddings alone, and says so of what reaches it.
+    reached = {"/v1/embeddings": 200, "/v1/rerank": 404, "/v1/classify": 404, "/v1/train": 404}
+    for path, status in reached.items():
+        assert post(port, b"x" * 1_000_000, path=path).status == status
+        refused = post(port, b"x" * 1_000_001, path=path)
+        assert refused.error() == (413, "INPUT_TOO_LARGE")
+        assert refused.json["detail"] == "Request body exceeds the maximum of 1000000 bytes."
+    assert post(port, b"x" * 3_000_000, path="/v1/batch/embeddings").status == 404
+
+
+def test_a_model_of_pictures_takes_larger_bodies(
+    start_gateway: StartGateway, service: ScriptedService
+) -> None:
+    limits = {"max_body_bytes": 3_000_000, "max_text_body_bytes": 1_000_000}
+    port = start_gateway(pool(service, "jina-clip-v2"), limits=limits).http_port
+    assert post(port, b"x" * 3_000_000).status == 200
+    assert post(port, b"x" * 3_000_001).json["detail"] == "Request body exceeds the maximum of 3000000 bytes."
 
 
 @pytest.mark.parametrize("size", [1_000_000, 2_000_000, 10_000_000, 100_000_000])
@@ -190,7 +216,7 @@ class TestPackedBodies:
         assert not service.calls
 
     def test_a_bomb(self, start_gateway: StartGateway, service: ScriptedService) -> None:
-        stack = start_gateway(pool(service), limits={"max_body_bytes": LIMIT})
+        stack = start_gateway(pool(service), limits=LIMITS)
         assert post(stack.http_port, b"x" * LIMIT).status == 200
         assert stack.envoy is not None
         envoy = child_of(stack.envoy)

@@ -100,9 +100,10 @@ def test_pools_of_a_capability() -> None:
 class TestLocal:
     def test_follows_the_settings(self) -> None:
         settings = Settings(host="0.0.0.0", http_port=81, grpc_port=5, max_body_bytes=7, models=("m",))
+        settings = settings.model_copy(update={"max_text_body_bytes": 6})
         topology = local_topology(settings, [Capability.EMBED])
         assert (topology.listener.host, topology.listener.port) == ("0.0.0.0", 81)
-        assert topology.limits.max_body_bytes == 7
+        assert (topology.limits.max_body_bytes, topology.limits.max_text_body_bytes) == (7, 6)
         assert [(p.models, p.addresses) for p in topology.pools] == [(("m",), ("127.0.0.1:5",))]
         assert topology.admin is not None
         assert topology.admin.host == "127.0.0.1"

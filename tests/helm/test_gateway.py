@@ -80,7 +80,7 @@ def test_defaults_that_the_chart_compares_with_are_those_of_the_services() -> No
         name: Settings.model_fields[name].default
         for name in (
             *("max_items", "max_documents", "max_classify_items"),
-            *("max_body_bytes", "request_timeout_seconds"),
+            *("max_body_bytes", "max_text_body_bytes", "request_timeout_seconds"),
         )
     }
     values = {"pools": [pool("a", settings=dict.fromkeys(defaults, 1)), pool("b", models=["m"])]}
@@ -89,7 +89,8 @@ def test_defaults_that_the_chart_compares_with_are_those_of_the_services() -> No
     environment = {entry["name"]: entry["value"] for entry in entries}
     for name in ("max_items", "max_documents", "max_classify_items"):
         assert int(environment[f"SF_{name.upper()}"]) == defaults[name]
-    assert release.topology()["limits"]["max_body_bytes"] == defaults["max_body_bytes"]
+    for name in ("max_body_bytes", "max_text_body_bytes"):
+        assert release.topology()["limits"][name] == defaults[name]
     assert release.topology()["timeouts"]["request"] == defaults["request_timeout_seconds"]
 
 

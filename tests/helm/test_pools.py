@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.core.settings import Settings
 from tests.helm.chart import container, render
 from tests.helm.value_sets import SETS, one_pool, pool
 
@@ -75,6 +76,14 @@ def test_models_and_device_reach_the_service() -> None:
     ]
     assert release.environment("small")["SF_DEVICE"] == "cpu"
     assert render(SETS["gpu"]).environment("embed")["SF_DEVICE"] == "cuda"
+
+
+def test_services_believe_the_gateways_pods_where_a_call_comes_from() -> None:
+    release = render({"gateway": {"networks": ["10.4.0.0/14"]}})
+    assert release.environment("classify")["SF_TRUSTED_PROXIES"] == '["10.4.0.0/14"]'
+    private = json.loads(render().environment("text")["SF_TRUSTED_PROXIES"])
+    assert Settings(trusted_proxies=private).trusted_proxies
+    assert {"10.0.0.0/8", "192.168.0.0/16"} <= set(private)
 
 
 def test_settings_of_a_pool_win_over_those_of_all() -> None:

@@ -37,11 +37,16 @@ class RequestLimits:
         )
 
     def body(self, capability: Capability | str, specs: Iterable[ModelSpec]) -> int:
-        """Give the largest body in bytes of calls of a capability to models.
+        """Give the largest body in bytes of calls of a capability to models."""
+        return largest_body(capability, specs, self.text, self.other)
 
-        Jobs carry many requests in one; other calls are as large as texts are, unless a model takes more.
-        """
-        if capability == Capability.BATCH:
-            return self.other
-        only_text = all(set(spec.modalities) <= {Modality.TEXT} for spec in specs)
-        return self.text if only_text else self.other
+
+def largest_body(capability: Capability | str, specs: Iterable[ModelSpec], text: int, other: int) -> int:
+    """Give the largest body in bytes of calls of a capability to models: ``text``, or ``other`` if larger.
+
+    Jobs carry many requests in one; other calls are as large as texts are, unless a model takes more.
+    """
+    if capability == Capability.BATCH:
+        return other
+    only_text = all(set(spec.modalities) <= {Modality.TEXT} for spec in specs)
+    return min(text, other) if only_text else other

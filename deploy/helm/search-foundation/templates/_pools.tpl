@@ -59,6 +59,7 @@ searchfoundation.v1.{{ first .capabilities | title }}Service
   "SF_DEVICE" (eq .pool.device.type "gpu" | ternary "cuda" "cpu")
   "SF_GRACE_SECONDS" (toString (int .pool.drain.graceSeconds))
   "SF_AUTH" (toString $values.auth.enabled)
+  "SF_TRUSTED_PROXIES" (toJson $values.gateway.networks)
   "HOME" "/tmp"
   "HF_HOME" "/tmp/huggingface" -}}
 {{- if include "sf.keysSecret" .root -}}
@@ -122,7 +123,7 @@ dict root, name.
 */}}
 {{- define "sf.largestSetting" -}}
 {{- $name := .name -}}
-{{- $defaults := dict "max_items" 2048 "max_documents" 2048 "max_classify_items" 512 "max_body_bytes" 67108864 "request_timeout_seconds" 60 -}}
+{{- $defaults := dict "max_items" 2048 "max_documents" 2048 "max_classify_items" 512 "max_body_bytes" 67108864 "max_text_body_bytes" 16777216 "request_timeout_seconds" 60 -}}
 {{- $given := false -}}
 {{- $most := 0.0 -}}
 {{- range (include "sf.pools" .root | fromYaml).pools -}}
@@ -167,8 +168,10 @@ dict root, name.
   "private_key" "/etc/search-foundation/mtls/tls.key") -}}
 {{- end -}}
 {{- $limits := dict -}}
-{{- with include "sf.largestSetting" (dict "root" . "name" "max_body_bytes") -}}
-{{- $_ := set $limits "max_body_bytes" (int64 .) -}}
+{{- range $name := list "max_body_bytes" "max_text_body_bytes" -}}
+{{- with include "sf.largestSetting" (dict "root" $ "name" $name) -}}
+{{- $_ := set $limits $name (int64 .) -}}
+{{- end -}}
 {{- end -}}
 {{- with ($values.gateway.resources.limits | default dict).memory -}}
 {{- /* Envoy sheds load before the kernel would end it. */ -}}
