@@ -9,6 +9,7 @@ from gateway.contract import has_services
 from gateway.openapi import build_openapi
 from gateway.topology import Pool, Topology
 from services.core.catalog import Catalog, CatalogError, model_info
+from services.core.catalog.types import Capability
 from services.core.requests.limits import largest_body
 
 
@@ -57,7 +58,8 @@ def envoy_yaml(
         max_documents=max_documents,
         max_classify_items=max_classify_items,
     )
-    return envoy.to_yaml(envoy.render(topology, infos, bodies, document))
+    embedders = served.get(Capability.EMBED, ())
+    return envoy.to_yaml(envoy.render(topology, infos, bodies, document, embedders))
 
 
 def _with_aliases(topology: Topology, catalog: Catalog) -> Topology:

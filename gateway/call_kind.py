@@ -30,6 +30,13 @@ def is_rest() -> Config:
     return {"and_filter": {"filters": [_header({"name": _REQUEST_ID, "present_match": True}), other]}}
 
 
+def has_path(pattern: str) -> Config:
+    """Calls that came to a path, whatever its query and a slash at its end."""
+    whole = {"safe_regex": {"regex": f"({pattern})/?(\\?.*)?"}}
+    names = (_ORIGINAL_PATH, ":path")
+    return {"or_filter": {"filters": [_header({"name": name, "string_match": whole}) for name in names]}}
+
+
 def _content(**fields: bool) -> Config:
     grpc = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
     return _header({**grpc, "treat_missing_header_as_empty": True, **fields})

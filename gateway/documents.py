@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from gateway.topology import Topology
+from services.core.catalog.types import Capability, ModelSpec
+from services.embed.vendors import gemini, ollama
 
 PREFIXES = ("/v1", "/openai/v1")
 """Base URLs that clients of OpenAI are given; the second one has its files and batches, too."""
@@ -44,6 +47,19 @@ def documents(
         vendor = f"(({'|'.join(map(re.escape, sorted(vendors)))}){_SLASH})?"
         names = f"({'|'.join(PREFIXES)})/models/{vendor}{re.escape(model)}"
         yield Document(_json(info), pattern=names)
+
+
+def vendor_documents(specs: Iterable[ModelSpec]) -> Iterator[Document]:
+    """What Ollama's and Gemini's clients ask about the models that embed."""
+    embedders = [spec for spec in specs if spec.supports(Capability.EMBED)]
+    if not embedders:
+        return
+    yield Document(_json({"version": version("search-foundation")}), path="/api/version")
+    yield Document(_json({"models": [ollama.listed(spec) for spec in embedders]}), path="/api/tags")
+    described = [gemini.described(spec) for spec in embedders]
+    yield Document(_json({"models": described}), path="/v1beta/models")
+    for spec, body in zip(embedders, described, strict=True):
+        yield Document(_json(body), path=f"/v1beta/models/{spec.id}")
 
 
 def _json(value: Any) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from gateway.clusters import admin_cluster, pool_cluster
-from gateway.documents import documents
+from gateway.documents import documents, vendor_documents
 from gateway.listeners import grpc_listener, metrics_listener, rest_listener
 from gateway.topology import Topology
-from services.core.catalog.types import Capability
+from services.core.catalog.types import Capability, ModelSpec
 
 Config = dict[str, Any]
 
@@ -26,13 +26,16 @@ def render(
     model_infos: Mapping[str, Mapping[str, Any]],
     bodies: Mapping[Capability, int],
     openapi: Mapping[str, Any] | None = None,
+    specs: Iterable[ModelSpec] = (),
 ) -> Config:
     """Envoy's bootstrap configuration as plain data.
 
     ``model_infos`` holds the public ModelInfo of every model in the topology, by id; ``bodies`` the largest
-    body in bytes of each capability's calls; ``openapi`` is the document served at /openapi.json.
+    body in bytes of each capability's calls; ``openapi`` is the document served at /openapi.json; ``specs``
+    are models that clients of other vendors are told of.
     """
-    listeners = [rest_listener(topology, bodies, documents(topology, model_infos, openapi))]
+    served = (*documents(topology, model_infos, openapi), *vendor_documents(specs))
+    listeners = [rest_listener(topology, bodies, served)]
     if topology.grpc_listener is not None:
         listeners.append(grpc_listener(topology.grpc_listener, topology))
     clusters = [pool_cluster(pool, topology) for pool in topology.pools]

@@ -1,7 +1,8 @@
 -- Lets only known headers through, gives each request its id and the path that the services know, and writes errors
 -- that services describe in metadata as HTTP answers.
 -- The renderer puts before this file: STATUS, gRPC status -> {status, body, retry_after} for errors that come without
--- a description; KNOWN, the names of headers that are let through.
+-- a description, beside the body those that routes name as their form; KNOWN, the names of headers that are let
+-- through; KEY_HEADERS, those beside authorization that may hold a key.
 
 local find, format, byte, sub = string.find, string.format, string.byte, string.sub
 
@@ -36,6 +37,27 @@ local function let_known_through(headers)
   end
 end
 
+-- Other vendors' clients send their keys otherwise, some of them in the query, which then stays here.
+local function key_as_bearer(headers)
+  if headers:get("authorization") ~= nil then
+    return
+  end
+  for _, name in ipairs(KEY_HEADERS) do
+    local key = headers:get(name)
+    if key ~= nil and key ~= "" then
+      headers:add("authorization", "Bearer " .. key)
+      return
+    end
+  end
+  local path = headers:get(":path")
+  local query = find(path, "?", 1, true)
+  local key = query and string.match(path, "[?&]key=([^&]+)", query)
+  if key ~= nil and (find(path, "^/v1beta/") or find(path, "^/v1/models/")) then
+    headers:add("authorization", "Bearer " .. key)
+    headers:replace(":path", sub(path, 1, query - 1))
+  end
+end
+
 -- Routes take one slash at the end of a path; the transcoder behind this does not.
 local function without_last_slash(headers)
   local path = headers:get(":path")
@@ -54,6 +76,7 @@ end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  key_as_bearer(headers)
   let_known_through(headers)
   without_last_slash(headers)
   local id = headers:get("x-request-id")
@@ -118,7 +141,8 @@ function envoy_on_response(handle)
   if status == nil or text == nil then
     local reply = STATUS[tonumber(grpc_status)] or STATUS[2]
     status = reply.status
-    text = format(reply.body, headers:get("x-request-id") or "")
+    local form = handle:metadata():get("form")
+    text = format(reply[form] or reply.body, headers:get("x-request-id") or "")
     if reply.retry_after ~= nil and headers:get("retry-after") == nil then
       headers:replace("retry-after", reply.retry_after)
     end

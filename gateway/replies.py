@@ -8,10 +8,11 @@ from typing import Any
 
 import grpc
 
-from gateway.call_kind import is_grpc, is_unread
+from gateway.call_kind import has_path, is_grpc, is_unread
 from gateway.topology import Topology
 from gateway.unpacking import CODINGS
-from services.core.errors import ERRORS, ErrorCode, error_body
+from services.core.errors import ERRORS, ErrorCode
+from services.core.forms import FORMS, Form, formed_body
 
 Config = dict[str, Any]
 
@@ -53,9 +54,9 @@ class Reply:
     code: ErrorCode
     detail: str
 
-    def body(self, request_id: str) -> dict[str, Any]:
-        """Lay out its JSON."""
-        return error_body(self.code, self.detail, request_id, status=self.status)
+    def body(self, request_id: str, form: Form | None = None) -> dict[str, Any]:
+        """Lay out its JSON, in the form of another vendor if one is given."""
+        return formed_body(form, self.code, self.detail, request_id, status=self.status)
 
 
 def error_reply(code: ErrorCode, **fields: Any) -> Reply:
@@ -100,7 +101,13 @@ def local_replies(topology: Topology) -> Config:
         "mappers": [
             *_grpc_mappers(),
             {"filter": _has_metadata(VERBATIM), "body_format_override": _as_it_is(content_type=_JSON)},
+            # Of these nobody knows whose path it is.
             *(_mapper(_both(is_unread(), matches), reply, unread=True) for matches, reply in replies),
+            *(
+                _mapper(_both(has_path(form.paths), matches), reply, form)
+                for form in FORMS
+                for matches, reply in replies
+            ),
             *(_mapper(matches, reply) for matches, reply in replies),
         ]
     }
@@ -149,15 +156,15 @@ def status_table(topology: Topology) -> dict[int, Reply]:
     return {number: codes.get(status, internal) for status, number in numbers.items() if number}
 
 
-def body_format(reply: Reply, request_id: str) -> Config:
+def body_format(reply: Reply, request_id: str, form: Form | None = None) -> Config:
     """Envoy's format of an error body; ``%...%`` in the texts is filled in by Envoy."""
     return {
-        "json_format": reply.body(request_id),
+        "json_format": reply.body(request_id, form),
         "content_type": _JSON,
     }
 
 
-def _mapper(matches: Config, reply: Reply, *, unread: bool = False) -> Config:
+def _mapper(matches: Config, reply: Reply, form: Form | None = None, *, unread: bool = False) -> Config:
     request_id = UNREAD_REQUEST_ID if unread else "%REQ(X-REQUEST-ID)%"
     headers = [_header("x-request-id", request_id)] if unread else []
     if reply.status == 415:
@@ -167,7 +174,7 @@ def _mapper(matches: Config, reply: Reply, *, unread: bool = False) -> Config:
     return {
         "filter": matches,
         "status_code": reply.status,
-        "body_format_override": body_format(reply, request_id),
+        "body_format_override": body_format(reply, request_id, form),
         **({"headers_to_add": headers} if headers else {}),
     }
 

@@ -16,6 +16,7 @@ from gateway.topology import Pool, Topology
 from services.classify.ids import model_mark
 from services.core.catalog.types import Capability
 from services.core.errors import ERRORS, ErrorCode
+from services.core.forms import form_of
 
 Config = dict[str, Any]
 
@@ -34,9 +35,12 @@ _LUA = "envoy.filters.http.lua"
 _BUFFER = "envoy.filters.http.buffer"
 _READ_METHODS = ("GET", "HEAD")
 _MAKES_URLS = "/v1/batch/embeddings"
+_MODEL_IN_PATH = "/models/**"
 _VARIABLE = re.compile(r"\{([A-Za-z_.]+)(?:=([^}]*))?\}")
 # Whose model it is; the services know the repositories.
 _MODEL_PREFIX = "([^/]+/)?"
+_MODEL_TAG = "(:latest)?"
+"""Ollama's clients may put it behind."""
 _GRPC_HEADERS = (
     "grpc-status",
     "grpc-message",
@@ -96,7 +100,7 @@ def routes_by_model(topology: Topology) -> bool:
 
 def model_pattern(pool: Pool) -> str:
     """Regular expression of the names a pool's models may be called by."""
-    return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)})"
+    return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)}){_MODEL_TAG}"
 
 
 def _rest_routes(topology: Topology, bodies: Mapping[Capability, int]) -> Iterator[Config]:
@@ -104,7 +108,8 @@ def _rest_routes(topology: Topology, bodies: Mapping[Capability, int]) -> Iterat
         most = bodies[capability]
         for call in rest_calls(capability):
             for route in _rest(call, capability, topology):
-                route["metadata"] = {"filter_metadata": {METADATA_NAMESPACE: {LARGEST_BODY: str(most)}}}
+                told = route.setdefault("metadata", {"filter_metadata": {}})["filter_metadata"]
+                told[METADATA_NAMESPACE] = {LARGEST_BODY: str(most)}
                 if most < topology.limits.max_body_bytes:
                     route["typed_per_filter_config"][_BUFFER] = _buffer(most)
                 yield route
@@ -125,7 +130,11 @@ def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterato
         for pool in (default, *others):
             yield _rest_route(match | {"dynamic_metadata": [_classifier_in_body(pool)]}, pool, topology, call)
     for pool in others:
-        yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology, call)
+        if _MODEL_IN_PATH in call.path:
+            path = _path_regex(_template_pattern(call.path, model_pattern(pool)))
+            yield _rest_route(match | path, pool, topology, call)
+        else:
+            yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology, call)
     yield _rest_route(match, default, topology, call)
 
 
@@ -135,6 +144,8 @@ def _rest_route(match: Config, pool: Pool, topology: Topology, call: RestCall) -
         "route": _to(pool, topology, 0 if call.streaming else topology.timeouts.request),
         "typed_per_filter_config": {"envoy.filters.http.header_mutation": _without_grpc_headers()},
     }
+    if form := form_of(call.rpc):
+        route["metadata"] = {"filter_metadata": {_LUA: {"form": form.name}}}
     if call.path == _MAKES_URLS:
         route["request_headers_to_add"] = [_set_header(BASE_URL_HEADER, "%REQ(:SCHEME)%://%REQ(:AUTHORITY)%")]
     elif call.method == "HEAD":
@@ -264,13 +275,17 @@ def _path_regex(pattern: str) -> Config:
     return {"safe_regex": {"regex": f"{pattern}/?"}}
 
 
-def _template_pattern(template: str) -> str:
+def _template_pattern(template: str, rest: str = ".+") -> str:
+    """Regular expression of a path template; ``rest`` stands for ``**``."""
     pattern, end = "", 0
     for variable in _VARIABLE.finditer(template):
-        pattern += re.escape(template[end : variable.start()])
-        segments = re.escape(variable[2] or "*").replace(r"\*\*", ".+").replace(r"\*", "[^/]+")
-        pattern, end = pattern + segments, variable.end()
-    return pattern + re.escape(template[end:])
+        pattern += _segments(template[end : variable.start()], rest) + _segments(variable[2] or "*", rest)
+        end = variable.end()
+    return pattern + _segments(template[end:], rest)
+
+
+def _segments(template: str, rest: str) -> str:
+    return re.escape(template).replace(r"\*\*", rest).replace(r"\*", "[^/]+")
 
 
 def _model_in_body(pool: Pool) -> Config:

@@ -17,6 +17,7 @@ from gateway.replies import (
 )
 from gateway.topology import Topology
 from services.core.errors import ErrorCode, error_body
+from services.core.forms import FORMS
 
 Config = dict[str, Any]
 
@@ -41,10 +42,13 @@ _KNOWN_HEADERS = (
     "transfer-encoding",
     "user-agent",
     "x-envoy-external-address",
+    "x-fern-sdk-name",  # by which Cohere's clients tell themselves from others on a path of both
     "x-forwarded-for",
     "x-forwarded-proto",  # without it Envoy finds no route
     "x-request-id",
 )
+_KEY_HEADERS = ("x-goog-api-key", "x-api-key", "api-key")
+"""Of Gemini's clients, and of others."""
 _KNOWN_GRPC_HEADERS = (
     "grpc-accept-encoding",
     "grpc-encoding",
@@ -61,19 +65,22 @@ _LUA = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"
 
 def lua_filter(topology: Topology) -> Config:
     """The Lua filter with its default script and those that single routes choose."""
-    main = _status_lua(topology) + _known_lua() + _read("filter.lua")
+    requests = _known_lua() + _read("filter.lua")
+    main = _status_lua(topology) + requests
+    # Those that leave answers alone need no words for them.
+    alone = "local STATUS = {}\n" + requests
     scripts = {
-        MODEL_SCRIPT: main
+        MODEL_SCRIPT: alone
         + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
         + _read(MODEL_SCRIPT),
-        READY_SCRIPT: main
+        READY_SCRIPT: alone
         + _pools_lua(topology)
         + _assignments(
             NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC, NOT_READY=_not_ready()
         )
         + _read(READY_SCRIPT),
         HEAD_SCRIPT: main + _read(HEAD_SCRIPT),
-        GRPC_SCRIPT: main + f"local GRPC_KNOWN = {_list(_KNOWN_GRPC_HEADERS)}\n" + _read(GRPC_SCRIPT),
+        GRPC_SCRIPT: alone + f"local GRPC_KNOWN = {_list(_KNOWN_GRPC_HEADERS)}\n" + _read(GRPC_SCRIPT),
     }
     return {
         "@type": _LUA,
@@ -94,6 +101,8 @@ def _status_lua(topology: Topology) -> str:
 def _row(reply: Reply) -> str:
     body = _format(reply.body(_FILLED_IN))
     fields = f"status = {quote(str(reply.status))}, body = {quote(body)}"
+    for form in FORMS:
+        fields += f", {form.name} = {quote(_format(reply.body(_FILLED_IN, form)))}"
     if reply.status == 503:
         fields += f", retry_after = {quote(str(RETRY_AFTER_SECONDS))}"
     return f"{{ {fields} }}"
@@ -110,7 +119,8 @@ def _format(body: Mapping[str, Any]) -> str:
 
 
 def _known_lua() -> str:
-    return f"local KNOWN = {{ {', '.join(f'[{quote(name)}] = true' for name in _KNOWN_HEADERS)} }}\n"
+    known = ", ".join(f"[{quote(name)}] = true" for name in _KNOWN_HEADERS)
+    return f"local KNOWN = {{ {known} }}\nlocal KEY_HEADERS = {_list(_KEY_HEADERS)}\n"
 
 
 def _pools_lua(topology: Topology) -> str:

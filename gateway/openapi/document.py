@@ -15,7 +15,7 @@ from gateway.openapi.own import own
 from gateway.openapi.parts import REF, Chapter, Document
 from gateway.openapi.ranking import embeddings, rerank
 from gateway.openapi.schemas import ErrorObject, ErrorResponse, HTTPValidationError
-from gateway.openapi.vendors import COHERE, TEI, vendor_embeddings, vendor_rankings
+from gateway.openapi.vendors import TAGS, vendor_embeddings, vendor_rankings
 from services.core.catalog.types import Capability, ModelSpec
 
 _DESCRIPTION = """\
@@ -31,8 +31,7 @@ _TAGS = {
     "Classification": "Sort texts under labels, known or learned.",
     "Batch Embeddings": "Embed many texts in the background.",
     "OpenAI": "Files and batches for OpenAI's clients. `/openai/v1/embeddings` and `/models` answer as well.",
-    COHERE: "The forms that Cohere's clients send, answered by the models above.",
-    TEI: "The forms of Text Embeddings Inference, answered by the default model.",
+    **TAGS,
     "Models": "What this server runs.",
     "Health": "For load balancers and people.",
 }
@@ -83,7 +82,7 @@ def _chapters(
         yield vendor_embeddings(specs)
     if specs := served.get(Capability.RERANK):
         yield rerank(specs, max_documents)
-        yield vendor_rankings(specs)
+        yield vendor_rankings()
     if specs := served.get(Capability.CLASSIFY):
         yield classification(specs, max_classify_items)
     if specs := served.get(Capability.BATCH):
@@ -103,6 +102,7 @@ def _schemas(chapters: Sequence[Chapter]) -> Document:
     ]
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [
         *((model, "validation") for operation in operations for model in operation.schemas()),
+        *((body, "validation") for chapter in chapters for body in chapter.bodies),
         *((model, "serialization") for model in answers),
     ]
     return models_json_schema(models, ref_template=f"{REF}{{model}}")[1]["$defs"]

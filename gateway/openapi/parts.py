@@ -100,11 +100,12 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """What one capability adds: POSTs of models, further paths as they stand, and what those answer with."""
+    """What one capability adds: POSTs of models, further paths, and what those take and answer with."""
 
     operations: tuple[Operation, ...]
     paths: Document = field(default_factory=dict[str, Any])
     answers: tuple[type[BaseModel], ...] = ()
+    bodies: tuple[type[BaseModel], ...] = ()
 
 
 def call(

@@ -141,8 +141,8 @@ class Settings(BaseSettings):
     )
     default_model: str | None = Field(
         None,
-        description="Model of calls that cannot name one (`/embed` and `/rerank` of Text Embeddings "
-        "Inference); the first of SF_MODELS that can answer when unset.",
+        description="Model of calls that cannot name one (those of Text Embeddings Inference); the first of "
+        "SF_MODELS that can answer when unset, and where this one cannot.",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

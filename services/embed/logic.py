@@ -84,5 +84,6 @@ class Embedder:
         for each in cast("Sequence[SparseVector]", raw.results):
             require_finite(each.values, request.model)
             kept = prune(each, top_k=self._top_k, threshold=self._threshold)
-            vectors.append(SparseWeights(raw.token_names(kept.indices.tolist()), kept.values))
+            ids: list[int] = kept.indices.tolist()
+            vectors.append(SparseWeights(ids, raw.token_names(ids), kept.values))
         return SparseResult(request.model, vectors, raw.usage)

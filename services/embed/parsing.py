@@ -9,7 +9,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, InputType, ModelSpec
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
-from services.embed.spellings import Spellings
+from services.embed.spellings import FOREIGN_NAMES, TRANSLATED, Spellings, natural
 from services.embed.types import EmbedRequest
 
 
@@ -21,11 +21,28 @@ class RequestParser:
         schemas = {spec.id: request_schema(spec, max_items) for spec in specs}
         translate = {spec.id: Spellings(spec).translate for spec in specs}
         # The hosted API speaks of the whole request when a list has the wrong length.
-        self._schemas = ModelSchemas(catalog, schemas, whole=INPUT_NAMES, translate=translate)
+        self._schemas = ModelSchemas(
+            catalog,
+            schemas,
+            whole=INPUT_NAMES,
+            translate=translate,
+            translated=TRANSLATED,
+            missed=FOREIGN_NAMES,
+            natural={spec.id: natural(spec) for spec in specs},
+        )
 
-    def parse(self, fields: dict[str, Any], locate: Locate = rest_location) -> EmbedRequest:
-        """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does."""
-        return to_request(*self._schemas.check(fields, locate))
+    def parse(
+        self, fields: dict[str, Any], locate: Locate = rest_location, *, strict: bool = False
+    ) -> EmbedRequest:
+        """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does.
+
+        ``strict``, for other vendors' forms, refuses fields that the model does not have.
+        """
+        return to_request(*self._schemas.check(fields, locate, strict=strict))
+
+    def model(self, name: str) -> str:
+        """Return the id of a served model; raises ``ServiceError`` as ``ModelSchemas.model`` does."""
+        return self._schemas.model({"model": name})
 
 
 def to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:

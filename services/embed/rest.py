@@ -11,11 +11,10 @@ from searchfoundation.v1 import embed_rest_pb2_grpc
 
 from services.core.call import current_call
 from services.core.serving.rest import Body, decode, encode, in_slices
-from services.embed import cohere, tei
 from services.embed.encoding import json_rows
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
-from services.embed.types import EmbedResult, Encoding, MultiVectorResult, Result, SparseResult
+from services.embed.types import EmbedResult, MultiVectorResult, Result, SparseResult
 
 Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
 
@@ -23,10 +22,9 @@ Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
 class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
     """``EmbedRestService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, embedder: Embedder, default_model: str) -> None:
+    def __init__(self, parser: RequestParser, embedder: Embedder) -> None:
         self._parser = parser
         self._embedder = embedder
-        self._default_model = default_model
 
     async def CreateEmbeddings(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: Body, context: Context
@@ -37,42 +35,6 @@ class EmbedRestServicer(embed_rest_pb2_grpc.EmbedRestServiceServicer):
         numbers = _numbers(result) // max(1, len(result.vectors))
         data = await in_slices(len(result.vectors), numbers, partial(response_items, result))
         return encode(response_body(result, data))
-
-    async def CohereEmbed(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request: Body, context: Context
-    ) -> httpbody_pb2.HttpBody:
-        """Answer ``POST /v2/embed``."""
-        return await self._cohere(await decode(request), "2")
-
-    async def CohereEmbedV1(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request: Body, context: Context
-    ) -> httpbody_pb2.HttpBody:
-        """Answer ``POST /v1/embed``."""
-        return await self._cohere(await decode(request), "1")
-
-    async def TeiEmbed(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request: Body, context: Context
-    ) -> httpbody_pb2.HttpBody:
-        """Answer ``POST /embed``."""
-        fields = tei.our_fields(await decode(request), self._default_model)
-        result = await self._embedder.embed(self._parser.parse(fields), current_call.get())
-        one = cohere.one_vector_each(result)
-        return encode(await _column(one, Encoding.FLOAT))
-
-    async def _cohere(self, sent: dict[str, Any], version: str) -> httpbody_pb2.HttpBody:
-        call = current_call.get()
-        parsed = self._parser.parse(cohere.our_fields(sent))
-        result = cohere.one_vector_each(await self._embedder.embed(parsed, call))
-        columns = {each.value: await _column(result, each) for each in result.encodings}
-        return encode(cohere.answer(result, columns, sent, call.request_id, version))
-
-
-async def _column(result: EmbedResult, encoding: Encoding) -> Any:
-    """Lay out all vectors in one kind of number."""
-    vectors = result.vectors
-    return await in_slices(
-        len(vectors), vectors.shape[1], lambda first, last: json_rows(vectors[first:last], encoding)
-    )
 
 
 def _numbers(result: Result) -> int:

@@ -6,23 +6,27 @@ not have are ignored like all unknown ones; ``null`` stands for the default.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     PlainValidator,
     SkipValidation,
     TypeAdapter,
     create_model,
 )
+from pydantic_core import CoreSchema
 
 from services.core.catalog.types import ModelSpec, OutputKind
 from services.core.requests.content import Accepted
 from services.core.requests.fields import Flag, Whole, class_name, without_default
 from services.embed.inputs import input_field
+from services.embed.spellings import Spellings
 from services.embed.types import Encoding
 
 EncodingName = Literal["float", "base64", "binary", "ubinary", "int8", "uint8"]
@@ -65,6 +69,18 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
+    foreign: ClassVar[Mapping[str, Any]] = {}
+    """Fields of other vendors, which are put into the words of the model before they come here."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe those as well."""
+        schema = handler(core_schema)
+        handler.resolve_ref_schema(schema).setdefault("properties", {}).update(cls.foreign)
+        return schema
+
     embedding_type: Annotated[
         tuple[Encoding, ...],
         PlainValidator(_parse_encodings, json_schema_input_type=EncodingName | EncodingNames | None),
@@ -90,12 +106,14 @@ def request_schema(spec: ModelSpec, max_items: int) -> type[EmbeddingRequest]:
         ),
         **_optional_fields(spec),
     }
-    return create_model(
+    schema = create_model(
         class_name(spec, "EmbeddingRequest"),
         __base__=EmbeddingRequest,
         __doc__=f"Embeddings by {spec.id}: texts of up to {spec.context_length} tokens.",
         **fields,
     )
+    schema.foreign = Spellings(spec).described()
+    return schema
 
 
 def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
@@ -141,7 +159,11 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
     if spec.normalize_choice:
         fields["normalized"] = (
             Flag,
-            Field(True, description="Scale vectors to length 1."),
+            Field(
+                True,
+                validation_alias=AliasChoices("normalized", "normalize"),
+                description="Scale vectors to length 1.",
+            ),
         )
     if spec.matryoshka or spec.dimension_choices:
         fields["dimensions"] = (

@@ -81,8 +81,12 @@ class MultiVectorResult:
 
 @dataclass(frozen=True, slots=True)
 class SparseWeights:
-    """Entries of the vocabulary and their weights, the largest first; ``weights`` is (entries,) float32."""
+    """Entries of the vocabulary and their weights, the largest first; ``weights`` is (entries,) float32.
 
+    ``ids`` are the numbers of ``tokens`` in the vocabulary.
+    """
+
+    ids: Sequence[int]
     tokens: Sequence[str]
     weights: FloatVector
 

@@ -6,8 +6,9 @@ import grpc.aio
 from searchfoundation.v1 import rerank_pb2, rerank_pb2_grpc, rerank_rest_pb2, rerank_rest_pb2_grpc
 
 from services.core.catalog import Catalog
+from services.core.catalog.types import Capability
 from services.core.inference import Engine
-from services.core.requests.defaults import default_model
+from services.core.requests.defaults import DefaultModels
 from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
 from services.rerank.grpc import RerankServicer
@@ -18,12 +19,13 @@ from services.rerank.stream import StreamLimits
 
 
 class RerankCapability:
-    """``RerankService`` and ``RerankRestService`` over one engine."""
+    """``RerankService``, ``RerankRestService`` and ``RerankVendorsRestService`` over one engine."""
 
     name = "rerank"
     service_names = (
         rerank_pb2.DESCRIPTOR.services_by_name["RerankService"].full_name,
         rerank_rest_pb2.DESCRIPTOR.services_by_name["RerankRestService"].full_name,
+        rerank_rest_pb2.DESCRIPTOR.services_by_name["RerankVendorsRestService"].full_name,
     )
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings) -> None:
@@ -39,13 +41,14 @@ class RerankCapability:
             spec.id for spec in engine.served if spec.rerank_objects or settings.rerank_objects
         )
         self._typed = RerankServicer(parser, reranker, limits)
-        default = default_model(settings, engine.served, "rerank")
-        self._rest = RerankRestServicer(parser, reranker, object_models, default)
+        defaults = DefaultModels(catalog, settings, engine.served, Capability.RERANK)
+        self._rest = RerankRestServicer(parser, reranker, object_models, defaults)
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
-        """Register both services."""
+        """Register the services."""
         rerank_pb2_grpc.add_RerankServiceServicer_to_server(self._typed, server)
         rerank_rest_pb2_grpc.add_RerankRestServiceServicer_to_server(self._rest, server)
+        rerank_rest_pb2_grpc.add_RerankVendorsRestServiceServicer_to_server(self._rest.vendors, server)
 
     async def start(self) -> None:
         """Nothing to do: the engine is warm before it is handed over."""

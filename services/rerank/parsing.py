@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
+from services.core.requests.foreign import ForeignBody, only
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
 from services.rerank.schemas import RerankingRequest, request_schema
 from services.rerank.types import RerankRequest
+
+
+class NotHonoured(ForeignBody):
+    """Fields of other vendors that mean something that is not done here."""
+
+    raw_scores: Annotated[Any, only("Scores are the model's as they are shown to all", False)] = None
+    return_text: Annotated[Any, only("Say 'return_documents'", False)] = None
+    truncation_direction: Annotated[Any, only("Texts are cut at their right end only", "right", "Right")] = (
+        None
+    )
+    truncate_prompt_tokens: Annotated[
+        Any, only("Say 'truncation: true'; texts are cut at the model's own length", -1)
+    ] = None
 
 
 class RequestParser:
@@ -21,11 +35,17 @@ class RequestParser:
             for spec in served
             if spec.supports(Capability.RERANK)
         }
-        self._schemas = ModelSchemas(catalog, schemas)
+        self._schemas = ModelSchemas(catalog, schemas, missed=("max_tokens_per_doc",))
 
-    def parse(self, fields: dict[str, Any], locate: Locate = rest_location) -> RerankRequest:
-        """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does."""
-        return _to_request(*self._schemas.check(fields, locate))
+    def parse(
+        self, fields: dict[str, Any], locate: Locate = rest_location, *, strict: bool = False
+    ) -> RerankRequest:
+        """Check the fields of a request; raises ``ServiceError`` as ``ModelSchemas.check`` does.
+
+        ``strict``, for other vendors' forms, refuses fields that the model does not have.
+        """
+        NotHonoured.look(fields, locate)
+        return _to_request(*self._schemas.check(fields, locate, strict=strict))
 
 
 def _to_request(model: str, checked: RerankingRequest) -> RerankRequest:

@@ -13,16 +13,21 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import rerank_rest_pb2_grpc
 
 from services.core.call import current_call
+from services.core.requests.defaults import DefaultModels
+from services.core.serving.exchange import told_by_caller
 from services.core.serving.rest import Body, decode, encode, in_slices, raw_items
-from services.rerank import cohere, tei
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.types import RerankResult
+from services.rerank.vendors.cohere import V1_FIELDS
+from services.rerank.vendors.rest import RerankVendorsServicer
 
 Context = grpc.aio.ServicerContext[httpbody_pb2.HttpBody, httpbody_pb2.HttpBody]
 
 _has_long_number = re.compile(rb"[0-9]{19}").search
 
+_SDK = "x-fern-sdk-name"
+"""Says whose client calls."""
 _BYTES_OF_A_NUMBER = 8
 """About as long as a number takes, so many bytes of a string take to write."""
 
@@ -34,9 +39,13 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
     """
 
     def __init__(
-        self, parser: RequestParser, reranker: Reranker, object_models: Collection[str], default_model: str
+        self,
+        parser: RequestParser,
+        reranker: Reranker,
+        object_models: Collection[str],
+        defaults: DefaultModels,
     ) -> None:
-        self._default_model = default_model
+        self.vendors = RerankVendorsServicer(parser, reranker, defaults, self.ranking)
         self._parser = parser
         self._reranker = reranker
         self._object_models = object_models
@@ -44,32 +53,14 @@ class RerankRestServicer(rerank_rest_pb2_grpc.RerankRestServiceServicer):
     async def Rerank(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: Body, context: Context
     ) -> httpbody_pb2.HttpBody:
-        """Answer ``POST /v1/rerank``."""
-        return await self._ranking(request, await decode(request, keep=True))
-
-    async def CohereRerank(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request: Body, context: Context
-    ) -> httpbody_pb2.HttpBody:
-        """Answer ``POST /v2/rerank``."""
-        call = current_call.get()
-        sent = await decode(request)
-        parsed = self._parser.parse(cohere.our_fields(sent))
-        result = await self._reranker.rank(parsed, call)
-        shown = sent["documents"] if parsed.return_documents else None
-        return encode(cohere.answer(result, shown, call.request_id))
-
-    async def TeiRerank(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request: Body, context: Context
-    ) -> httpbody_pb2.HttpBody:
-        """Answer ``POST /rerank``."""
+        """Answer ``POST /v1/rerank``, a path of Cohere's first version as well."""
         sent = await decode(request, keep=True)
-        if "texts" not in sent:
-            return await self._ranking(request, sent)
-        parsed = self._parser.parse(tei.our_fields(sent, self._default_model))
-        result = await self._reranker.rank(parsed, current_call.get())
-        return encode(tei.answer(result, sent["texts"] if parsed.return_documents else None))
+        if "cohere" in told_by_caller(_SDK) or not V1_FIELDS.isdisjoint(sent):
+            return await self.vendors.cohere_v1(sent)
+        return await self.ranking(request, sent)
 
-    async def _ranking(self, request: Body, fields: dict[str, Any]) -> httpbody_pb2.HttpBody:
+    async def ranking(self, request: Body, fields: dict[str, Any]) -> httpbody_pb2.HttpBody:
+        """Answer the fields of a body, whose bytes are still wanted, in our own form."""
         size = len(request.data)
         # Voyage's clients look for the results under another name; they spell this field so.
         voyage = "top_k" in fields

@@ -118,7 +118,7 @@ def test_a_body_beyond_the_limit(api: Api) -> None:
     assert answer.error() == (413, "INPUT_TOO_LARGE")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/embedding", "/v1/embeddings/x", "/v1/ranking"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/embedding", "/v1/embeddings/x", "/v1/ranking"])
 def test_unknown_paths(api: Api, path: str) -> None:
     answer = post(api.stack.http_port, {}, api.authorization, path=path)
     assert answer.error() == (404, "ROUTE_NOT_FOUND")

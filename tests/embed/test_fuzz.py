@@ -22,6 +22,9 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "task": st.sampled_from(["retrieval.query", "clustering"]) | JSON,
     "embedding_type": ENCODING | st.lists(ENCODING, max_size=3) | JSON,
     "user": JSON,
+    "input_type": st.sampled_from(["query", "search_document", "clustering", "image"]) | JSON,
+    "prompt_name": st.sampled_from(["query", "passage", "separation", "summary"]) | JSON,
+    "output_dtype": st.sampled_from(["float", "ubinary", "int4"]) | JSON,
 }
 ALIASES: tuple[str, ...] = (
     "texts", "content", "encoding_format", "encoding_type", "embedding_types", "task_type",

@@ -60,13 +60,21 @@ def test_each_served_model_has_its_schema() -> None:
 
 def test_fields_of_a_model() -> None:
     properties = {spec.id: DESCRIBED.properties(spec.id) for spec in SERVED}
-    common = {"model", "input", "embedding_type"}
+    common = {"model", "input", "embedding_type", "input_type", "prompt_name", "output_dtype"}
     assert properties["all-MiniLM-L6-v2"].keys() == common | {"truncate", "normalized", "dimensions"}
     assert properties["jina-embeddings-v2-base-en"].keys() == common | {"truncate", "normalized"}
     dimensions = properties["all-MiniLM-L6-v2"]["dimensions"]["anyOf"]
     assert dimensions == [{"type": "integer", "exclusiveMinimum": 0, "maximum": 384}, {"type": "null"}]
     tasks = properties["jina-embeddings-v3"]["task"]["anyOf"][0]["enum"]
     assert tasks == list(CATALOG.models["jina-embeddings-v3"].tasks)
+    assert properties["jina-embeddings-v3"]["input_type"]["enum"] == [
+        "query", "document", "search_query", "search_document", "classification", "clustering", None,
+    ]  # fmt: skip
+    sides = ["query", "document", "search_query", "search_document", None]
+    assert properties["jina-colbert-v2"]["input_type"]["enum"] == sides
+    assert properties["all-MiniLM-L6-v2"]["prompt_name"]["enum"] == [None]
+    assert "task_type" not in properties["all-MiniLM-L6-v2"]
+    assert "RETRIEVAL_QUERY" in properties["jina-colbert-v2"]["task_type"]["enum"]
 
 
 MINILM = {"model": "all-MiniLM-L6-v2"}

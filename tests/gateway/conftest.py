@@ -50,7 +50,9 @@ def service() -> Iterator[ScriptedService]:
 @pytest.fixture(autouse=True)
 def _forget_calls(request: pytest.FixtureRequest) -> None:
     if "service" in request.fixturenames:
-        request.getfixturevalue("service").calls.clear()
+        service = request.getfixturevalue("service")
+        service.calls.clear()
+        service.unknown.clear()
 
 
 @pytest.fixture

@@ -19,13 +19,27 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 Metadata = dict[str, str | bytes]
 
 
+class _Unknown(grpc.GenericRpcHandler):
+    """Notes what else is called; gRPC then says that it is not implemented."""
+
+    def __init__(self, called: list[Metadata]) -> None:
+        self._known = ("Health", "CreateEmbeddings", "EmbedService", "OpsService")
+        self._called = called
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> None:
+        method: str = handler_call_details.method
+        if not any(name in method for name in self._known):
+            self._called.append({str(k): v for k, v in handler_call_details.invocation_metadata})
+
+
 class ScriptedService:
-    """Answers every method it has with what arrived, or acts on ``{"do": ...}``."""
+    """Answers every method it has with what arrived, or acts on ``{"do": ...}``; notes calls of others."""
 
     def __init__(self, name: str, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self.name = name
         self.port = port
         self.calls: list[tuple[str, Metadata, bytes]] = []
+        self.unknown: list[Metadata] = []
         self.cancelled = threading.Event()
         self.ready = b'{"status":"ok","checks":{"engine":"ok"}}'
         self.credentials = credentials
@@ -42,6 +56,7 @@ class ScriptedService:
             options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        server.add_generic_rpc_handlers((_Unknown(self.unknown),))
         for service, method in (
             ("EmbedRestService", "CreateEmbeddings"),
             ("EmbedService", "Embed"),

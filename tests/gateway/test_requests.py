@@ -265,7 +265,6 @@ class TestRequestId:
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1",
         "/v1/embeddings/x",
         "/v1/embedding",

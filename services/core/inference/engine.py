@@ -81,7 +81,10 @@ class Engine:
         executor: ThreadPoolExecutor,
         residency: Residency,
         opener: Opener,
+        dtype: str,
     ) -> None:
+        self.dtype = dtype
+        """Type of numbers that networks are asked to compute in, as ``float32``."""
         self._runtime = runtime
         self._device = device
         self._executor = executor
@@ -128,7 +131,9 @@ class Engine:
             background=device.background,
         )
         executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
-        engine = cls(runtime, device, executor, residency, opener or NoOpener())
+        engine = cls(
+            runtime, device, executor, residency, opener or NoOpener(), str(dtype).removeprefix("torch.")
+        )
         for spec in specs:
             engine._place(spec, lambda spec: engine._slot(spec, settings, load, weight_bytes))
         runtime.start()
@@ -173,6 +178,10 @@ class Engine:
     @on_failure.setter
     def on_failure(self, callback: Callable[[], None] | None) -> None:
         self._runtime.on_failure = callback
+
+    def batch_tokens(self, spec: ModelSpec) -> int:
+        """Return the most tokens that one pass of a served model has."""
+        return self._slots[spec.weights_id].lane.max_tokens
 
     def embedder(self, model: str) -> EmbeddingModel:
         """Return the embedding model of an id, with or without ``jina-ai/`` or ``jinaai/``.

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
+from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
+from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
 
 
-def default_model(settings: Settings, served: Iterable[ModelSpec], capability: str) -> str:
-    """Return ``SF_DEFAULT_MODEL``, else the first model that has the capability; else nothing."""
-    if settings.default_model is not None:
-        return settings.default_model
-    return next((spec.id for spec in served if spec.supports(Capability(capability))), "")
+class DefaultModels:
+    """``SF_DEFAULT_MODEL`` where it can answer, else the first served model that can."""
+
+    def __init__(
+        self, catalog: Catalog, settings: Settings, served: Sequence[ModelSpec], capability: Capability
+    ) -> None:
+        self._specs = {spec.id: spec for spec in served if spec.supports(capability)}
+        self._wanted = settings.default_model
+        known = catalog.get(self._wanted) if self._wanted is not None else None
+        self._default = None if known is None else known.id
+        self._served = {spec.id for spec in served}
+
+    def find(self, what: str, can: Callable[[ModelSpec], bool] = lambda _: True) -> ModelSpec:
+        """Return the model that answers; ``what`` says in an error what none here can do.
+
+        Raises ``ServiceError``: INPUT_MODEL_NOT_FOUND where the setting names a model that is not served,
+        INPUT_INVALID where no model can.
+        """
+        if self._wanted is not None and self._default not in self._served:
+            available = ", ".join(self._specs)
+            raise ServiceError(ErrorCode.INPUT_MODEL_NOT_FOUND, model=self._wanted, available=available)
+        first = (self._specs[self._default],) if self._default in self._specs else ()
+        found = next((spec for spec in (*first, *self._specs.values()) if can(spec)), None)
+        if found is None:
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason=f"No model served here {what}.")
+        return found

@@ -39,10 +39,16 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, str) and _is_digits(value) else value
 
 
-def _flag(value: object) -> object:
+def flag(value: object) -> object:
+    """Return the boolean that some clients write otherwise; what is none as it came."""
     if isinstance(value, str):
         return _FLAGS.get(value, value)
     return value == 1 if type(value) is int and value in (0, 1) else value
+
+
+def spellings(value: bool) -> list[object]:
+    """Return all that ``flag`` takes for a boolean."""
+    return [value, int(value), *(text for text, meant in _FLAGS.items() if meant is value)]
 
 
 Whole = BeforeValidator(_whole)
@@ -50,6 +56,6 @@ Whole = BeforeValidator(_whole)
 
 Flag = Annotated[
     bool | None,
-    BeforeValidator(_flag, json_schema_input_type=bool | Literal[tuple(_FLAGS)] | Literal[0, 1] | None),
+    BeforeValidator(flag, json_schema_input_type=bool | Literal[tuple(_FLAGS)] | Literal[0, 1] | None),
 ]
 """A boolean, or what some clients write for one: "true", "false", 1, 0."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from services.core.catalog import Catalog
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
 from services.core.requests.content import MAX_ERRORS, Location
+from services.core.requests.fields import flag
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -35,7 +36,9 @@ class ModelSchemas(Generic[S]):
     """The request classes of a capability, by the id of the served model.
 
     A wrong length of a field in ``whole`` is told as one of the whole request. ``translate`` puts what
-    other vendors' clients say to a model into the words of its schema first.
+    other vendors' clients say to a model into the words of its schema first, and knows the fields
+    ``translated``. What a model does not have is ignored, but for the fields of ``missed``: they are refused
+    unless they say what ``natural`` has for the model, which is what it does anyway.
     """
 
     def __init__(
@@ -45,22 +48,50 @@ class ModelSchemas(Generic[S]):
         *,
         whole: Sequence[str] = (),
         translate: Mapping[str, Translate] | None = None,
+        translated: Collection[str] = (),
+        missed: Collection[str] = (),
+        natural: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
+        self._missed = frozenset(missed)
+        self._natural = natural or {}
+        self._taken = {model: {*_names(schema), *translated} for model, schema in schemas.items()}
         self._translate = translate or {}
         self._catalog = catalog
         self._schemas = schemas
         self._whole = whole
 
-    def check(self, fields: dict[str, Any], locate: Locate = rest_location) -> tuple[str, S]:
+    def check(
+        self, fields: dict[str, Any], locate: Locate = rest_location, *, strict: bool = False
+    ) -> tuple[str, S]:
         """Return the id of the model that is named and the checked fields; ``locate`` words where errors are.
+
+        With ``strict`` every field that the model does not have is one of ``missed``.
 
         Raises ``ServiceError``: ``VALIDATION_ERROR`` naming the fields, ``INPUT_MODEL_NOT_FOUND`` for a
         model that is unknown or not served here.
         """
         model = self.model(fields, locate)
+        if strict or not self._missed.isdisjoint(fields):
+            self._refuse_missed(model, fields if strict else self._missed & fields.keys(), fields, locate)
         if translate := self._translate.get(model):
             fields = translate(fields, locate)
         return model, checked(self._schemas[model], fields, locate, model, whole=self._whole)
+
+    def _refuse_missed(
+        self, model: str, names: Iterable[str], fields: Mapping[str, Any], locate: Locate
+    ) -> None:
+        natural = self._natural.get(model, {})
+        errors = [
+            FieldError(
+                locate(model, (name,)), f"Model '{model}' leaves no choice here", "not_supported", value
+            )
+            for name in names
+            if name not in self._taken[model]
+            and (value := fields[name]) is not None
+            and not (name in natural and flag(value) == natural[name])
+        ]
+        if errors:
+            raise validation_error(errors)
 
     def model(self, fields: dict[str, Any], locate: Locate = rest_location) -> str:
         """Return the id of the served model that is named, which may be by an alias or with a prefix."""
@@ -80,6 +111,13 @@ class ModelSchemas(Generic[S]):
                 available=", ".join(self._schemas),
             )
         return spec.id
+
+
+def _names(schema: type[BaseModel]) -> Iterator[str]:
+    """Names that a field of a schema may be sent by."""
+    for name, field in schema.model_fields.items():
+        alias = field.validation_alias
+        yield from map(str, alias.choices) if isinstance(alias, AliasChoices) else (name,)
 
 
 def checked(

@@ -195,6 +195,16 @@ arrived_with: ContextVar[ArrivalMetadata] = ContextVar("arrived_with")
 ``context.invocation_metadata()`` makes all of it anew."""
 
 
+def original_path() -> str:
+    """Return the path of the REST call that became this one, with its query; empty for other calls."""
+    return told_by_caller("x-envoy-original-path")
+
+
+def told_by_caller(name: str) -> str:
+    """Return a header of the REST call that the gateway lets through; empty where there is none."""
+    return next((str(value) for key, value in arrived_with.get() if key == name), "")
+
+
 def begin(route: Route, context: Context, metadata: ArrivalMetadata, bodies: Bodies) -> Exchange:
     """Start the exchange of an arriving call: take its request id, or make one."""
     request_id = ""

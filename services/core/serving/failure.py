@@ -14,7 +14,8 @@ from typing import Any, cast
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
-from services.core.errors import FieldError, ServiceError, error_body
+from services.core.errors import FieldError, ServiceError
+from services.core.forms import form_of, formed_body
 from services.core.preview import clip, percent_width
 
 DOMAIN = "search-foundation"
@@ -52,19 +53,6 @@ def let_go(error: BaseException) -> None:
         each.__traceback__ = each.__cause__ = each.__context__ = None
 
 
-def _as_cohere(error: ServiceError, detail: str) -> dict[str, Any]:
-    return {"message": detail}
-
-
-def _as_tei(error: ServiceError, detail: str) -> dict[str, Any]:
-    kinds = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Overloaded"}
-    return {"error": detail, "error_type": kinds.get(error.spec.http_status, "Backend")}
-
-
-_FORMS = {"Cohere": _as_cohere, "Tei": _as_tei}
-"""What an error body holds beside ours, or in its place, by how the name of the rpc begins."""
-
-
 def http_body(error: ServiceError, request_id: str, rpc: str = "") -> str:
     """The REST body in printable ASCII: that of ``error_body`` and, on 422, ``errors``.
 
@@ -73,11 +61,9 @@ def http_body(error: ServiceError, request_id: str, rpc: str = "") -> str:
     At most ``_BODY_BYTES`` long: texts are cut, offending values previewed, entries beyond that left out.
     """
     param = error.field_errors[0].param if error.field_errors else None
-    body = error_body(error.code, error.detail, request_id, param=param)
-    detail = body["error"]["message"] = clip(error.detail, _SECOND_DETAIL_BYTES)
-    for vendor, form in _FORMS.items():
-        if rpc.startswith(vendor):
-            body |= form(error, detail)
+    detail = clip(error.detail, _SECOND_DETAIL_BYTES)
+    body = formed_body(form_of(rpc), error.code, detail, request_id, param=param)
+    body["detail"] = error.detail
     if error.field_errors:
         body["errors"] = list(_entries(error, _BODY_BYTES - len(_dump(body)) - len(',"errors":[]')))
     return _dump(body)
