@@ -93,6 +93,11 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     ),
     "rerank": ("Reranking 100 documents of about 128 tokens.", _module("rerank")),
     "batch": ("A batch job over SQLite beside the engine alone.", _module("batch")),
+    "chat": (
+        "The decoder of jina-vlm, random weights: tokens a second of 1, 4 and 16 answers and of a prompt, "
+        "beside transformers.",
+        _module("chat"),
+    ),
     "classify": ("Zero-shot classification, and training.", _module("classify")),
 }
 

@@ -20,11 +20,12 @@ def envoy_yaml(
     max_items: int = 2048,
     max_documents: int = 2048,
     max_classify_items: int = 512,
+    max_answer_tokens: int = 8192,
 ) -> str:
     """Render the configuration; raises CatalogError for a model or a capability that nobody serves.
 
-    ``max_items``, ``max_documents`` and ``max_classify_items`` are the services' limits on one request, which
-    the OpenAPI document tells.
+    ``max_items``, ``max_documents``, ``max_classify_items`` and ``max_answer_tokens`` are the services'
+    limits on one request, which the OpenAPI document tells.
     """
     for capability in topology.capabilities:
         if not has_services(capability):
@@ -57,6 +58,7 @@ def envoy_yaml(
         max_items=max_items,
         max_documents=max_documents,
         max_classify_items=max_classify_items,
+        max_answer_tokens=max_answer_tokens,
     )
     embedders = served.get(Capability.EMBED, ())
     return envoy.to_yaml(envoy.render(topology, infos, bodies, document, embedders))

@@ -11,6 +11,7 @@ CAPABILITIES: Mapping[str, str] = {
     "rerank": "services.rerank.capability",
     "classify": "services.classify.capability",
     "batch": "services.batch.capability",
+    "chat": "services.chat.capability",
 }
 """Capabilities by name, each a module with ``build(engine, catalog, settings)``; imported when named."""
 

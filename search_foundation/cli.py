@@ -15,6 +15,7 @@ COMMANDS = {
     "gateway": "run Envoy in front of the services",
     "keys": "create, list and revoke API keys",
     "batch": "submit embedding jobs, watch them, bring their files",
+    "chat": "ask a model that answers",
     "webhooks": "print and change the secret that signs webhooks",
     "models": "list the catalogue, fetch weights, check a folder of weights",
 }

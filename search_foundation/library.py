@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.chat.logic import Chat
+from services.chat.parsing import RequestParser as ChatParser
 from services.core.call import Call
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.folder import inspect
@@ -34,8 +36,8 @@ from services.core.inference.memory import weight_bytes
 from services.core.media.room import MediaRoom
 from services.core.media.sniffing import sniff
 from services.core.modeling.device import choose_dtype
+from services.core.modeling.families.table import Network
 from services.core.modeling.registry import load_network
-from services.core.modeling.types import Backend
 from services.core.settings import ConfigurationError, Settings, load_settings
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
@@ -97,7 +99,7 @@ class Model:
         self._settings = settings
         self._load, self._weight_bytes = _from(directory) if directory else (load_model, model_weight_bytes)
         self._options = frozenset(request_schema(spec, _NO_LIMIT).model_fields)
-        self._network: Backend[Any] | None = None
+        self._network: Network | None = None
         self._on_cuda = False
         self._closed = False
         self._engine: Engine | None = None
@@ -111,7 +113,7 @@ class Model:
     def _start(self) -> None:
         """Start the engine over the network that is there already, or that is loaded now."""
 
-        def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
+        def load(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
             if self._network is None:
                 self._network = self._load(spec, settings, device)
                 self._on_cuda = device.type == "cuda"
@@ -137,6 +139,8 @@ class Model:
         self._engine = engine
         self._parser = RequestParser(self._catalog, engine.served, max_items=_NO_LIMIT)
         self._embedder = Embedder(engine, self._settings)
+        self._chat_parser = ChatParser(self._catalog, engine.served, max_answer=_NO_LIMIT)
+        self._chat = Chat(engine, default=self._settings.chat_answer_tokens, seconds=float(_NO_LIMIT))
 
     def forget_threads(self) -> None:
         """Called in a forked process, which has none of the threads.
@@ -208,6 +212,38 @@ class Model:
         options = ScoreOptions(truncate=truncate, max_document_length=max_document_length)
         scores = self._run(engine.scorer(self.spec.id).score(query, documents, options, _call()))
         return scores.values
+
+    def chat(
+        self, messages: str | Sequence[Mapping[str, Any]], images: Sequence[bytes | Path] = (), **options: Any
+    ) -> str:
+        """Answer a conversation: what one user says, or messages as in a request to ``/v1/chat/completions``.
+
+        ``images`` are files that stand before the text of one user, their bytes or paths. Options mean what
+        they mean in a request: ``max_tokens``, ``temperature``, ``stop``, ``response_format`` and so on.
+        Raises ModelError for a model that does not answer, and for messages or options that it does not take.
+        """
+        return "".join(self.chat_stream(messages, images, **options))
+
+    def chat_stream(
+        self, messages: str | Sequence[Mapping[str, Any]], images: Sequence[bytes | Path] = (), **options: Any
+    ) -> Iterator[str]:
+        """As ``chat``, the answer in pieces as it comes; whoever stops reading ends it."""
+        self._open()
+        if not self.spec.supports(Capability.CHAT):
+            raise ModelError(f"{self.spec.id} does not answer conversations")
+        turns = _turns(messages, images)
+        pieces = self._pieces({"model": self.spec.id, "messages": turns, **options})
+        try:
+            while (piece := self._run(anext(pieces, None))) is not None:  # type: ignore[arg-type]
+                yield piece
+        finally:
+            self._run(pieces.aclose())  # type: ignore[arg-type]
+
+    async def _pieces(self, fields: dict[str, Any]) -> AsyncGenerator[str]:
+        request = self._chat_parser.parse(fields, _argument)
+        async with self._chat.answer(request, _call()) as answer:
+            async for piece in answer:
+                yield piece.text
 
     def close(self) -> None:
         """Let the model go; later calls raise ModelError."""
@@ -305,7 +341,7 @@ def _entry(catalog: Catalog, entry: str | None, directory: Path) -> ModelSpec:
 def _from(directory: Path) -> tuple[Loader, WeightBytes]:
     """Make what loads and weighs the weights in ``directory`` whatever the entry says of places."""
 
-    def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
+    def load_from(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
         network = load_network(spec, directory, device=device, dtype=choose_dtype(device, settings.dtype))
         network.warm_up()
         return network
@@ -318,6 +354,26 @@ def _from(directory: Path) -> tuple[Loader, WeightBytes]:
 
 async def _media_room(settings: Settings) -> MediaRoom:
     return MediaRoom(settings)
+
+
+def _turns(
+    messages: str | Sequence[Mapping[str, Any]], images: Sequence[bytes | Path]
+) -> list[dict[str, Any]]:
+    """Put a conversation into the form that it has in a request."""
+    if not isinstance(messages, str):
+        if images:
+            raise ModelError("images stand before a text; in messages they are parts")
+        return [dict(message) for message in messages]
+    fields = [cast("dict[str, Any]", _field(image)) for image in images]
+    return [
+        {
+            "role": "user",
+            "content": [
+                *(next(iter(field.values())) for field in fields),
+                {"type": "text", "text": messages},
+            ],
+        }
+    ]
 
 
 def _field(one: One) -> str | dict[str, Any]:

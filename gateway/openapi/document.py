@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from gateway.openapi.batch import batch
+from gateway.openapi.chat import chat
 from gateway.openapi.classification import classification
 from gateway.openapi.openai import openai
 from gateway.openapi.own import own
@@ -29,6 +30,7 @@ _TAGS = {
     "Embeddings": "Turn texts into vectors.",
     "Rerank": "Order documents by their relevance to a query.",
     "Classification": "Sort texts under labels, known or learned.",
+    "Chat": "Answer conversations of texts and images.",
     "Batch Embeddings": "Embed many texts in the background.",
     "OpenAI": "Files and batches for OpenAI's clients. `/openai/v1/embeddings` and `/models` answer as well.",
     **TAGS,
@@ -43,13 +45,15 @@ def build_openapi(
     max_items: int = 2048,
     max_documents: int = 2048,
     max_classify_items: int = 512,
+    max_answer_tokens: int = 8192,
 ) -> Document:
     """Describe a gateway whose pools serve these models for these capabilities.
 
     ``max_items`` is the services' limit on the list form of ``input``, ``max_documents`` that on documents
-    to rank, ``max_classify_items`` that on texts to classify or to learn from.
+    to rank, ``max_classify_items`` that on texts to classify or to learn from,
+    ``max_answer_tokens`` that on answers.
     """
-    chapters = [own(), *_chapters(served, max_items, max_documents, max_classify_items)]
+    chapters = [own(), *_chapters(served, max_items, max_documents, max_classify_items, max_answer_tokens)]
     paths: Document = {}
     for chapter in chapters:
         paths |= {operation.path: {"post": operation.described()} for operation in chapter.operations}
@@ -76,6 +80,7 @@ def _chapters(
     max_items: int,
     max_documents: int,
     max_classify_items: int,
+    max_answer_tokens: int,
 ) -> Iterator[Chapter]:
     if specs := served.get(Capability.EMBED):
         yield embeddings(specs, max_items)
@@ -85,6 +90,8 @@ def _chapters(
         yield vendor_rankings()
     if specs := served.get(Capability.CLASSIFY):
         yield classification(specs, max_classify_items)
+    if specs := served.get(Capability.CHAT):
+        yield chat(specs, max_answer_tokens)
     if specs := served.get(Capability.BATCH):
         yield batch(specs)
         yield openai()

@@ -76,6 +76,7 @@ def configuration(topology: Topology, settings: Settings) -> str:
         max_items=settings.max_items,
         max_documents=settings.max_documents,
         max_classify_items=settings.max_classify_items,
+        max_answer_tokens=settings.chat_max_answer_tokens,
     )
 
 

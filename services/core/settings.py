@@ -176,6 +176,26 @@ class Settings(BaseSettings):
     )
     max_queue_tokens: int = Field(1_000_000, ge=1, description="Queued tokens above which calls get 503.")
 
+    # Chat
+    chat_cache_bytes: int = Field(
+        4 << 30,
+        ge=1,
+        description="Memory of the device for the keys and values of conversations, for each model that "
+        "answers, beside its weights; it bounds how many are answered at a time and how long they are.",
+    )
+    chat_answer_tokens: int = Field(
+        256, ge=1, description="Longest answer of a chat request that does not say it, in tokens."
+    )
+    chat_max_answer_tokens: int = Field(
+        8192, ge=1, description="Longest answer that a chat request may ask for, in tokens."
+    )
+    chat_timeout_seconds: float = Field(
+        240.0, gt=0, description="Longest time for a whole answer, of calls without a deadline of their own."
+    )
+    chat_heartbeat_seconds: float = Field(
+        10.0, gt=0, description="After this time without a token a streamed answer sends a comment."
+    )
+
     sparse_top_k: int | None = Field(
         None, ge=1, description="Entries of a sparse vector (ELSER) to answer, the largest; all when unset."
     )

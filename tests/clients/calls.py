@@ -11,15 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import cohere
+import litellm
 import voyageai
 from huggingface_hub import InferenceClient
+from langchain_openai import ChatOpenAI
 
 BASE, KEY, MODEL = os.environ["BASE"], os.environ["API_KEY"], os.environ["MODEL"]
 TEXTS = ["a cat purrs", "rain"]
+CHAT = os.environ["CHAT_MODEL"]
+QUESTION = [{"role": "user", "content": "hello"}]
 
 two = cohere.ClientV2(api_key=KEY, base_url=BASE)
 one = cohere.Client(api_key=KEY, base_url=BASE)
 voyage = voyageai.Client(api_key=KEY, base_url=f"{BASE}/v1")
+chain = ChatOpenAI(model=CHAT, base_url=f"{BASE}/v1", api_key=KEY)
 hugging_face = InferenceClient(model=f"{BASE}/embed", token=KEY)
 
 
@@ -68,3 +73,16 @@ say(
 say("voyage refused", lambda: voyage.embed(TEXTS, model="nope"))
 say("hugging face embed", lambda: hugging_face.feature_extraction(TEXTS[0]).tolist())
 say("hugging face refused", lambda: hugging_face.feature_extraction("word " * 900))
+
+
+def lite(**fields: Any) -> Any:
+    return litellm.completion(
+        model=f"openai/{CHAT}", api_base=f"{BASE}/v1", api_key=KEY, messages=QUESTION, **fields
+    )
+
+
+say("langchain chat", lambda: chain.invoke("hello").content)
+say("langchain stream", lambda: "".join(chunk.content for chunk in chain.stream("hello")))
+say("litellm chat", lambda: lite().choices[0].message.content)
+say("litellm stream", lambda: "".join(c.choices[0].delta.content or "" for c in lite(stream=True)))
+say("litellm refused", lambda: lite(temperature=3))

@@ -18,6 +18,7 @@ import pytest
 
 from tests.e2e.conftest import Api
 from tests.stack import MODEL, Stack
+from tests.vlm_served import CACHE_BYTES, PARROT, SAID, write_answering
 
 FOLDER = Path(__file__).parent
 ENVIRONMENT = FOLDER.parents[1] / ".venv-clients"
@@ -46,8 +47,14 @@ def python() -> Path:
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with Stack(tmp_path_factory.mktemp("clients")) as stack:
-        stack.serve("embed", "rerank")
+    folder = write_answering(tmp_path_factory.mktemp("answering"))
+    settings = {
+        "SF_MODEL_DIR": str(folder),
+        "SF_CATALOG_FILE": str(folder / "catalog.yaml"),
+        "SF_CHAT_CACHE_BYTES": str(CACHE_BYTES),
+    }
+    with Stack(tmp_path_factory.mktemp("clients"), settings) as stack:
+        stack.serve("embed", "rerank", "chat", models=(MODEL, PARROT))
         stack.gateway()
         yield Api(stack, stack.create_key())
 
@@ -55,7 +62,13 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 @pytest.fixture(scope="module")
 def told(api: Api, python: Path) -> dict[str, tuple[bool, Any]]:
     """What each call of ``calls.py`` came to."""
-    environment = {**os.environ, "BASE": api.stack.url, "API_KEY": api.key, "MODEL": MODEL}
+    environment = {
+        **os.environ,
+        "BASE": api.stack.url,
+        "API_KEY": api.key,
+        "MODEL": MODEL,
+        "CHAT_MODEL": PARROT,
+    }
     done = subprocess.run(
         [python, FOLDER / "calls.py"],
         env=environment,
@@ -101,11 +114,17 @@ def test_rankings_are_ours(api: Api, told: dict[str, tuple[bool, Any]], name: st
     assert value == [[each["index"], each["relevance_score"]] for each in results]
 
 
+@pytest.mark.parametrize("name", ["langchain chat", "langchain stream", "litellm chat", "litellm stream"])
+def test_answers_are_ours(told: dict[str, tuple[bool, Any]], name: str) -> None:
+    assert told[name] == (True, SAID)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("cohere refused", "Model 'nope' not found"),
         ("voyage refused", "Model 'nope' not found"),
+        ("litellm refused", "temperature"),
         ("hugging face refused", "maximum of 512 tokens"),
     ],
 )

@@ -10,6 +10,8 @@ import pytest
 from tests.clip_checkpoints import V1, write_model
 from tests.docs.examples import ROOT, Example, examples
 from tests.stack import Stack
+from tests.vlm_checkpoints import write_parrot
+from tests.vlm_served import CACHE_BYTES
 
 PAGES = (
     "README.md",
@@ -18,15 +20,22 @@ PAGES = (
     "docs/classify.md",
     "docs/media.md",
     "docs/batch.md",
+    "docs/chat.md",
 )
+
+
+VLM = "jina-vlm"
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("docs")
     write_model(folder / "models", V1)
-    with Stack(folder, {"SF_MODEL_DIR": str(folder / "models")}) as running:
-        running.serve("embed", "rerank", "classify", "batch", models=("all-MiniLM-L6-v2", V1))
+    write_parrot(folder / "models" / VLM, "Two cats.", positions=40960)
+    settings = {"SF_MODEL_DIR": str(folder / "models"), "SF_CHAT_CACHE_BYTES": str(CACHE_BYTES)}
+    with Stack(folder, settings) as running:
+        models = ("all-MiniLM-L6-v2", V1, VLM)
+        running.serve("embed", "rerank", "classify", "batch", "chat", models=models)
         running.gateway()
         yield running
 

@@ -120,10 +120,6 @@ class TestLocal:
         [
             ("limits: {max_heap: 3}", "limits.max_heap: Extra inputs"),
             ("- a", "must hold a mapping"),
-            (
-                "pools: [{name: a, capabilities: [chat], models: [m], addresses: ['h:1']}]",
-                "no service for chat",
-            ),
             ("a: [", "Cannot read"),
             (None, "Cannot read"),
         ],

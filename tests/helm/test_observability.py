@@ -157,7 +157,7 @@ def test_everything_that_should_be_seen_is() -> None:
 
 def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
     rules = _alerts(ALL)
-    assert len({rule["alert"] for rule in rules}) == len(rules) == 13
+    assert len({rule["alert"] for rule in rules}) == len(rules) == 14
     for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"].endswith(".")

@@ -151,7 +151,6 @@ BY_RULE: dict[str, tuple[dict[str, Any], list[str]]] = {
         one_pool(strategy={"maxSurge": 0, "maxUnavailable": 0}),
         ["maxSurge and maxUnavailable are both 0"],
     ),
-    "chat-is-to-come": (one_pool(capability=["embed", "chat"]), ["pool 'embed'", "no service", "chat"]),
     "one-volume-for-two-versions": (
         one_pool(modelCache={"type": "pvc", "accessMode": "ReadWriteOncePod"}),
         ["ReadWriteOncePod", "strategy.maxSurge to 0"],

@@ -130,6 +130,71 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ),
         ),
     ),
+    "chat": (
+        "Search Foundation / Chat",
+        (
+            Panel("Time to the first token", quantiles("searchfoundation_first_token_seconds", _POOL), "s"),
+            Panel("Time between tokens", quantiles("searchfoundation_next_token_seconds", _POOL), "s"),
+            Panel(
+                "Tokens of answers",
+                (
+                    (
+                        rate("searchfoundation_generated_tokens_total", _POOL, "pool, model"),
+                        "{{pool}} {{model}}",
+                    ),
+                ),
+                "cps",
+            ),
+            Panel(
+                "Conversations",
+                (
+                    (f"sum by (model) (searchfoundation_generation_running{{{_POOL}}})", "{{model}} running"),
+                    (f"sum by (model) (searchfoundation_generation_waiting{{{_POOL}}})", "{{model}} waiting"),
+                ),
+                about="They wait while there is no room for them in the blocks.",
+            ),
+            Panel(
+                "Tokens that wait",
+                (
+                    (
+                        f"sum by (pool, model) (searchfoundation_generation_waiting_tokens{{{_POOL}}})",
+                        "{{pool}} {{model}}",
+                    ),
+                ),
+                about="The autoscaler's signal where `signal` is `tokens`.",
+            ),
+            Panel(
+                "Blocks of keys and values in use",
+                (
+                    (
+                        f"sum by (pool, model) (searchfoundation_cache_blocks_used{{{_POOL}}}) / "
+                        f"sum by (pool, model) (searchfoundation_cache_blocks{{{_POOL}}})",
+                        "{{pool}} {{model}}",
+                    ),
+                ),
+                "percentunit",
+            ),
+            Panel(
+                "Conversations that share a step",
+                (
+                    (
+                        mean("searchfoundation_generation_step_sequences", _POOL, "pool, model"),
+                        "{{pool}} {{model}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Tokens of prompts that were in memory",
+                (
+                    (
+                        rate("searchfoundation_shared_prompt_tokens_total", _POOL, "pool, model"),
+                        "{{pool}} {{model}}",
+                    ),
+                ),
+                "cps",
+            ),
+        ),
+    ),
     "inference": (
         "Search Foundation / Inference",
         (

@@ -17,7 +17,10 @@ _OUTPUTS = {
 _FREE = dict.fromkeys(
     ("prompt", "completion", "image", "request", "input_cache_read", "input_cache_write"), "0"
 )
-_SAMPLING = ("temperature", "top_p", "stop", "max_tokens")
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "seed", "stop", "max_tokens"),
+    *("presence_penalty", "frequency_penalty", "logprobs", "response_format"),
+)
 
 
 def model_info(spec: ModelSpec) -> dict[str, Any]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from services.core.catalog import Catalog, CatalogError, canonical_id
 from services.core.catalog.types import Capability, ModelSpec, RerankMethod
 from services.core.content import Opener
 from services.core.errors import ErrorCode, ServiceError
+from services.core.inference import generation
+from services.core.inference.answering import ChatModel
 from services.core.inference.device import TorchDevice, available_cores
 from services.core.inference.embedding import EmbeddingModel
+from services.core.inference.generation import Room
 from services.core.inference.jobs import Lane
 from services.core.inference.late_interaction import LateInteractionScorer
 from services.core.inference.list_scoring import ListScorer
@@ -30,7 +33,7 @@ from services.core.inference.tokenizing import TextThreads
 from services.core.modeling.device import choose_device, choose_dtype
 from services.core.modeling.families.table import FAMILIES
 from services.core.modeling.native.instructions import choose as choose_instructions
-from services.core.modeling.types import Door, EncodeItem
+from services.core.modeling.types import Backend, Door, EncodeItem, Generator
 from services.core.settings import Settings
 
 _BATCH_TOKENS = 16384
@@ -95,6 +98,8 @@ class Engine:
         self._specs: dict[str, ModelSpec] = {}
         self._embedders: dict[str, EmbeddingModel] = {}
         self._scorers: dict[str, Scorer] = {}
+        self._chats: dict[str, ChatModel] = {}
+        self._generations: dict[str, generation.Generation] = {}
 
     @classmethod
     async def start(
@@ -135,7 +140,7 @@ class Engine:
             runtime, device, executor, residency, opener or NoOpener(), str(dtype).removeprefix("torch.")
         )
         for spec in specs:
-            engine._place(spec, lambda spec: engine._slot(spec, settings, load, weight_bytes))
+            engine._place(spec, settings, load, weight_bytes)
         runtime.start()
         try:
             lazy = settings.model_residency == "lazy"
@@ -159,6 +164,8 @@ class Engine:
         self._specs.clear()
         self._embedders.clear()
         self._scorers.clear()
+        self._chats.clear()
+        self._generations.clear()
 
     @property
     def served(self) -> tuple[ModelSpec, ...]:
@@ -200,16 +207,28 @@ class Engine:
             raise _not_found(model, self._scorers)
         return found
 
-    def _place(self, spec: ModelSpec, new_slot: Callable[[ModelSpec], AnySlot]) -> None:
+    def chat(self, model: str) -> ChatModel:
+        """Return the model that answers of an id; names and errors as for ``embedder``."""
+        found = self._chats.get(model) or self._chats.get(canonical_id(model))
+        if found is None:
+            raise _not_found(model, self._chats)
+        return found
+
+    def _place(self, spec: ModelSpec, settings: Settings, load: Loader, weight_bytes: WeightBytes) -> None:
         """Make what serves ``spec``; entries with the same weights share one copy of them."""
         family = FAMILIES.get(spec.family)
         if family is None:
             raise EngineStartError(f"{spec.id} cannot be served: there is no network '{spec.family}' yet.")
         slot = self._slots.get(spec.weights_id)
         if slot is None:
-            slot = self._slots[spec.weights_id] = new_slot(spec)
+            make = self._answering_slot if family.door is Door.GENERATES else self._slot
+            slot = self._slots[spec.weights_id] = make(spec, settings, load, weight_bytes)
             self._residency.add(slot)
         self._specs[spec.id] = spec
+        if family.door is Door.GENERATES:
+            answers = self._generations[spec.weights_id]
+            self._chats[spec.id] = ChatModel(spec, slot, answers, self._runtime, self._threads, self._opener)
+            return
         submission: Submission[Any, Any] = Submission(spec, slot, self._runtime, self._threads, self._opener)
         if family.door is Door.SCORES_PAIRS:
             self._scorers[spec.id] = PairScorer(submission)
@@ -232,7 +251,7 @@ class Engine:
         def bring() -> Loaded[Any, Any]:
             # Batches of other models may be running meanwhile.
             self._device.claim_cores(alone=settings.model_residency == "eager")
-            network = load(spec, settings, device)
+            network = cast("Backend[Any]", load(spec, settings, device))
             if settings.max_batch_tokens is None and not self._device.on_cpu:
                 lane.max_tokens = lane.min_tokens = network.batch_tokens
             return Loaded(network.forward, network.processor)
@@ -243,6 +262,37 @@ class Engine:
             passes,
             self._residency,
             weight_bytes=lambda: weight_bytes(spec, settings, device),
+            load=bring,
+        )
+
+    def _answering_slot(
+        self, spec: ModelSpec, settings: Settings, load: Loader, weight_bytes: WeightBytes
+    ) -> Slot[Room, Any]:
+        """As ``_slot``, of a family that generates: with its weights goes the memory for keys and values."""
+        device = self._device.torch
+        passes: ModelHandle[Any] = ModelHandle()
+        # One step or look is a batch of its own.
+        lane: Lane[Any, Any] = Lane(
+            spec.id, passes, max_tokens=1, min_tokens=1, weight=max(1.0, spec.parameters)
+        )
+        self._runtime.add(lane)
+        cache = settings.chat_cache_bytes
+        self._generations[spec.weights_id] = generation.Generation(
+            lane, self._runtime, settings.max_queue_tokens
+        )
+
+        def bring() -> Loaded[Room, Any]:
+            self._device.claim_cores(alone=settings.model_residency == "eager")
+            network = cast(Generator, load(spec, settings, device))
+            room = Room.of(network, cache, spec.max_tokens, on_cpu=self._device.on_cpu)
+            return Loaded(cast(Any, generation.run), room)
+
+        return Slot(
+            spec,
+            lane,
+            passes,
+            self._residency,
+            weight_bytes=lambda: weight_bytes(spec, settings, device) + cache,
             load=bring,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -12,15 +11,15 @@ from services.core.catalog.weights import locate
 from services.core.inference.memory import weight_bytes
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.device import choose_dtype
+from services.core.modeling.families.table import Network
 from services.core.modeling.registry import load_network
-from services.core.modeling.types import Backend
 from services.core.settings import Settings
 
-Loader = Callable[[ModelSpec, Settings, torch.device], Backend[Any]]
+Loader = Callable[[ModelSpec, Settings, torch.device], Network]
 WeightBytes = Callable[[ModelSpec, Settings, torch.device], int]
 
 
-def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Backend[Any]:
+def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Network:
     """Load a model from where its weights are, and warm it up.
 
     Raises WeightsNotFound, and CheckpointError for weights that are not its own.

@@ -123,6 +123,94 @@ class EngineMetrics:
         return work / workers
 
 
+FIRST_TOKEN_SECONDS = Histogram(
+    "searchfoundation_first_token_seconds",
+    "Time from a call to the first token of its answer.",
+    ("model",),
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128),
+)
+NEXT_TOKEN_SECONDS = Histogram(
+    "searchfoundation_next_token_seconds",
+    "Time between two tokens of an answer.",
+    ("model",),
+    buckets=(0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.3, 2.6, 5),
+)
+GENERATING = Gauge(
+    "searchfoundation_generation_running", "Conversations that are being answered.", ("model",)
+)
+GENERATION_WAITING = Gauge(
+    "searchfoundation_generation_waiting", "Conversations that wait for memory.", ("model",)
+)
+GENERATION_WAITING_TOKENS = Gauge(
+    "searchfoundation_generation_waiting_tokens",
+    "Tokens of the conversations that wait for memory, those of their longest answers included.",
+    ("model",),
+)
+CACHE_BLOCKS = Gauge("searchfoundation_cache_blocks", "Blocks of keys and values that there are.", ("model",))
+CACHE_BLOCKS_USED = Gauge(
+    "searchfoundation_cache_blocks_used", "Blocks of keys and values that conversations hold.", ("model",)
+)
+GENERATION_STEP_SEQUENCES = Histogram(
+    "searchfoundation_generation_step_sequences",
+    "Conversations that share a step.",
+    ("model",),
+    buckets=(1, 2, 4, 8, 16, 32, 64),
+)
+GENERATED_TOKENS = Counter("searchfoundation_generated_tokens", "Tokens of answers.", ("model",))
+SHARED_TOKENS = Counter(
+    "searchfoundation_shared_prompt_tokens",
+    "Tokens of prompts that were in memory already and not computed again.",
+    ("model",),
+)
+
+
+class GenerationMetrics:
+    """What is told about the answers of one model."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        running: Callable[[], float],
+        waiting: Callable[[], float],
+        waiting_tokens: Callable[[], float],
+        blocks: Callable[[], float],
+        all_blocks: Callable[[], float],
+    ) -> None:
+        """The functions are asked at each scrape; ``blocks`` counts those in use."""
+        GENERATING.labels(model).set_function(running)
+        GENERATION_WAITING.labels(model).set_function(waiting)
+        GENERATION_WAITING_TOKENS.labels(model).set_function(waiting_tokens)
+        # The autoscaler's signals: what waits for memory waits for the device.
+        QUEUE_ITEMS.labels(model).set_function(waiting)
+        QUEUE_TOKENS.labels(model).set_function(waiting_tokens)
+        CACHE_BLOCKS_USED.labels(model).set_function(blocks)
+        CACHE_BLOCKS.labels(model).set_function(all_blocks)
+        self._first = FIRST_TOKEN_SECONDS.labels(model)
+        self._next = NEXT_TOKEN_SECONDS.labels(model)
+        self._sequences = GENERATION_STEP_SEQUENCES.labels(model)
+        self._tokens = GENERATED_TOKENS.labels(model)
+        self._shared = SHARED_TOKENS.labels(model)
+        self._refused = DROPPED.labels(model, "refused")
+
+    def token(self, seconds: float, *, first: bool) -> None:
+        """Count a token, ``seconds`` after the one before it, or after the call came."""
+        (self._first if first else self._next).observe(seconds)
+        self._tokens.inc()
+
+    def stepped(self, sequences: int) -> None:
+        """Count a step."""
+        self._sequences.observe(sequences)
+
+    def shared(self, tokens: int) -> None:
+        """Count tokens that were in memory already."""
+        self._shared.inc(tokens)
+
+    def refused(self) -> None:
+        """Count a conversation that could not even wait."""
+        self._refused.inc()
+
+
 class ResidencyMetrics:
     """What is told about models that come and go."""
 

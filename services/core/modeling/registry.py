@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -11,13 +11,11 @@ from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.families.cross_encoder import CrossEncoder
 from services.core.modeling.families.listwise import ListwiseRanker
-from services.core.modeling.families.table import FAMILIES
-from services.core.modeling.types import Backend, Door, TextEncoder
+from services.core.modeling.families.table import FAMILIES, Network
+from services.core.modeling.types import Door, TextEncoder
 
 
-def load_network(
-    spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype
-) -> Backend[Any]:
+def load_network(spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype) -> Network:
     """Load the model of ``directory`` as the network that ``spec.family`` names.
 
     CheckpointError if the configuration is that of another network, if a tensor is missing, left over or
@@ -66,9 +64,7 @@ def recognised(directory: Path) -> list[str]:
     return _recognised(read_json(directory / "config.json"))
 
 
-def _load(
-    door: Door, spec: ModelSpec, directory: Path, device: torch.device, dtype: torch.dtype
-) -> Backend[Any]:
+def _load(door: Door, spec: ModelSpec, directory: Path, device: torch.device, dtype: torch.dtype) -> Network:
     family = FAMILIES.get(spec.family)
     if family is not None and family.door is not door:
         raise CheckpointError(f"{spec.id}: '{spec.family}' {family.door}, which is not what was asked for")

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.catalog.types import InputType, Modality
-from services.core.content import Fit, Input, Usage
+from services.core.content import Fit, Input, Part, Usage
+from services.core.modeling.layers.causal import Chunk
 from services.core.modeling.layers.packed import PackedBatch
 
 R_co = TypeVar("R_co", covariant=True)
@@ -39,6 +40,7 @@ class Feature:
     The states that the tower makes of ``data`` (a tensor on the CPU, in a form of the family's own) stand for
     the tokens ``[offset, offset + length)``. ``length`` is 0 where the tower's result is that of the item,
     as in CLIP. ``grid`` are the tower's patches in frames, rows and columns, where their number varies.
+    ``digest`` tells it from every other, where results for it are kept.
     """
 
     kind: Modality
@@ -46,6 +48,7 @@ class Feature:
     offset: int = 0
     length: int = 0
     grid: tuple[int, int, int] | None = None
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,55 @@ class PairProcessor(Protocol):
         ...
 
 
+class Message(NamedTuple):
+    """One turn of a conversation: who speaks (``system``, ``user``, ``assistant``), and what."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+
+class PreparedChat(NamedTuple):
+    """A conversation as a network that answers reads it; ``features`` stand in rising order of offsets."""
+
+    token_ids: TokenIds
+    features: tuple[Feature, ...]
+    usage: Usage
+
+
+class ChatProcessor(Protocol):
+    """From conversations to the tokens of a network that answers, and back; pure, as ``Processor``."""
+
+    @property
+    def fit(self) -> Fit | None:
+        """As of ``Processor``."""
+        ...
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The UTF-8 bytes that each id of an answer writes; those of neighbours may share a character.
+
+        Empty for ids that are marks and no text.
+        """
+        ...
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        ...
+
+    def expected(self, kind: Modality) -> int:
+        """As of ``Processor``."""
+        ...
+
+    def prepare(self, messages: Sequence[Message]) -> PreparedChat:
+        """Write a conversation as the checkpoint's template has it. Raises UnfitInputError."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the ids of a plain text, without specials."""
+        ...
+
+
 class Door(StrEnum):
     """What a family does for the engine; declared in ``families/table.py``, asked of nobody else."""
 
@@ -197,6 +249,8 @@ class Door(StrEnum):
     """Each item, a query with a document, becomes a number from 0 to 1, by a ``PairProcessor``."""
     SCORES_LISTS = "scores lists"
     """Each item, a query with many documents, becomes the vectors of all, by a ``ListProcessor``."""
+    GENERATES = "generates"
+    """A conversation is answered token by token (``Generator``), by a ``ChatProcessor``."""
 
 
 class Backend(Protocol[R_co]):
@@ -230,6 +284,54 @@ class Backend(Protocol[R_co]):
 
     def warm_up(self) -> None:
         """Run what the first real call would otherwise pay for."""
+        ...
+
+
+class Generator(Protocol):
+    """A loaded model that answers, as the engine sees it. One ``step`` or ``look`` at a time."""
+
+    @property
+    def processor(self) -> ChatProcessor:
+        """From conversations to tokens and back."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """As of ``Backend``: there are no vectors, so 0."""
+        ...
+
+    @property
+    def batch_tokens(self) -> int:
+        """As of ``Backend``."""
+        ...
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of ``causal.BLOCK`` tokens of keys and values."""
+        ...
+
+    def open_cache(self, blocks: int) -> None:
+        """Take memory for the keys and values of ``blocks`` blocks."""
+        ...
+
+    def looks(self, feature: Feature) -> int:
+        """Return how many calls of ``look`` a feature takes: their length is what others wait for."""
+        ...
+
+    def look(self, feature: Feature, part: int) -> torch.Tensor:
+        """Run the tower on one part of a feature."""
+        ...
+
+    def seen(self, feature: Feature, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Lay the results for all parts out as the states of the feature's tokens, (length, width)."""
+        ...
+
+    def step(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """See ``CausalNetwork.step``."""
+        ...
+
+    def warm_up(self) -> None:
+        """As of ``Backend``."""
         ...
 
 

@@ -103,7 +103,9 @@ class Exchange:
         async for response in responses:
             rendered = self._render(response)
             if self.route.rest and not begun:
-                await self.context.send_initial_metadata((*self._limits(), *self.call.headers))
+                await self.context.send_initial_metadata(
+                    (*self._limits(), *self.call.headers, self._timing())
+                )
             begun = True
             await self.context.write(rendered)
         self.context.set_trailing_metadata((*self._limits(), self._timing()))

@@ -99,7 +99,7 @@ The drain's time counts from its beginning, so it holds both parts.
 {{- if $values.catalog -}}
 {{- $_ := set $env "SF_CATALOG_FILE" "/etc/search-foundation/catalog/catalog.yaml" -}}
 {{- end -}}
-{{- range $name := list "max_items" "max_documents" "max_classify_items" -}}
+{{- range $name := list "max_items" "max_documents" "max_classify_items" "chat_max_answer_tokens" -}}
 {{- with include "sf.largestSetting" (dict "root" $ "name" $name) -}}
 {{- $_ := set $env (printf "SF_%s" (upper $name)) . -}}
 {{- end -}}
@@ -123,7 +123,7 @@ dict root, name.
 */}}
 {{- define "sf.largestSetting" -}}
 {{- $name := .name -}}
-{{- $defaults := dict "max_items" 2048 "max_documents" 2048 "max_classify_items" 512 "max_body_bytes" 67108864 "max_text_body_bytes" 16777216 "request_timeout_seconds" 60 -}}
+{{- $defaults := dict "max_items" 2048 "max_documents" 2048 "max_classify_items" 512 "chat_max_answer_tokens" 8192 "max_body_bytes" 67108864 "max_text_body_bytes" 16777216 "request_timeout_seconds" 60 -}}
 {{- $given := false -}}
 {{- $most := 0.0 -}}
 {{- range (include "sf.pools" .root | fromYaml).pools -}}

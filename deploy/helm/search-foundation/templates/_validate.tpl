@@ -69,9 +69,6 @@
 {{- with .pool -}}
 {{- $scaling := .autoscaling -}}
 {{- $most := int ($scaling.enabled | ternary $scaling.maxReplicas .replicas) -}}
-{{- if has "chat" .capabilities -}}
-{{- $problems = append $problems (printf "%s: this version has no service for the capability chat; leave it out." $at) -}}
-{{- end -}}
 {{- if $scaling.enabled -}}
 {{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) -}}
 {{- $problems = append $problems (printf "%s: autoscaling.minReplicas (%d) is above maxReplicas (%d)." $at (int $scaling.minReplicas) (int $scaling.maxReplicas)) -}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -73,6 +74,38 @@ class Tokenizer:
         """Return the text of ``ids``, specials included."""
         return self._rust.decode(list(ids), skip_special_tokens=False)
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Return the ids of ``text`` without specials around it; those that it names are taken for such."""
+        return self._rust.encode(text, add_special_tokens=False).ids
+
+    def marks(self) -> dict[int, str]:
+        """Return the tokens added to the vocabulary, by id: each is read as one wherever it stands."""
+        return {id: token.content for id, token in self._rust.get_added_tokens_decoder().items()}
+
+    def reading_marks_as_text(self) -> Tokenizer:
+        """Return a copy that takes added tokens in a text for ordinary characters."""
+        rust = RustTokenizer.from_str(self._rust.to_str())
+        rust.encode_special_tokens = True
+        return Tokenizer(rust)
+
+    def pieces(self, count: int) -> list[bytes]:
+        """Return the UTF-8 bytes that each of the first ``count`` ids writes; none for added specials.
+
+        CheckpointError for a vocabulary that is not one of bytes.
+        """
+        if "ByteLevel" not in repr(self._rust.decoder):
+            raise CheckpointError("tokenizer.json: it does not write bytes, which answers are made of")
+        added = self._rust.get_added_tokens_decoder()
+        letters = letters_of_bytes()
+        pieces: list[bytes] = []
+        for id in range(count):
+            if (mark := added.get(id)) is not None:
+                pieces.append(b"" if mark.special else mark.content.encode())
+            else:
+                token = self._rust.id_to_token(id) or ""
+                pieces.append(bytes(letters[letter] for letter in token))
+        return pieces
+
     def first_ids(self, texts: Sequence[str]) -> list[int]:
         """Return the first id of each text, without specials."""
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -130,6 +163,17 @@ class Tokenizer:
     def _keep_specials(self, ids: TokenIds, limit: int) -> TokenIds:
         kept = limit - self.suffix_length
         return np.concatenate([ids[:kept], ids[len(ids) - self.suffix_length :]])
+
+
+@cache
+def letters_of_bytes() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for (Radford et al., 2019).
+
+    Printable letters of Latin-1 are themselves, all other bytes the letters from 256 on, in their order.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _uncut(encoding: RustEncoding) -> Tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -16,14 +16,16 @@ from services.core.modeling.families import (
     cross_encoder,
     dense,
     dense_decoder,
+    jina_vlm,
     listwise,
     sparse,
     xlm_absolute,
 )
 from services.core.modeling.families.jina_bert import is_jina_bert
-from services.core.modeling.types import Backend, Door
+from services.core.modeling.types import Backend, Door, Generator
 
-Loader = Callable[[ModelSpec, Checkpoint, torch.device, torch.dtype], Backend[Any]]
+Network: TypeAlias = Backend[Any] | Generator
+Loader = Callable[[ModelSpec, Checkpoint, torch.device, torch.dtype], Network]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,13 @@ def _scores_lists(recognises: Callable[[Config], bool], load: Loader) -> Family:
     return Family(Door.SCORES_LISTS, recognises, load)
 
 
+def _generates(
+    recognises: Callable[[Config], bool],
+    load: Callable[[ModelSpec, Checkpoint, torch.device, torch.dtype], Generator],
+) -> Family:
+    return Family(Door.GENERATES, recognises, load)
+
+
 FAMILIES: Mapping[str, Family] = {
     "bert": _embeds(dense.is_bert, dense.load_bert),
     "jina_bert": _embeds(is_jina_bert, dense.load_jina_bert),
@@ -63,5 +72,6 @@ FAMILIES: Mapping[str, Family] = {
     "reranker_v1": _scores_pairs(is_jina_bert, cross_encoder.load_reranker_v1),
     "reranker_v2": _scores_pairs(xlm_absolute.is_reranker, cross_encoder.load_reranker_v2),
     "reranker_v3": _scores_lists(listwise.is_listwise, listwise.load_listwise),
+    "jina_vlm": _generates(jina_vlm.is_jina_vlm, jina_vlm.load_jina_vlm),
 }
 """By the name that the catalogue gives them."""

@@ -100,7 +100,7 @@ static void decoder_attention_output_and_mlp(const struct decoder *d, const stru
                                              const struct row_buffers *b) {
     project_add(&l->attention_output, rows, attended, b->low, x, d->width);
     rms_rows(l->mlp_norm, x, rows->count, d->width, d->epsilon, b->normed);
-    project_gated(&l->gate, &l->up, 0, rows, b->normed, b->low, b->low_up, b->inner);
+    project_gated(&l->gate, &l->up, 0, rows, b->normed, b->low, b->low_up, b->inner, l->up.out);
     project_add(&l->down, rows, b->inner, b->low, x, d->width);
 }
 

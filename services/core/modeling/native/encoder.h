@@ -158,7 +158,7 @@ static void attention_output_and_mlp(const struct encoding *p, const struct enco
     else
         norm_rows(&l->attention_norm, b->sums, rows->count, width, e->epsilon, x);
     if (l->gate.weight)
-        project_gated(&l->gate, &l->up, 1, rows, x, b->low, b->low_up, b->inner);
+        project_gated(&l->gate, &l->up, 1, rows, x, b->low, b->low_up, b->inner, l->up.out);
     else
         project_gelu(&l->up, rows, x, b->low, b->inner, e->inner);
     project_add_fp32(&l->down, rows, b->inner, b->low, b->sums, width, x);

@@ -7,6 +7,7 @@
  */
 #include "decoder.h"
 #include "encoder.h"
+#include "generate.h"
 #include "lora.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -15,11 +16,12 @@
 EXPORT int32_t sf_bf16_elements(void) { return ELEMENTS == BF16; }
 
 /* Bytes of the structs that callers fill: attention, encoder, encoder_layer, encoder_pass, decoder, decoder_layer,
- * decoder_pass, linear; 0 behind them. */
+ * decoder_pass, linear, generate_layer, generator, query_run, generate_pass; 0 behind them. */
 EXPORT size_t sf_sizeof(int32_t which) {
     static const size_t sizes[] = {
         sizeof(struct attention), sizeof(struct encoder),       sizeof(struct encoder_layer), sizeof(struct encoder_pass),
         sizeof(struct decoder),   sizeof(struct decoder_layer), sizeof(struct decoder_pass),  sizeof(struct linear),
+        sizeof(struct generate_layer), sizeof(struct generator), sizeof(struct query_run), sizeof(struct generate_pass),
     };
     return which < (int32_t)(sizeof sizes / sizeof *sizes) ? sizes[which] : 0;
 }
@@ -67,6 +69,21 @@ EXPORT size_t sf_decoder_scratch(const struct decoder *d, int32_t members) {
 /* A pass of a decoder. Ids lie in the vocabulary, positions below `longest` and requested rows in the pass: none of
  * it is checked here. */
 EXPORT void sf_decode(const struct decoder_pass *in, char *scratch, int32_t members) { decode(in, scratch, members); }
+
+/* Numbers of the keys of a block of a head in a layer, then those of its values. */
+EXPORT int64_t sf_cache_keys(const struct generator *g) { return head_elements(g); }
+EXPORT int64_t sf_cache_values(const struct generator *g) { return value_elements(g); }
+
+/* Bytes of scratch for sf_generate. */
+EXPORT size_t sf_generate_scratch(const struct generator *g, int32_t members) {
+    return generate_scratch(g) * (size_t)members;
+}
+
+/* One step. Blocks lie in the cache, positions in the tables of angles and rows in the step: none of it is checked
+ * here. One step at a time over the same cache. */
+EXPORT void sf_generate(const struct generate_pass *in, char *scratch, int32_t members) {
+    generate(in, scratch, members);
+}
 
 /* Turn the halves of `heads` heads of each token against each other, in place. `stride` is from token to token,
  * `cosines` and `sines` are (tokens, head_dim / 2). */

@@ -62,6 +62,7 @@ def check_sizes(kernels: Kernels, **structs: type[ctypes.Structure]) -> None:
     names = (
         *("attention", "encoder", "encoder_layer", "encoder_pass"),
         *("decoder", "decoder_layer", "decoder_pass", "linear"),
+        *("generate_layer", "generator", "query_run", "generate_pass"),
     )
     for name, mirror in structs.items():
         size = kernels.functions.sf_sizeof(names.index(name))
@@ -85,6 +86,10 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         "sf_encode": (None, (pointer, pointer, int32)),
         "sf_decoder_scratch": (size, (pointer, int32)),
         "sf_decode": (None, (pointer, pointer, int32)),
+        "sf_cache_keys": (number, (pointer,)),
+        "sf_cache_values": (number, (pointer,)),
+        "sf_generate_scratch": (size, (pointer, int32)),
+        "sf_generate": (None, (pointer, pointer, int32)),
         "sf_rope": (None, (pointer, number, number, int32, int32, pointer, pointer)),
         "sf_lora": (
             None,

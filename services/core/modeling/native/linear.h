@@ -184,9 +184,9 @@ static void project_add_fp32(const struct linear *l, const struct rows *rows, co
     project_as(ADD_FP32, l, rows, x, low, out, stride, residual);
 }
 
-/* out = activation(gate x) * (up x); the activation is SiLU, or GELU. */
+/* out = activation(gate x) * (up x); the activation is SiLU, or GELU. Rows of `out` are `stride` apart. */
 static void project_gated(const struct linear *gate, const struct linear *up, int under_gelu, const struct rows *rows,
-                          const element *x, element *low_gate, element *low_up, element *out) {
+                          const element *x, element *low_gate, element *low_up, element *out, long stride) {
     float gates[BLOCK_ROWS * PANEL], ups[BLOCK_ROWS * PANEL];
     if (gate->tasks) lora_a(gate, rows, x, low_gate);
     if (up->tasks) lora_a(up, rows, x, low_up);
@@ -200,7 +200,7 @@ static void project_gated(const struct linear *gate, const struct linear *up, in
                 for (long i = 0; i < wide; i += LANES) {
                     const vec g = biased(gate, gates + r * PANEL + i, n + i, wide - i);
                     const vec u = biased(up, ups + r * PANEL + i, n + i, wide - i);
-                    store_element(out + (m + r) * up->out + n + i, wide - i, (under_gelu ? gelu(g) : silu(g)) * u);
+                    store_element(out + (m + r) * stride + n + i, wide - i, (under_gelu ? gelu(g) : silu(g)) * u);
                 }
             m += count;
         }

@@ -1,0 +1,1 @@
+"""Chat: answers to conversations of texts and pictures."""

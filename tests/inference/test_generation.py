@@ -1,0 +1,198 @@
+"""Answers through the engine: in company, cut off, refused, sampled, beside other work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from services.core.call import Call
+from services.core.catalog import Catalog
+from services.core.errors import ErrorCode, ServiceError
+from services.core.inference import Engine
+from services.core.inference.answering import AnswerOptions, ChatModel, Turn
+from services.core.inference.generation import Room
+from services.core.inference.sampling import Sampling
+from services.core.modeling.layers.causal import BLOCK
+from tests.rig import settings
+from tests.vlm_references import Reference
+from tests.vlm_served import CACHE_BYTES, ENDLESS, PARROT, RANDOM, SAID, write_answering
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_answering(tmp_path_factory.mktemp("answering"))
+
+
+@asynccontextmanager
+async def engine_of(folder: Path, *models: str, **values: Any) -> AsyncIterator[Engine]:
+    chosen = settings(models=models, model_dir=folder, **{"chat_cache_bytes": CACHE_BYTES, **values})
+    engine = await Engine.start(chosen, Catalog.load(folder / "catalog.yaml"))
+    try:
+        yield engine
+    finally:
+        await engine.stop(5.0)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(folder: Path) -> AsyncIterator[Engine]:
+    async with engine_of(folder, RANDOM, PARROT, ENDLESS) as started:
+        yield started
+
+
+def user(text: str) -> list[Turn]:
+    return [Turn("user", (text,))]
+
+
+async def said(model: ChatModel, text: str, call: Call | None = None, **options: Any) -> tuple[str, str, int]:
+    async with model.answer(user(text), AnswerOptions(**options), call or Call("x")) as answer:
+        pieces = [piece async for piece in answer]
+        assert answer.finish is not None
+        return "".join(piece.text for piece in pieces), answer.finish, answer.said
+
+
+def room_of(model: ChatModel) -> Room:
+    assert model._slot.processor is not None
+    return model._slot.processor
+
+
+def used(model: ChatModel) -> int:
+    pool = room_of(model).pool
+    return pool.count - pool.available
+
+
+async def test_an_answer_is_that_of_float64_whoever_shares_the_batch(engine: Engine, folder: Path) -> None:
+    reference, model = Reference(folder / RANDOM), engine.chat(RANDOM)
+    texts = ["hello world", "x" * 150, "Qué? 🎉", "hello " * 40, "a", "b" * 65, "c" * 63, "d" * 64]
+    answers = await asyncio.gather(*(said(model, text, most=12) for text in texts))
+    pieces = room_of(model).processor.pieces
+    for text, (written, _, _) in zip(texts, answers, strict=True):
+        turn = {"role": "user", "content": [{"type": "text", "text": text}]}
+        _, states = reference.prompt([turn], [])
+        ids = reference.greedy(states, 12)
+        ends = [i for i, id in enumerate(ids) if id in room_of(model).processor.ends]
+        kept = ids[: ends[0]] if ends else ids
+        assert written == b"".join(pieces[id] for id in kept).decode(errors="replace")
+    assert used(model) == 0
+
+
+async def test_characters_come_whole_and_the_end_is_told(engine: Engine) -> None:
+    model = engine.chat(PARROT)
+    async with model.answer(user("hello"), AnswerOptions(), Call("x")) as answer:
+        texts = [piece.text async for piece in answer]
+    assert "".join(texts) == SAID
+    assert "🎉" in texts
+    assert (answer.finish, answer.said) == ("stop", len(SAID.encode()))
+    assert await said(model, "hello", most=5) == ("Hi �", "length", 5)
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [(("🎉é",), "Hi "), ((",you!",), "Hi 🎉é"), (("never", "y"), "Hi 🎉é,"), ((",you?",), SAID)],
+)
+async def test_a_stop_over_several_tokens_is_never_shown(
+    engine: Engine, stops: tuple[str, ...], expected: str
+) -> None:
+    assert (await said(engine.chat(PARROT), "hello", stops=stops))[0] == expected
+
+
+async def test_callers_that_go_leave_no_blocks_held(engine: Engine) -> None:
+    model, charged = engine.chat(ENDLESS), Counter[int]()
+
+    async def go_away(number: int) -> None:
+        async def charge(tokens: int) -> None:
+            charged[number] += tokens
+
+        call = Call(str(number), charge=charge)
+        async with model.answer(user("x" * number), AnswerOptions(most=3000), call) as answer:
+            async for _ in answer:
+                if answer.said >= 3 + number % 5:
+                    break
+            assert answer.said < 3000
+        assert charged[number] == call.usage_tokens >= answer.prompt.total + 3
+
+    await asyncio.wait_for(asyncio.gather(*(go_away(n) for n in range(50))), 60)
+    assert used(model) == 0
+    assert (await said(model, "hello", most=4))[0] == "<abc"
+
+
+async def test_a_full_cache_lets_wait_then_refuses_then_recovers(folder: Path) -> None:
+    async with engine_of(folder, ENDLESS) as probe:
+        size = room_of(probe.chat(ENDLESS)).generator.block_bytes
+    async with engine_of(folder, ENDLESS, chat_cache_bytes=4 * size) as engine:
+        model = engine.chat(ENDLESS)
+        with pytest.raises(ServiceError) as caught:
+            await said(model, "x", most=5 * BLOCK)
+        assert caught.value.code is ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED
+        running = model.answer(user("x"), AnswerOptions(most=200), Call("x"))
+        async with running as first:
+            await anext(aiter(first))
+            waiting = [asyncio.ensure_future(said(model, "y", most=100)) for _ in range(2)]
+            async with asyncio.timeout(30):
+                while model._generation._waiting.count < 2:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0.001)
+            with pytest.raises(ServiceError) as caught:
+                await said(model, "z", most=100)
+            assert caught.value.code is ErrorCode.SERVICE_UNAVAILABLE
+            assert caught.value.retry_after is not None
+        for text, why, count in await asyncio.gather(*waiting):
+            assert (text[:4], why, count) == ("<abc", "length", 100)
+        assert used(model) == 0
+
+
+async def test_a_beginning_that_is_in_memory_is_not_computed_again(engine: Engine) -> None:
+    model, text = engine.chat(RANDOM), "s" * 200
+    async with model.answer(user(text), AnswerOptions(most=8), Call("x")) as cold:
+        first = "".join([piece.text async for piece in cold])
+    async with model.answer(user(text), AnswerOptions(most=8), Call("x")) as warm:
+        again = "".join([piece.text async for piece in warm])
+    assert (cold.shared, warm.shared) == (0, 3 * BLOCK)
+    assert first == again
+    async with model.answer(user("t" + text), AnswerOptions(most=1), Call("x")) as other:
+        assert [piece async for piece in other]
+    assert other.shared == 0
+
+
+async def test_a_deadline_ends_an_answer(engine: Engine) -> None:
+    call = Call("x")
+    call.deadline = call.started + 0.3
+    with pytest.raises(ServiceError) as caught:
+        await said(engine.chat(ENDLESS), "x", call, most=3900)
+    assert caught.value.code is ErrorCode.SERVICE_TIMEOUT
+    assert used(engine.chat(ENDLESS)) == 0
+
+
+async def test_an_answer_is_held_to_its_schema(engine: Engine) -> None:
+    model = engine.chat(RANDOM)
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["é", "no"]}, "b": {"type": "boolean"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    text, why, _ = await said(model, "hello", most=200, schema=schema)
+    found = json.loads(text)
+    assert (set(found), why) == ({"a", "b"}, "stop")
+    with pytest.raises(ServiceError, match="schema"):
+        await said(model, "hello", schema={"type": "no such type"})
+
+
+async def test_a_seed_repeats_an_answer_in_any_company(engine: Engine) -> None:
+    model = engine.chat(RANDOM)
+
+    async def drawn(seed: int) -> str:
+        return (await said(model, "hello", most=16, sampling=Sampling(temperature=1.0), seed=seed))[0]
+
+    alone = [await drawn(seed) for seed in range(3)]
+    assert len(set(alone)) == 3
+    together = await asyncio.gather(*(drawn(seed) for seed in range(3)), *(drawn(9) for _ in range(3)))
+    assert together[:3] == alone
