@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gateway import envoy
 from gateway.contract import has_services
@@ -13,7 +14,12 @@ from services.core.catalog.types import Capability
 from services.core.requests.limits import largest_body
 
 
-def envoy_yaml(
+def envoy_yaml(topology: Topology, catalog: Catalog, **limits: int) -> str:
+    """The whole configuration as one file; takes and raises what ``configuration`` does."""
+    return envoy.to_yaml(configuration(topology, catalog, **limits))
+
+
+def configuration(
     topology: Topology,
     catalog: Catalog,
     *,
@@ -21,8 +27,8 @@ def envoy_yaml(
     max_documents: int = 2048,
     max_classify_items: int = 512,
     max_answer_tokens: int = 8192,
-) -> str:
-    """Render the configuration; raises CatalogError for a model or a capability that nobody serves.
+) -> dict[str, Any]:
+    """Envoy's configuration as plain data; raises CatalogError for what nobody serves.
 
     ``max_items``, ``max_documents``, ``max_classify_items`` and ``max_answer_tokens`` are the services'
     limits on one request, which the OpenAPI document tells.
@@ -33,20 +39,22 @@ def envoy_yaml(
             raise CatalogError(f"Pool {pools}: this version has no service for the capability {capability}.")
     topology = _with_aliases(topology, catalog)
     specs = {model: catalog.require(model) for model in topology.models}
-    served = {
+    # Once each, also those that several pools share.
+    named = {
         capability: [
             specs[model]
-            for pool in topology.pools_of(capability)
-            for model in pool.models
-            if specs[model].supports(capability)
+            for model in dict.fromkeys(m for pool in topology.pools_of(capability) for m in pool.models)
         ]
         for capability in topology.capabilities
+    }
+    served = {
+        capability: [spec for spec in named[capability] if spec.supports(capability)] for capability in named
     }
     limits = topology.limits
     bodies = {
         capability: largest_body(
             capability,
-            [specs[model] for pool in topology.pools_of(capability) for model in pool.models],
+            named[capability],
             limits.max_text_body_bytes,
             limits.max_body_bytes,
         )
@@ -61,7 +69,7 @@ def envoy_yaml(
         max_answer_tokens=max_answer_tokens,
     )
     embedders = served.get(Capability.EMBED, ())
-    return envoy.to_yaml(envoy.render(topology, infos, bodies, document, embedders))
+    return envoy.render(topology, infos, bodies, document, embedders)
 
 
 def _with_aliases(topology: Topology, catalog: Catalog) -> Topology:
@@ -84,4 +92,5 @@ def _with_aliases_of_its_models(pool: Pool, pools: Sequence[Pool], catalog: Cata
         for model in other.models
     }
     models = (spec.id for spec in catalog.select(pool.models))
-    return pool.model_copy(update={"models": tuple(model for model in models if model not in elsewhere)})
+    own = tuple(model for model in models if model in pool.models or model not in elsewhere)
+    return pool.model_copy(update={"models": own})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.topology import Address, ClientTls, Listener, Pool, Topology
@@ -13,6 +14,7 @@ ADMIN_CLUSTER = "envoy_admin"
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _TLS_CONTEXT = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+_AGGREGATE = "envoy.extensions.clusters.aggregate.v3.ClusterConfig"
 _WINDOW = 16 << 20
 _KEEPALIVE_SECONDS = 60.0
 """A peer that answers no ping for so long is gone. Far above any stall, since closing ends all its calls."""
@@ -24,7 +26,7 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
     Slowness takes nobody out who is alone: there is nowhere better to send the call.
     """
     limits = topology.limits
-    alone = len(pool.endpoints) == 1 and _is_literal(pool.endpoints[0])
+    alone = pool.service is None and len(pool.endpoints) == 1 and _is_literal(pool.endpoints[0])
     cluster: Config = {
         "name": pool.name,
         "type": "STATIC" if all(_is_literal(address) for address in pool.endpoints) else "STRICT_DNS",
@@ -38,10 +40,7 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
         },
         # Restarted pods appear under new addresses: let go of the old ones as soon as they fail.
         "ignore_health_on_host_removal": True,
-        "load_assignment": {
-            "cluster_name": pool.name,
-            "endpoints": [{"lb_endpoints": [_endpoint(address) for address in pool.endpoints]}],
-        },
+        "load_assignment": load_assignment(pool),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _http2(topology)
         },
@@ -56,13 +55,46 @@ def pool_cluster(pool: Pool, topology: Topology) -> Config:
                 }
             ]
         },
-        "health_checks": [_health_check(topology, patient=alone)],
     }
+    if topology.health_check.active:
+        cluster["health_checks"] = [_health_check(topology, patient=alone)]
     if not alone:
         cluster["outlier_detection"] = _outlier_detection()
     if topology.services_tls is not None:
         cluster["transport_socket"] = _tls(topology.services_tls, pool)
     return cluster
+
+
+def load_assignment(pool: Pool) -> Config:
+    """The endpoints of a pool."""
+    endpoints = [_endpoint(address) for address in pool.endpoints]
+    return {"cluster_name": pool.name, "endpoints": [{"lb_endpoints": endpoints}]}
+
+
+def way_name(way: Sequence[Pool]) -> str:
+    """Name of the cluster that tries these pools in turn; that of the pool itself where it is one."""
+    return "+".join(pool.name for pool in way)
+
+
+def way_clusters(topology: Topology) -> list[Config]:
+    """Clusters that send a call to a pool, and to others where that one has too few healthy endpoints."""
+    shares = (share for capability in topology.capabilities for share in topology.shares_of(capability))
+    ways = {way_name(way): way for share in shares for way in share.ways() if len(way) > 1}
+    return [
+        {
+            "name": name,
+            "connect_timeout": seconds(topology.timeouts.connect),
+            "lb_policy": "CLUSTER_PROVIDED",
+            "cluster_type": {
+                "name": "envoy.clusters.aggregate",
+                "typed_config": {
+                    "@type": f"type.googleapis.com/{_AGGREGATE}",
+                    "clusters": [pool.name for pool in way],
+                },
+            },
+        }
+        for name, way in ways.items()
+    ]
 
 
 def admin_cluster(admin: Listener) -> Config:
@@ -158,7 +190,7 @@ def _outlier_detection() -> Config:
 
 
 def _tls(tls: ClientTls, pool: Pool) -> Config:
-    name = tls.server_name or pool.endpoints[0].host
+    name = pool.server_name or tls.server_name or pool.endpoints[0].host
     common: Config = {
         "alpn_protocols": ["h2"],
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from gateway.clusters import admin_cluster, pool_cluster
+from gateway.clusters import admin_cluster, pool_cluster, way_clusters
 from gateway.documents import documents, vendor_documents
 from gateway.listeners import grpc_listener, metrics_listener, rest_listener
 from gateway.topology import Topology
@@ -39,6 +39,7 @@ def render(
     if topology.grpc_listener is not None:
         listeners.append(grpc_listener(topology.grpc_listener, topology))
     clusters = [pool_cluster(pool, topology) for pool in topology.pools]
+    clusters.extend(way_clusters(topology))
     if topology.metrics is not None and topology.admin is not None:
         listeners.append(metrics_listener(topology.metrics))
         clusters.append(admin_cluster(topology.admin))

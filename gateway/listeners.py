@@ -12,7 +12,7 @@ from gateway.contract import descriptor_set, rest_services
 from gateway.cors import cors_filter
 from gateway.documents import Document
 from gateway.replies import METADATA_NAMESPACE, grpc_replies, local_replies
-from gateway.routes import CLASSIFIER_KEY, MODEL_KEY, grpc_host, rest_host, routes_by_model
+from gateway.routes import BODY_FILTER, CLASSIFIER_KEY, MODEL_KEY, grpc_host, rest_host
 from gateway.scripts import lua_filter
 from gateway.topology import Address, Listener, ServerTls, Topology
 from gateway.unpacking import unpacking_filters
@@ -160,8 +160,7 @@ def _rest_filters(topology: Topology) -> list[Config]:
     # Routes with a bound below the transcoder's own switch it on.
     buffer: Config = {"@type": f"{_FILTERS}.http.buffer.v3.Buffer", "max_request_bytes": limit}
     filters.append(_filter("buffer", buffer) | {"disabled": True})
-    if routes_by_model(topology):
-        filters.append(_filter("json_to_metadata", _body_to_metadata()))
+    filters.append({"name": BODY_FILTER, "typed_config": _body_to_metadata()})
     filters.append(_filter("grpc_json_transcoder", _transcoder(topology)))
     filters.append(_router())
     return filters

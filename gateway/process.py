@@ -55,19 +55,28 @@ class Envoy:
         return await self._process.wait()
 
     async def live(self) -> bool:
-        """Whether it takes connections; its admin page tells it from another on the same port."""
+        """Whether it takes connections; its admin page tells it from another on the same port.
+
+        Raises EnvoyError when it runs and cannot listen: what it reads from files does not end it.
+        """
         if self._topology.admin is None:
             return await _listens(self._topology.listener)
         try:
             _, body = await _ask(self._topology.admin, "GET", "/server_info")
+            info: dict[str, Any] = json.loads(body)
+            if info["command_line_options"]["config_path"] != str(self._config) or info["state"] != "LIVE":
+                return False
+            _, body = await _ask(self._topology.admin, "GET", "/listeners")
         except EnvoyError:
             return False
-        info: dict[str, Any] = json.loads(body)
-        return info["state"] == "LIVE" and info["command_line_options"]["config_path"] == str(self._config)
+        if not body.startswith(b"rest::") and b"\nrest::" not in body:
+            where = self._topology.listener
+            raise EnvoyError(f"Envoy cannot listen on {where.host}:{where.port}; its log says why.")
+        return True
 
     async def ready(self) -> bool:
-        """Whether it listens and every pool has a healthy endpoint."""
-        if not await _listens(self._topology.listener):
+        """Whether it listens and every pool has a healthy endpoint. Raises EnvoyError as ``live`` does."""
+        if not await self.live():
             return False
         if self._topology.admin is None:
             return True
@@ -181,6 +190,11 @@ def _all_pools_healthy(topology: Topology, clusters: Mapping[str, Any]) -> bool:
 def _healthy(host: Mapping[str, Any]) -> bool:
     status = host.get("health_status", {})
     return status.get("eds_health_status") == "HEALTHY" and not status.get("failed_active_health_check")
+
+
+async def read_admin(admin: Listener, path: str) -> str:
+    """Text of one of Envoy's admin pages; raises EnvoyError when it does not answer."""
+    return (await _ask(admin, "GET", path))[1].decode("utf-8")
 
 
 async def _ask(admin: Listener, method: str, path: str) -> tuple[int, bytes]:

@@ -1,6 +1,6 @@
--- GET /ready: asks one endpoint of every pool how it is. The renderer puts POOLS (name, quoted as JSON) and
--- READY_RPC, the path of a gRPC method without input that answers a google.api.HttpBody, and NOT_READY, the format
--- of the error, before this file.
+-- GET /ready: asks one endpoint of every pool how it is. The renderer puts READY_RPC, the path of a gRPC method
+-- without input that answers a google.api.HttpBody, NOT_READY, the format of the error, and POOLS_KEY before this file;
+-- the pools' names are under that key in the context of the route.
 
 local request_id = envoy_on_request
 local EMPTY_MESSAGE = "\0\0\0\0\0"
@@ -53,7 +53,7 @@ function envoy_on_request(handle)
   local id = handle:headers():get("x-request-id")
   local head = handle:headers():get(":method") == "HEAD"
   local checks, failed, degraded = {}, {}, false
-  for index, pool in ipairs(POOLS) do
+  for index, pool in ipairs(handle:filterContext():get(POOLS_KEY)) do
     local report = ask(handle, pool, id)
     local told = report and string.match(report, '^{"status":"(%a+)"')
     if told == "degraded" then

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from gateway.clusters import seconds
+from gateway.clusters import seconds, way_name
 from gateway.contract import RestCall, rest_calls, typed_services
 from gateway.cors import preflight_route
 from gateway.documents import PREFIXES, Document
 from gateway.replies import LARGEST_BODY, METADATA_NAMESPACE
-from gateway.scripts import GRPC_SCRIPT, HEAD_SCRIPT, MODEL_SCRIPT, READY_SCRIPT
-from gateway.topology import Pool, Topology
+from gateway.scripts import GRPC_SCRIPT, HEAD_SCRIPT, MODEL_SCRIPT, POOLS_KEY, READY_SCRIPT
+from gateway.topology import Share, Topology
 from services.classify.ids import model_mark
 from services.core.catalog.types import Capability
 from services.core.errors import ERRORS, ErrorCode
@@ -27,6 +27,8 @@ BASE_URL_HEADER = "x-sf-base-url"
 """Tells a service that answers with URLs where its caller reached the gateway."""
 METHOD_HEADER = "x-sf-method"
 """Tells a service that its caller wants the headers of an answer alone (HEAD)."""
+BODY_FILTER = "envoy.filters.http.json_to_metadata"
+"""Reads a body for the model's name."""
 READY_PATH = "/ready"
 MODELS_PREFIXES = tuple(f"{prefix}/models/" for prefix in PREFIXES)
 
@@ -72,7 +74,7 @@ def rest_host(topology: Topology, bodies: Mapping[Capability, int], documents: I
         _no_such_rpc("/"),
         *([preflight_route(topology.cors)] if topology.cors.origins else []),
         *(_document(document) for document in documents),
-        _ready(),
+        _ready(topology),
         *_wrong_methods(topology, documents),
         *map(_unknown_model, MODELS_PREFIXES),
         _error({"prefix": "/"}, ErrorCode.ROUTE_NOT_FOUND),
@@ -84,6 +86,10 @@ def rest_host(topology: Topology, bodies: Mapping[Capability, int], documents: I
     if routes_by_model(topology):
         # The whole body is read for the model's name before the transcoder takes it.
         host["request_body_buffer_limit"] = topology.limits.max_body_bytes
+    else:
+        # The filter is there all the same, so that a second pool changes routes and not the listener.
+        disabled = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+        host["typed_per_filter_config"] = {BODY_FILTER: disabled}
     return host
 
 
@@ -94,13 +100,13 @@ def grpc_host(topology: Topology) -> Config:
 
 
 def routes_by_model(topology: Topology) -> bool:
-    """Whether some capability has several pools, so that the gateway must know each request's model."""
-    return any(len(topology.pools_of(capability)) > 1 for capability in topology.capabilities)
+    """Whether models of a capability go different ways, so that each request's model must be known."""
+    return any(len(topology.shares_of(capability)) > 1 for capability in topology.capabilities)
 
 
-def model_pattern(pool: Pool) -> str:
-    """Regular expression of the names a pool's models may be called by."""
-    return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in pool.models)}){_MODEL_TAG}"
+def model_pattern(share: Share) -> str:
+    """Regular expression of the names that models of a share may be called by."""
+    return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in share.models)}){_MODEL_TAG}"
 
 
 def _rest_routes(topology: Topology, bodies: Mapping[Capability, int]) -> Iterator[Config]:
@@ -124,24 +130,26 @@ def _buffer(most: int) -> Config:
 
 def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterator[Config]:
     match = _path_match(call.path) | {"headers": [_method(call.method)]}
-    default, *others = topology.pools_of(capability)
+    default, *others = topology.shares_of(capability)
     if others and capability is Capability.CLASSIFY:
         # A classifier goes before a model that the body may name as well.
-        for pool in (default, *others):
-            yield _rest_route(match | {"dynamic_metadata": [_classifier_in_body(pool)]}, pool, topology, call)
-    for pool in others:
+        for share in (default, *others):
+            yield _rest_route(
+                match | {"dynamic_metadata": [_classifier_in_body(share)]}, share, topology, call
+            )
+    for share in others:
         if _MODEL_IN_PATH in call.path:
-            path = _path_regex(_template_pattern(call.path, model_pattern(pool)))
-            yield _rest_route(match | path, pool, topology, call)
+            path = _path_regex(_template_pattern(call.path, model_pattern(share)))
+            yield _rest_route(match | path, share, topology, call)
         else:
-            yield _rest_route(match | {"dynamic_metadata": [_model_in_body(pool)]}, pool, topology, call)
+            yield _rest_route(match | {"dynamic_metadata": [_model_in_body(share)]}, share, topology, call)
     yield _rest_route(match, default, topology, call)
 
 
-def _rest_route(match: Config, pool: Pool, topology: Topology, call: RestCall) -> Config:
+def _rest_route(match: Config, share: Share, topology: Topology, call: RestCall) -> Config:
     route: Config = {
         "match": match,
-        "route": _to(pool, topology, 0 if call.streaming else topology.timeouts.request),
+        "route": _to(share, topology, 0 if call.streaming else topology.timeouts.request),
         "typed_per_filter_config": {"envoy.filters.http.header_mutation": _without_grpc_headers()},
     }
     if form := form_of(call.rpc):
@@ -169,20 +177,21 @@ def grpc_routes(topology: Topology) -> Iterator[Config]:
     The caller's own deadline holds; streams may last as long as something moves on them.
     """
     for capability in topology.capabilities:
-        default, *others = topology.pools_of(capability)
+        default, *others = topology.shares_of(capability)
         for service in typed_services(capability):
             match: Config = {"prefix": f"/{service}/", "grpc": {}}
-            for pool in others:
-                header = {"name": GRPC_MODEL_HEADER, "string_match": _regex(model_pattern(pool))}
-                yield _grpc(match | {"headers": [header]}, pool, topology)
+            for share in others:
+                header = {"name": GRPC_MODEL_HEADER, "string_match": _regex(model_pattern(share))}
+                yield _grpc(match | {"headers": [header]}, share, topology)
             yield _grpc(match, default, topology)
     if len(topology.pools) == 1:
         for service in ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"):
-            yield _grpc({"prefix": f"/{service}/", "grpc": {}}, topology.pools[0], topology)
+            share = Share(topology.pools[0].models, topology.pools)
+            yield _grpc({"prefix": f"/{service}/", "grpc": {}}, share, topology)
 
 
-def _grpc(match: Config, pool: Pool, topology: Topology) -> Config:
-    action = _to(pool, topology, 0)
+def _grpc(match: Config, share: Share, topology: Topology) -> Config:
+    action = _to(share, topology, 0)
     action["max_stream_duration"] = {"grpc_timeout_header_max": "0s"}
     return {"match": match, "route": action, "typed_per_filter_config": {_LUA: _script(GRPC_SCRIPT)}}
 
@@ -193,10 +202,17 @@ def _no_such_rpc(prefix: str) -> Config:
     return route
 
 
-def _to(pool: Pool, topology: Topology, timeout: float) -> Config:
+def _to(share: Share, topology: Topology, timeout: float) -> Config:
+    names = {way_name(way): way[0].weight for way in share.ways()}
+    if len(names) == 1:
+        target: Config = {"cluster": next(iter(names))}
+    else:
+        target = {
+            "weighted_clusters": {"clusters": [{"name": name, "weight": names[name]} for name in names]}
+        }
     # Only what surely never reached a service is sent again: repeating a call that did would bill it twice.
     return {
-        "cluster": pool.name,
+        **target,
         "timeout": seconds(timeout),
         "idle_timeout": seconds(max(topology.timeouts.idle, topology.timeouts.request)),
         "retry_policy": {
@@ -226,11 +242,12 @@ def _document(document: Document) -> Config:
     }
 
 
-def _ready() -> Config:
+def _ready(topology: Topology) -> Config:
     # The script answers; the direct response stands for a script that failed.
     route = _error(_path_match(READY_PATH), ErrorCode.SERVICE_UNAVAILABLE)
     route["match"]["headers"] = [{"name": ":method", "string_match": _regex("|".join(_READ_METHODS))}]
-    route["typed_per_filter_config"] = {_LUA: _script(READY_SCRIPT)}
+    context = {POOLS_KEY: [pool.name for pool in topology.pools]}
+    route["typed_per_filter_config"] = {_LUA: _script(READY_SCRIPT) | {"filter_context": context}}
     return route
 
 
@@ -288,13 +305,13 @@ def _segments(template: str, rest: str) -> str:
     return re.escape(template).replace(r"\*\*", rest).replace(r"\*", "[^/]+")
 
 
-def _model_in_body(pool: Pool) -> Config:
-    return _in_body(MODEL_KEY, model_pattern(pool))
+def _model_in_body(share: Share) -> Config:
+    return _in_body(MODEL_KEY, model_pattern(share))
 
 
-def _classifier_in_body(pool: Pool) -> Config:
-    """Match the ids of classifiers over a pool's models."""
-    marks = "|".join(model_mark(model) for model in pool.models)
+def _classifier_in_body(share: Share) -> Config:
+    """Match the ids of classifiers over a share's models."""
+    marks = "|".join(model_mark(model) for model in share.models)
     return _in_body(CLASSIFIER_KEY, f"(?i)({marks})-.*")
 
 

@@ -22,6 +22,8 @@ from services.core.forms import FORMS
 Config = dict[str, Any]
 
 READY_RPC = "/searchfoundation.v1.OpsService/Ready"
+POOLS_KEY = "pools"
+"""Where the route of /ready tells its script the pools' names, so that a new pool changes routes alone."""
 MODEL_SCRIPT, READY_SCRIPT, GRPC_SCRIPT, HEAD_SCRIPT = "model.lua", "ready.lua", "grpc.lua", "head.lua"
 
 # Envoy's filters and the services read these; whatever else a caller sends ends at the gateway.
@@ -74,9 +76,12 @@ def lua_filter(topology: Topology) -> Config:
         + _assignments(NAMESPACE=METADATA_NAMESPACE, UNKNOWN_MODEL=UNKNOWN_MODEL)
         + _read(MODEL_SCRIPT),
         READY_SCRIPT: alone
-        + _pools_lua(topology)
         + _assignments(
-            NAMESPACE=METADATA_NAMESPACE, VERBATIM=VERBATIM, READY_RPC=READY_RPC, NOT_READY=_not_ready()
+            NAMESPACE=METADATA_NAMESPACE,
+            VERBATIM=VERBATIM,
+            READY_RPC=READY_RPC,
+            NOT_READY=_not_ready(),
+            POOLS_KEY=POOLS_KEY,
         )
         + _read(READY_SCRIPT),
         HEAD_SCRIPT: main + _read(HEAD_SCRIPT),
@@ -121,10 +126,6 @@ def _format(body: Mapping[str, Any]) -> str:
 def _known_lua() -> str:
     known = ", ".join(f"[{quote(name)}] = true" for name in _KNOWN_HEADERS)
     return f"local KNOWN = {{ {known} }}\nlocal KEY_HEADERS = {_list(_KEY_HEADERS)}\n"
-
-
-def _pools_lua(topology: Topology) -> str:
-    return f"local POOLS = {_list(pool.name for pool in topology.pools)}\n"
 
 
 def _list(texts: Iterable[str]) -> str:

@@ -85,23 +85,52 @@ class Pool(_Part):
     """Endpoints that serve the same models for the same capabilities.
 
     A request goes to the pool of its capability that names its model, one without a known model to the
-    first pool of the capability, which answers with what it serves.
+    first pool of the capability, which answers with what it serves. Several pools may name one model: they
+    share its calls by ``weight``, and one that is not healthy leaves its share to the others. A weight of 0
+    is a pool that stands by for them.
+
+    Endpoints are ``addresses``, or those of a Kubernetes ``service`` (``name:port``) of the pod's namespace,
+    as its API tells them. ``server_name`` is the name in their certificate, that of the topology or the
+    first address's host when unset.
     """
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     capabilities: tuple[Capability, ...] = Field(min_length=1)
     models: tuple[str, ...] = Field(min_length=1)
-    addresses: tuple[str, ...] = Field(min_length=1)
+    addresses: tuple[str, ...] = ()
+    service: str | None = Field(default=None, pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?:[0-9]{1,5}$")
+    server_name: str | None = None
+    weight: int = Field(default=100, ge=0, le=1_000_000)
 
     @field_validator("addresses")
     @classmethod
     def _addresses_parse(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(str(Address.parse(address)) for address in addresses)
 
+    @model_validator(mode="after")
+    def _has_endpoints(self) -> Self:
+        if bool(self.addresses) == bool(self.service):
+            raise ValueError("give addresses or a service")
+        return self
+
     @property
     def endpoints(self) -> tuple[Address, ...]:
         """The addresses, parsed."""
         return tuple(Address.parse(address) for address in self.addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Models whose calls the same pools share; the pool that was written first comes first."""
+
+    models: tuple[str, ...]
+    pools: tuple[Pool, ...]
+
+    def ways(self) -> tuple[tuple[Pool, ...], ...]:
+        """The pools to try for a call, in turn, one way for each pool that takes calls of its own."""
+        own = [pool for pool in self.pools if pool.weight]
+        by_weight = sorted(self.pools, key=lambda pool: -pool.weight)
+        return tuple((first, *(pool for pool in by_weight if pool != first)) for first in own)
 
 
 class Limits(_Part):
@@ -132,8 +161,13 @@ class Timeouts(_Part):
 
 
 class HealthCheck(_Part):
-    """Active gRPC health checks of every endpoint. Times in seconds."""
+    """Active gRPC health checks of every endpoint. Times in seconds.
 
+    Every gateway asks every endpoint. Where somebody else says who is ready, as for pools of a Kubernetes
+    Service, ``active`` may be false: then only what fails is put aside.
+    """
+
+    active: bool = True
     interval: float = Field(default=2.0, gt=0)
     unhealthy_interval: float = Field(default=0.5, gt=0, description="While an endpoint does not serve.")
     timeout: float = Field(default=1.0, gt=0)
@@ -172,19 +206,17 @@ class Topology(_Part):
     access_log: LogTarget | None = "stdout"
 
     @model_validator(mode="after")
-    def _each_model_has_one_pool(self) -> Self:
+    def _each_model_has_a_pool_that_takes_calls(self) -> Self:
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise ValueError("pool names must differ")
-        owners: dict[tuple[Capability, str], str] = {}
-        for pool in self.pools:
-            for capability in pool.capabilities:
-                for model in pool.models:
-                    other = owners.setdefault((capability, model), pool.name)
-                    if other != pool.name:
-                        raise ValueError(
-                            f"pools '{other}' and '{pool.name}' both serve {model} for {capability}"
-                        )
+        for capability in Capability:
+            for share in self.shares_of(capability):
+                if not share.ways():
+                    pools = "', '".join(pool.name for pool in share.pools)
+                    raise ValueError(
+                        f"pools '{pools}' have weight 0 and nobody takes {share.models[0]} for {capability}"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -196,6 +228,17 @@ class Topology(_Part):
     def pools_of(self, capability: Capability) -> tuple[Pool, ...]:
         """The pools that serve a capability, the default one first."""
         return tuple(pool for pool in self.pools if capability in pool.capabilities)
+
+    def shares_of(self, capability: Capability) -> tuple[Share, ...]:
+        """The models of a capability by the pools that share them, those of the default pool first."""
+        pools: dict[str, tuple[Pool, ...]] = {}
+        for pool in self.pools_of(capability):
+            for model in pool.models:
+                pools[model] = (*pools.get(model, ()), pool)
+        models: dict[tuple[Pool, ...], tuple[str, ...]] = {}
+        for model, sharing in pools.items():
+            models[sharing] = (*models.get(sharing, ()), model)
+        return tuple(Share(names, sharing) for sharing, names in models.items())
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:

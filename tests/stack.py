@@ -264,9 +264,11 @@ class Stack:
         if status != 200:
             return False
         clusters = json.loads(body).get("cluster_statuses", [])
-        return bool(clusters) and all(
+        # A cluster of clusters has no endpoints of its own.
+        of_pools = [c for c in clusters if "+" not in c["name"]]
+        return bool(of_pools) and all(
             any(h["health_status"] == {"eds_health_status": "HEALTHY"} for h in c.get("host_statuses", []))
-            for c in clusters
+            for c in of_pools
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from gateway.local import LOOPBACK, local_topology
 from gateway.process import Envoy, EnvoyError
 from gateway.topology import Address, Topology
+from gateway.xds import BOOTSTRAP, Publisher
 from search_foundation.arguments import port
 from search_foundation.capabilities import implemented
 from search_foundation.commands.gateway import configuration
@@ -82,10 +83,10 @@ async def _up(settings: Settings, capabilities: Sequence[Capability]) -> int:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(services.stop, settings.grace_seconds)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="search-foundation-")))
-        (folder / "envoy.yaml").write_text(rendered, encoding="utf-8")
+        await Publisher(folder, topology.admin).publish(rendered)
 
         async def start_envoy() -> Envoy:
-            return await Envoy.start(folder / "envoy.yaml", topology)
+            return await Envoy.start(folder / BOOTSTRAP, topology)
 
         envoy = Kept("Envoy", await start_envoy(), start_envoy)
         stack.push_async_callback(envoy.stop, settings.grace_seconds)
@@ -114,10 +115,11 @@ async def _first_key(settings: Settings) -> str | None:
 
 
 async def _first_of(watching: asyncio.Task[None], stop: asyncio.Task[Any], *aims: asyncio.Task[None]) -> bool:
-    """Wait for a stop or an aim, and say whether it was the aim; raises what the watch raises."""
+    """Wait for a stop or an aim, and say whether it was the aim; raises what the watch or the aim raises."""
     await asyncio.wait((watching, stop, *aims), return_when=asyncio.FIRST_COMPLETED)
-    if watching.done():
-        watching.result()
+    for task in (watching, *aims):
+        if task.done():
+            task.result()
     return any(aim.done() for aim in aims) and not stop.done()
 
 

@@ -35,8 +35,15 @@ class _Unknown(grpc.GenericRpcHandler):
 class ScriptedService:
     """Answers every method it has with what arrived, or acts on ``{"do": ...}``; notes calls of others."""
 
-    def __init__(self, name: str, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int = 0,
+        credentials: grpc.ServerCredentials | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.name = name
+        self.host = host
         self.port = port
         self.calls: list[tuple[str, Metadata, bytes]] = []
         self.unknown: list[Metadata] = []
@@ -48,7 +55,7 @@ class ScriptedService:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def start(self) -> None:
         server = grpc.server(
@@ -65,7 +72,7 @@ class ScriptedService:
             handler = grpc.unary_unary_rpc_method_handler(getattr(self, f"_{method.lower()}"))
             name = f"searchfoundation.v1.{service}"
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {method: handler}),))
-        address = f"127.0.0.1:{self.port}"
+        address = self.address
         if self.credentials is None:
             self.port = server.add_insecure_port(address)
         else:

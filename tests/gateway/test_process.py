@@ -114,7 +114,7 @@ def test_the_end_of_envoy_ends_the_command(start_gateway: StartGateway, service:
     assert other.envoy is not None
     assert other.envoy.wait() == 1
     assert "Address already in use" in other.envoy.text()
-    assert "Envoy ended with status" in other.envoy.text()
+    assert f"Envoy cannot listen on 127.0.0.1:{taken.http_port}" in other.envoy.text()
 
 
 def test_envoy_is_started_again(start_gateway: StartGateway, service: ScriptedService) -> None:

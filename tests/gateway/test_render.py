@@ -14,6 +14,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from gateway import contract
 from gateway.build import envoy_yaml
 from gateway.process import find_envoy
+from gateway.routes import BODY_FILTER
 from gateway.scripts import quote
 from gateway.topology import parse
 from search_foundation.capabilities import implemented
@@ -92,9 +93,17 @@ def test_the_same_topology_renders_the_same_text() -> None:
 
 
 def test_the_body_is_read_for_its_model_only_where_that_matters() -> None:
-    assert "json_to_metadata" not in rendered()
-    assert "json_to_metadata" not in rendered(pools=[POOL | {"models": [MODEL, OTHER_MODEL]}])
-    assert "json_to_metadata" in rendered(pools=[POOL, OTHER])
+    def disabled(**topology: Any) -> bool:
+        (listener,) = yaml.safe_load(rendered(**topology))["static_resources"]["listeners"]
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+        assert BODY_FILTER in [one["name"] for one in manager["http_filters"]]
+        (host,) = manager["route_config"]["virtual_hosts"]
+        per_route = host.get("typed_per_filter_config", {}).get(BODY_FILTER, {})
+        return per_route.get("disabled", False)
+
+    assert disabled()
+    assert disabled(pools=[POOL | {"models": [MODEL, OTHER_MODEL]}])
+    assert not disabled(pools=[POOL, OTHER])
 
 
 def test_admin_is_not_served_unless_asked_for() -> None:

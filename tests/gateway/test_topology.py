@@ -65,7 +65,11 @@ def test_what_is_no_address(text: str) -> None:
     [
         ({"pools": []}, "at least 1 item"),
         ({"pools": [pool("a", "m"), pool("a", "n")]}, "pool names must differ"),
-        ({"pools": [pool("a", "m"), pool("b", "m")]}, "pools 'a' and 'b' both serve m for embed"),
+        (
+            {"pools": [pool("a", "m") | {"weight": 0}, pool("b", "m") | {"weight": 0}]},
+            "pools 'a', 'b' have weight 0 and nobody takes m for embed",
+        ),
+        ({"pools": [pool("a", "m") | {"weight": -1}]}, "greater than or equal to 0"),
         ({"pools": [pool("a")]}, "at least 1 item"),
         ({"pools": [pool("A b", "m")]}, "should match pattern"),
         ({"pools": [pool("a", "m", capabilities=("sing",))]}, "Input should be 'embed'"),
@@ -78,6 +82,23 @@ def test_what_is_no_address(text: str) -> None:
 def test_what_cannot_be(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         parse(SMALL | change)
+
+
+def test_pools_that_name_one_model_share_it() -> None:
+    pools = [
+        pool("a", "m", "n"),
+        pool("b", "o"),
+        pool("c", "n") | {"weight": 5},
+        pool("d", "n") | {"weight": 0},
+    ]
+    shares = parse(SMALL | {"pools": pools}).shares_of(Capability.EMBED)
+    assert [(share.models, [p.name for p in share.pools]) for share in shares] == [
+        (("m",), ["a"]),
+        (("n",), ["a", "c", "d"]),
+        (("o",), ["b"]),
+    ]
+    ways = [[p.name for p in way] for way in shares[1].ways()]
+    assert ways == [["a", "c", "d"], ["c", "a", "d"]]
 
 
 def test_pools_of_a_capability() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
+import ssl
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from services.core.serving.certificates import EXPIRY, CertificateError
 from services.core.settings import Settings
 from tests.serving.probe import failure, running
 
@@ -105,3 +109,73 @@ def test_half_a_tls_setting_is_refused(missing: str) -> None:
     del files[missing]
     with pytest.raises(ValueError, match="SF_TLS"):
         Settings(**files)
+
+
+async def test_a_new_certificate_is_shown_without_a_restart(
+    ca: Pair, tls: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Certificate, key and the callers' authority change under load, and no call fails."""
+    later, friend = issue("later ca"), issue("friend", ca)
+    heir = issue("heir", later)
+    both = ca.cert + later.cert
+    old = grpc.ssl_channel_credentials(both, friend.key, friend.cert)
+    new = grpc.ssl_channel_credentials(both, heir.key, heir.cert)
+    async with running(**tls) as house:
+        address = house.server.address
+        done, calls = asyncio.Event(), asyncio.Semaphore(0)
+
+        async def on_one_connection() -> None:
+            async with grpc.aio.secure_channel(address, old) as channel:
+                while not done.is_set():
+                    assert await channel.unary_unary("/probe.Probe/Unary")(b"", timeout=100) == b""
+                    calls.release()
+
+        async def on_new_connections() -> None:
+            tls["tls_client_ca"].write_bytes(both)
+            while not done.is_set():
+                assert await call(address, old) == b""
+                calls.release()
+
+        loops = [asyncio.create_task(loop()) for loop in (on_one_connection, on_new_connections)]
+        first = await _serial(address, ca, friend)
+        renewed = issue("server", later)
+        tls["tls_cert"].write_bytes(renewed.cert)
+        assert await _serial(address, ca, friend) == first, "its key is not there yet"
+        assert any("is not the key of" in record.getMessage() for record in caplog.records)
+        tls["tls_key"].write_bytes(renewed.key)
+        assert await _serial(address, later, friend) == renewed.certificate.serial_number != first
+        assert EXPIRY.collect()[0].samples[0].value == renewed.certificate.not_valid_after_utc.timestamp()
+        while not calls.locked():
+            await calls.acquire()
+        for _ in range(4):
+            await calls.acquire()
+        done.set()
+        await asyncio.gather(*loops)
+        tls["tls_client_ca"].write_bytes(later.cert)
+        assert await call(address, new) == b""
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(address, old)
+
+
+async def _serial(address: str, issuer: Pair, caller: Pair) -> int:
+    """Serial number of the certificate that a new connection sees."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cadata=issuer.cert.decode())
+    context.set_alpn_protocols(["h2"])
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(caller.cert + caller.key)
+        file.flush()
+        context.load_cert_chain(file.name)
+    _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+    try:
+        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return x509.load_der_x509_certificate(shown).serial_number
+    finally:
+        writer.close()
+
+
+async def test_files_that_hold_no_pair_are_told_at_the_start(ca: Pair, tls: dict[str, Any]) -> None:
+    tls["tls_key"].write_bytes(issue("another", ca).key)
+    with pytest.raises(CertificateError, match="is not the key of the certificate"):
+        async with running(**tls):
+            pass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from services.core.serving.certificates import Certificates
 from services.core.serving.dispatch import Dispatcher
 from services.core.serving.doors import Access, Capability, Engine
 from services.core.serving.health import Health
@@ -201,12 +202,7 @@ def _options(settings: Settings, largest: int, share_port: bool) -> list[tuple[s
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
     assert settings.tls_cert is not None
     assert settings.tls_key is not None
-    client_ca = settings.tls_client_ca
-    return grpc.ssl_server_credentials(
-        [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
-        root_certificates=client_ca.read_bytes() if client_ca else None,
-        require_client_auth=client_ca is not None,
-    )
+    return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca).credentials()
 
 
 def _tracing(settings: Settings) -> Tracing | None:

@@ -1,0 +1,273 @@
+"""One real gateway before hundreds of endpoints: routing, changes under traffic, churn, what it costs.
+
+    python -m benchmarks.gateway_scale --pools 30 --endpoints 500 --models 200
+
+Endpoints are gRPC servers on loopback addresses of their own that answer health and one scripted call, with
+the name of their pool. Every answer is compared with where its model belongs. Prints figures of
+docs/sizing.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import httpx
+import yaml
+from google.api import httpbody_pb2
+from grpc_health.v1 import health_pb2
+
+from gateway.child import ends_with_parent
+from tests.servers import free_port
+from tests.stack import MODEL, Stack, child_of, wait_for
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_FIRST, _MOVED = 10, 20
+"""Second byte of an endpoint's address, before it moves and after."""
+_SERVING = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
+
+
+class _Scripted(grpc.GenericRpcHandler):
+    def __init__(self, pool: str) -> None:
+        answer = json.dumps({"pool": pool}).encode()
+        self._body = httpbody_pb2.HttpBody(content_type="application/json", data=answer).SerializeToString()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        told = _SERVING if "Health" in handler_call_details.method else self._body
+
+        async def answer(request: bytes, context: Any) -> bytes:
+            return told
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def _serve(pools: Sequence[int], sizes: Sequence[int], port: int) -> None:
+    for pool in pools:
+        for number in range(sizes[pool]):
+            server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            server.add_generic_rpc_handlers((_Scripted(_name(pool)),))
+            for second in (_FIRST, _MOVED):
+                server.add_insecure_port(_address(pool, number, second, port))
+            await server.start()
+    print("serving", flush=True)
+    await asyncio.Event().wait()
+
+
+def _name(pool: int) -> str:
+    return f"pool-{pool:02}"
+
+
+def _model(number: int) -> str:
+    return f"model-{number:03}"
+
+
+def _address(pool: int, number: int, second: int, port: int) -> str:
+    return f"127.{second}.{pool}.{number + 1}:{port}"
+
+
+def _sizes(pools: int, endpoints: int) -> list[int]:
+    return [endpoints // pools + (pool < endpoints % pools) for pool in range(pools)]
+
+
+class Scale:
+    """The system under test, and where each model belongs."""
+
+    def __init__(self, stack: Stack, sizes: Sequence[int], models: int, port: int, *, checks: bool) -> None:
+        self.stack = stack
+        self._sizes, self._port = sizes, port
+        self.pool_of = {_model(number): _name(number % len(sizes)) for number in range(models)}
+        self.moved: set[tuple[int, int]] = set()
+        self.document: dict[str, Any] = {
+            "pools": self._pools(),
+            "access_log": None,
+            "health_check": {"active": checks},
+            "workers": 1,
+        }
+
+    def _pools(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": _name(pool),
+                "capabilities": ["embed"],
+                "models": [model for model, name in self.pool_of.items() if name == _name(pool)],
+                "addresses": [
+                    _address(pool, n, _MOVED if (pool, n) in self.moved else _FIRST, self._port)
+                    for n in range(size)
+                ],
+            }
+            for pool, size in enumerate(self._sizes)
+        ]
+
+    def write(self) -> None:
+        """Let the running gateway have the pools and endpoints as they are now."""
+        path = self.stack.folder / "topology.yaml"
+        document = yaml.safe_load(path.read_text()) | {"pools": self._pools()}
+        new = path.with_suffix(".new")
+        new.write_text(yaml.dump(document, Dumper=yaml.CSafeDumper))
+        new.rename(path)
+
+
+class Callers:
+    """Threads that call models in turn and compare who answers."""
+
+    def __init__(self, scale: Scale, threads: int = 4) -> None:
+        self.calls, self.wrong = 0, list[str]()
+        self._models = tuple(scale.pool_of.items())
+        self._url = f"{scale.stack.url}/v1/embeddings"
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(i, threads)) for i in range(threads)]
+
+    def __enter__(self) -> Callers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, first: int, step: int) -> None:
+        with httpx.Client(timeout=60) as client:
+            number = first
+            while not self._end.is_set():
+                model, pool = self._models[number % len(self._models)]
+                number += step
+                try:
+                    answer = client.post(self._url, json={"model": model, "input": "a"})
+                    right = answer.status_code == 200 and answer.json()["pool"] == pool
+                    text = answer.text
+                except httpx.HTTPError as error:
+                    right, text = False, repr(error)
+                self.calls += 1
+                if not right:
+                    self.wrong.append(f"{model}: {text[:200]}")
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _memory(pid: int) -> str:
+    kib = next(
+        int(row.split()[1]) for row in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmRSS" in row
+    )
+    return f"{kib / 1024:.0f} MiB"
+
+
+def _who(scale: Scale, model: str) -> str:
+    answer = httpx.post(f"{scale.stack.url}/v1/embeddings", json={"model": model, "input": "a"}, timeout=60)
+    return answer.json().get("pool", "") if answer.status_code == 200 else ""
+
+
+def _idle_share(pid: int, seconds: float) -> float:
+    before, begun = _cpu_seconds(pid), time.monotonic()
+    time.sleep(seconds)
+    return (_cpu_seconds(pid) - before) / (time.monotonic() - begun)
+
+
+@contextmanager
+def _endpoints(sizes: Sequence[int], port: int, processes: int) -> Iterator[None]:
+    command = [sys.executable, "-m", "benchmarks.gateway_scale", "--serve", "--port", str(port)]
+    command += ["--pools", str(len(sizes)), "--endpoints", str(sum(sizes)), "--processes", str(processes)]
+    running = [
+        subprocess.Popen(
+            [*command, "--part", str(part)], stdout=subprocess.PIPE, preexec_fn=ends_with_parent()
+        )
+        for part in range(processes)
+    ]
+    try:
+        for process in running:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"serving\n"
+        yield
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+
+
+def _measure(arguments: argparse.Namespace, *, checks: bool) -> Iterator[tuple[str, str]]:
+    sizes = _sizes(arguments.pools, arguments.endpoints)
+    with tempfile.TemporaryDirectory() as folder, _endpoints(sizes, port := free_port(), arguments.processes):
+        # Names of models without weights: aliases, which may have pools of their own.
+        names = [_model(number) for number in range(arguments.models + 5)]
+        catalog = Path(folder) / "catalog.yaml"
+        catalog.write_text(yaml.safe_dump({"aliases": dict.fromkeys(names, MODEL)}))
+        with Stack(Path(folder), {"SF_CATALOG_FILE": str(catalog)}) as stack:
+            scale = Scale(stack, sizes, arguments.models, port, checks=checks)
+            command = stack.gateway(scale.document)
+            envoy, follower = child_of(command), command.process.pid
+            yield "gateway at rest, share of a core", f"{_idle_share(envoy, 10):.3f}"
+            yield "memory: Envoy, follower", f"{_memory(envoy)}, {_memory(follower)}"
+            with Callers(scale) as callers:
+                used = _cpu_seconds(envoy)
+                wait_for(lambda: callers.calls >= arguments.calls, command)
+                used = _cpu_seconds(envoy) - used
+            yield "calls, wrong", f"{callers.calls}, {len(callers.wrong)}"
+            yield "Envoy's CPU a call", f"{1e6 * used / callers.calls:.0f} us"
+            assert not callers.wrong, callers.wrong[:3]
+            with Callers(scale) as callers:
+                seconds: list[float] = []
+                for extra in names[arguments.models :]:
+                    scale.pool_of[extra] = _name(len(sizes) - 1)
+                    begun = time.monotonic()
+                    scale.write()
+                    wait_for(lambda model=extra: _who(scale, model) == _name(len(sizes) - 1), command)
+                    seconds.append(time.monotonic() - begun)
+            yield "model added under traffic, s until it is answered", ", ".join(f"{s:.2f}" for s in seconds)
+            yield "calls meanwhile, wrong", f"{callers.calls}, {len(callers.wrong)}"
+            assert not callers.wrong, callers.wrong[:3]
+            used, begun = _cpu_seconds(follower), time.monotonic()
+            every = [(pool, number) for pool, size in enumerate(sizes) for number in range(size)]
+            a_minute = len(every) // 10
+            with Callers(scale) as callers:
+                for endpoint in every[:: len(every) // a_minute][:a_minute]:
+                    scale.moved.add(endpoint)
+                    scale.write()
+                    time.sleep(max(0.0, begun + len(scale.moved) * 60 / a_minute - time.monotonic()))
+            took = time.monotonic() - begun
+            yield "endpoints moved in s", f"{len(scale.moved)} in {took:.0f}"
+            yield "calls meanwhile, wrong", f"{callers.calls}, {len(callers.wrong)}"
+            yield "follower's share of a core meanwhile", f"{(_cpu_seconds(follower) - used) / took:.3f}"
+            yield "memory: Envoy, follower", f"{_memory(envoy)}, {_memory(follower)}"
+            assert not callers.wrong, callers.wrong[:3]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--pools", type=int, default=30)
+    parser.add_argument("--endpoints", type=int, default=500)
+    parser.add_argument("--models", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--checks", choices=("on", "off", "both"), default="both")
+    for internal in ("--port", "--part"):
+        parser.add_argument(internal, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        pools = range(arguments.part, arguments.pools, arguments.processes)
+        asyncio.run(_serve(pools, _sizes(arguments.pools, arguments.endpoints), arguments.port))
+    for checks in {"on": (True,), "off": (False,), "both": (True, False)}[arguments.checks]:
+        print(f"health checks {'by the gateway' if checks else 'by somebody else'}", flush=True)
+        for what, figure in _measure(arguments, checks=checks):
+            print(f"  {what}: {figure}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
