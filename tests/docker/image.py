@@ -50,6 +50,24 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
             yield name.upper(), argument.strip()
 
 
+def needed(dockerfile: str, target: str) -> set[str]:
+    """Names of the stages that a stage is made from, with its own."""
+    origins: dict[str, set[str]] = {}
+    here = ""
+    for name, argument in instructions(dockerfile):
+        if name == "FROM":
+            origin, _, here = argument.partition(" AS ")
+            origins[here] = {origin}
+        elif name == "COPY" and argument.startswith("--from="):
+            origins[here].add(argument.split()[0].removeprefix("--from="))
+    found, left = set[str](), {target}
+    while left:
+        stage = left.pop()
+        found.add(stage)
+        left |= origins.get(stage, set()) - found
+    return found
+
+
 def context(folder: Path) -> None:
     """Copy what the builder would send to the engine: files git knows that .dockerignore leaves in."""
     rules = (DOCKER / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
@@ -87,21 +105,22 @@ class Builder:
         self._context = work / "context"
         context(self._context)
 
-    def build(self, dockerfile: Path) -> Stage:
-        """Run every instruction; returns the last stage."""
+    def build(self, dockerfile: Path, target: str) -> Stage:
+        """Run the instructions that a stage needs; returns it."""
+        text = dockerfile.read_text(encoding="utf-8")
+        wanted = needed(text, target)
         stage: Stage | None = None
         known: dict[str, str] = {}
-        for name, argument in instructions(dockerfile.read_text(encoding="utf-8")):
+        for name, argument in instructions(text):
             if name == "ARG":
                 key, _, default = argument.partition("=")
                 known[key] = self._arguments.get(key, default.strip('"'))
             elif name == "FROM":
-                stage = self._from(_filled(argument, known))
-            else:
-                assert stage is not None
+                skipped = argument.partition(" AS ")[2] not in wanted
+                stage = None if skipped else self._from(_filled(argument, known))
+            elif stage is not None:
                 self._step(stage, name, argument, known)
-        assert stage is not None
-        return stage
+        return self.stages[target]
 
     def _from(self, argument: str) -> Stage:
         origin, _, alias = argument.partition(" AS ")

@@ -115,4 +115,4 @@ def test_the_gpu_file_adds_one_gpu() -> None:
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
     assert service["environment"] == {"SF_DEVICE": "cuda"}
-    assert service["build"]["args"] == {"VARIANT": "cuda"}
+    assert service["build"] == {"target": "cuda"}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.docker import image
 from tests.helm.chart import CHART, REPOSITORY
 
 DOCKER = REPOSITORY / "deploy" / "docker"
@@ -154,7 +155,7 @@ def test_pruning_refuses_a_folder_that_is_no_environment(tmp_path: Path) -> None
 @pytest.mark.soak
 def test_dependencies_install_from_the_pinned_list(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "search-foundation"
-    _run([source / "deploy/docker/install-dependencies.sh", source, folder], HOME=str(tmp_path))
+    _run([source / "deploy/docker/install-dependencies.sh", source, folder, "cpu"], HOME=str(tmp_path))
     assert (folder / "bin" / "envoy").exists()
 
 
@@ -175,16 +176,32 @@ def test_the_linter_has_no_complaint(tmp_path: Path) -> None:
 
 def test_the_image_is_pinned_multi_stage_and_not_root() -> None:
     lines = _instructions()
-    stages = [line for line in lines if line.startswith("FROM")]
-    assert len(stages) == 5
+    named = [re.fullmatch(r"FROM (\S+) AS (\S+)", line) for line in lines if line.startswith("FROM")]
+    stages = {match[2]: match[1] for match in named if match}
+    assert len(stages) == len(named)
+    assert list(stages)[-2:] == ["cuda", "cpu"], "without a target the last one is built"
     (base,) = [line for line in lines if line.startswith("ARG PYTHON_IMAGE=")]
     assert re.fullmatch(r"ARG PYTHON_IMAGE=python:3\.11\.\d+-slim-[a-z]+", base)
+    # Behind any other variable some engines take a stage for an image to be pulled.
+    assert set(stages.values()) == {"${PYTHON_IMAGE}", "base"}
     assert "USER 10001:10001" in lines
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     assert values["podSecurityContext"]["runAsUser"] == 10001
     assert 'ENTRYPOINT ["search-foundation"]' in lines
     final = lines[lines.index("FROM ${PYTHON_IMAGE} AS base") :]
     assert not [line for line in final if "apt-get" in line or "pip install" in line]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_each_image_is_made_from_dependencies_of_its_own(device: str) -> None:
+    stages = image.needed((DOCKER / "Dockerfile").read_text(encoding="utf-8"), device)
+    assert stages == {device, f"install-{device}", "wheel", "base", "${PYTHON_IMAGE}"}
+    (step,) = [
+        line
+        for line in _instructions()
+        if f"install-dependencies.sh /src /opt/search-foundation {device}" in line
+    ]
+    assert step.startswith("RUN ")
 
 
 def test_every_step_of_the_image_is_a_script_that_exists() -> None:

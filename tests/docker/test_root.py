@@ -38,7 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> image.Stage:
     base = Path(os.environ.get("DEBIAN_ROOT") or tmp_path_factory.mktemp("debian") / "root")
     image.debian(base)
     builder = image.Builder(tmp_path_factory.mktemp("image"), base, {"TORCH_INDEX": ""})
-    return builder.build(image.DOCKER / "Dockerfile")
+    return builder.build(image.DOCKER / "Dockerfile", "cpu")
 
 
 @contextmanager
