@@ -21,6 +21,13 @@ HELM = Path(sys.executable).parent / "helm"
 Values = Mapping[str, Any]
 Manifest = dict[str, Any]
 
+THREE_POOLS: list[Manifest] = [
+    {"name": "text", "capability": ["embed", "rerank"], "models": ["all-MiniLM-L6-v2"]},
+    {"name": "classify", "capability": "classify", "models": ["all-MiniLM-L6-v2"]},
+    {"name": "batch", "capability": "batch", "models": ["all-MiniLM-L6-v2"]},
+]
+"""Pools of a rendering whose values name none, so that there is a workload of each kind."""
+
 _APIS = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1", "cert-manager.io/v1")
 
 
@@ -94,15 +101,25 @@ def render(
 ) -> Release:
     """Render with these values over the defaults (and over ``files``); raises RefusedError.
 
+    Where neither names pools there are ``THREE_POOLS``; ``defaults`` renders those of the chart.
     ``flags`` are further arguments of helm, such as those of an API server to ask, whose answers may change
     from call to call: nothing is kept of such a rendering.
     """
+    pools: Values = {} if files else {"pools": THREE_POOLS}
     run = _helm_template if flags else _render
-    text = run(json.dumps(values or {}, sort_keys=True), release, files, flags)
-    return Release(
-        copy.deepcopy(_load(text)),
-        release if "search-foundation" in release else f"{release}-search-foundation",
+    return _release(
+        run(json.dumps({**pools, **(values or {})}, sort_keys=True), release, files, flags), release
     )
+
+
+def defaults() -> Release:
+    """Render without any values."""
+    return _release(_render("{}", "sf", (), ()), "sf")
+
+
+def _release(text: str, name: str) -> Release:
+    full = name if "search-foundation" in name else f"{name}-search-foundation"
+    return Release(copy.deepcopy(_load(text)), full)
 
 
 def refusal(values: Values, *, files: tuple[Path, ...] = (), flags: tuple[str, ...] = ()) -> str:

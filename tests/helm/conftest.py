@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helm.chart import EXAMPLES, Release, render
+from tests.helm.chart import EXAMPLES, Release, defaults, render
 from tests.helm.pods import Cluster
 from tests.helm.value_sets import RUNNING, SETS, small
 
 
-@pytest.fixture(params=[*SETS, *(f"example:{path.stem}" for path in EXAMPLES)])
+@pytest.fixture(params=["defaults", *SETS, *(f"example:{path.stem}" for path in EXAMPLES)])
 def release(request: pytest.FixtureRequest) -> Release:
     """The chart rendered with one of the value sets or examples."""
     name: str = request.param
+    if name == "defaults":
+        return defaults()
     if name.startswith("example:"):
         (path,) = [p for p in EXAMPLES if p.stem == name.removeprefix("example:")]
         return render(files=(path,))

@@ -83,9 +83,23 @@ SPECS: Mapping[str, tuple[str, Schema]] = {
             cooldownPeriod=COUNT,
             minReplicaCount=COUNT,
             maxReplicaCount={"type": "integer", "minimum": 1},
-            fallback=has("failureThreshold replicas", failureThreshold=COUNT, replicas=COUNT),
+            fallback=has(
+                "failureThreshold replicas",
+                failureThreshold=COUNT,
+                replicas=COUNT,
+                behavior=some(
+                    "static", "currentReplicas", "currentReplicasIfHigher", "currentReplicasIfLower"
+                ),
+            ),
             advanced=has("", horizontalPodAutoscalerConfig=has("", name=TEXT, behavior=BEHAVIOR)),
             triggers=listed(TRIGGER),
+        ),
+    ),
+    "TriggerAuthentication": (
+        "keda.sh/v1alpha1",
+        has(
+            "",
+            secretTargetRef=listed(has("parameter name key", parameter=TEXT, name=TEXT, key=TEXT)),
         ),
     ),
     "ServiceMonitor": (
@@ -174,6 +188,23 @@ SPECS: Mapping[str, tuple[str, Schema]] = {
                     ),
                     backendRefs=listed(BACKEND),
                 )
+            ),
+        ),
+    ),
+    "BackendTLSPolicy": (
+        "gateway.networking.k8s.io/v1",
+        has(
+            "targetRefs validation",
+            targetRefs=listed(
+                has("group kind name", group={"const": ""}, kind=some("Service"), name=TEXT, sectionName=TEXT)
+            ),
+            validation=has(
+                "hostname",
+                hostname={"type": "string", "pattern": r"^[a-z0-9.-]+$", "maxLength": 253},
+                wellKnownCACertificates=some("System"),
+                caCertificateRefs=listed(
+                    has("group kind name", group={"const": ""}, kind=some("ConfigMap"), name=TEXT)
+                ),
             ),
         ),
     ),

@@ -295,7 +295,8 @@ class Cluster:
         # One pass, since the folders here may themselves lie under a path such as /tmp.
         if paths:
             text = re.sub(rf"(?<![\w./-])({paths})(?![\w.-])", lambda m: str(mounts[m[1]]), text)
-        text = text.replace("0.0.0.0", address).replace("9901", self._admin_port)
+        # The address of everywhere, and not the end of a network such as 10.0.0.0/8.
+        text = re.sub(r"(?<![\d.])0\.0\.0\.0(?![\d.])", address, text).replace("9901", self._admin_port)
         for service in self.release.all("Service"):
             name = service["metadata"]["name"]
             host = f"{name}.{service['metadata']['namespace']}.svc.cluster.local"

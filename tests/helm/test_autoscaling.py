@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
+from services.batch.schema import BATCH
+from services.batch.types import State
+from services.core.storage.migrations import apply
 from tests.helm.chart import render
-from tests.helm.value_sets import SETS, one_pool, pool
+from tests.helm.value_sets import MONITORED, SETS, one_pool, pool
 
 
 def _scaled(**over: Any) -> dict[str, Any]:
-    return one_pool(autoscaling={"enabled": True, "minReplicas": 2, "maxReplicas": 6} | over)
+    return MONITORED | one_pool(autoscaling={"enabled": True, "minReplicas": 2, "maxReplicas": 6} | over)
 
 
 @pytest.mark.parametrize("values", [SETS["keda"], SETS["hpa"]], ids=["keda", "hpa"])
@@ -32,13 +36,15 @@ def test_keda_scales_on_the_queue_of_this_pool() -> None:
     assert trigger["metricType"] == "AverageValue"
     assert trigger["metadata"]["threshold"] == "64"
     assert trigger["metadata"]["query"] == (
-        'sum(searchfoundation_queue_items{namespace="search",service="sf-search-foundation-embed"})'
+        "sum(searchfoundation_queue_items"
+        '{namespace="search",pod=~"sf-search-foundation-embed-[a-z0-9]+-[a-z0-9]{5}"})'
     )
     assert trigger["metadata"]["serverAddress"] == "http://prometheus-operated.monitoring.svc:9090"
 
 
 def test_keda_may_have_to_say_who_it_is() -> None:
-    values = _scaled() | {"metrics": {"triggerAuthentication": "prometheus", "authModes": "bearer"}}
+    asks = {"triggerAuthentication": "prometheus", "authModes": "bearer", "scrapedElsewhere": True}
+    values = _scaled() | {"metrics": asks}
     (trigger,) = render(values).one("ScaledObject", "embed")["spec"]["triggers"]
     assert trigger["authenticationRef"] == {"name": "prometheus"}
     assert trigger["metadata"]["authModes"] == "bearer"
@@ -53,7 +59,50 @@ def test_the_queue_can_be_counted_in_tokens() -> None:
 
 def test_keda_holds_a_number_of_pods_when_it_is_blind() -> None:
     scaled = render(_scaled(fallback={"replicas": 3, "failureThreshold": 5})).one("ScaledObject", "embed")
-    assert scaled["spec"]["fallback"] == {"failureThreshold": 5, "replicas": 3}
+    fallback = {"failureThreshold": 5, "replicas": 3, "behavior": "currentReplicasIfHigher"}
+    assert scaled["spec"]["fallback"] == fallback
+
+
+@pytest.mark.parametrize("name", ["keda", "batch-keda", "zero"])
+def test_no_series_is_an_error_and_no_empty_queue(name: str) -> None:
+    for scaled in render(SETS[name]).all("ScaledObject"):
+        for trigger in scaled["spec"]["triggers"]:
+            if trigger["type"] == "prometheus":
+                assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_a_pool_that_may_have_no_pods_is_woken_and_kept_awake_by_calls() -> None:
+    scaled = render(SETS["zero"]).one("ScaledObject", "a")["spec"]
+    assert scaled["minReplicaCount"] == 0
+    queue, calls = (trigger["metadata"] for trigger in scaled["triggers"])
+    assert queue["query"].endswith("or vector(0)"), "without pods there is no queue"
+    for metric in ("upstream_cx_none_healthy", "upstream_rq_total"):
+        assert (
+            f'increase(envoy_cluster_{metric}{{namespace="search",envoy_cluster_name="a"}}[5m])'
+            in calls["query"]
+        )
+    assert calls["activationThreshold"] == "0"
+
+
+def test_a_batch_pool_sleeps_when_no_job_is_open() -> None:
+    release = render(SETS["zero"])
+    (jobs,) = [
+        trigger
+        for trigger in release.one("ScaledObject", "batch")["spec"]["triggers"]
+        if trigger["type"] == "postgresql"
+    ]
+    (secret,) = release.one("TriggerAuthentication", "batch-jobs")["spec"]["secretTargetRef"]
+    assert jobs["authenticationRef"]["name"] == "sf-search-foundation-batch-jobs"
+    assert secret == {"parameter": "connection", "name": "pg", "key": "url"}
+    query = text(jobs["metadata"]["query"])
+    with create_engine("sqlite://").begin() as database:
+        apply(database, [BATCH])
+        assert database.execute(query).scalar() == 0
+    with create_engine("sqlite://").begin() as database:
+        database.execute(text("CREATE TABLE batch_jobs (state TEXT, total INT, completed INT, failed INT)"))
+        row = text("INSERT INTO batch_jobs VALUES (:state, 10, 3, 1)")
+        database.execute(row, [{"state": state.value} for state in State])
+        assert database.execute(query).scalar() == 6 * len([state for state in State if not state.ended])
 
 
 def test_it_grows_at_once_and_shrinks_slowly() -> None:
@@ -85,7 +134,8 @@ def test_further_triggers_are_passed_on() -> None:
 
 def test_a_stateful_pool_is_scaled_as_what_it_is() -> None:
     scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 4}
-    values = SETS["batch-workers"] | {"pools": [pool("batch", capability="batch", autoscaling=scaling)]}
+    pools = [pool("batch", capability="batch", autoscaling=scaling)]
+    values = MONITORED | SETS["batch-workers"] | {"pools": pools}
     scaled = render(values).one("ScaledObject", "batch")
     assert scaled["spec"]["scaleTargetRef"]["kind"] == "StatefulSet"
 
@@ -95,7 +145,7 @@ def test_a_batch_pool_scales_on_the_backlog_in_the_database() -> None:
     (trigger,) = scaled["triggers"]
     # Every pod tells the whole backlog: a sum would count it once for each.
     assert trigger["metadata"]["query"] == (
-        'max(searchfoundation_batch_backlog_lines{namespace="search",service="sf-search-foundation-batch"})'
+        'max(searchfoundation_batch_backlog_lines{namespace="search",pod=~"sf-search-foundation-batch-[0-9]+"})'
     )
     assert trigger["metadata"]["threshold"] == "50000"
     assert trigger["metricType"] == "AverageValue"
@@ -114,7 +164,8 @@ def test_a_pool_that_answers_calls_and_works_off_jobs_scales_on_both() -> None:
 
 def test_pools_of_one_release_scale_each_for_itself() -> None:
     release = render(
-        {
+        MONITORED
+        | {
             "poolDefaults": {"autoscaling": {"enabled": True, "minReplicas": 2}},
             "pools": [
                 pool("a"),

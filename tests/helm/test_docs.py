@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helm.chart import CHART, REPOSITORY, render
+from tests.helm.chart import CHART, HELM, REPOSITORY, render
 
 DOCS = REPOSITORY / "docs"
-PAGES = ("kubernetes", "sizing", "upgrade", "backup", "air-gapped", "multi-tenant", "migrations")
+PAGES = ("kubernetes", "platforms", "sizing", "upgrade", "backup", "air-gapped", "multi-tenant", "migrations")
 
 
 def _text(page: str) -> str:
@@ -64,6 +64,85 @@ def test_commands_on_a_page_exist(page: str) -> None:
             help_text = _help(command, *sub)
         for flag in re.findall(r"--[a-z-]+", words):
             assert flag in help_text, f"{words}: {flag}"
+
+
+_HELM_VERBS = (
+    "install",
+    "upgrade",
+    "template",
+    "test",
+    "rollback",
+    "diff",
+    "package",
+    "push",
+    "lint",
+    "pull",
+    "uninstall",
+    "get",
+)
+
+
+def _commands(page: str, program: str) -> list[list[str]]:
+    """Words of every command of a program on a page, in a block or in a line of text, each pipe by itself."""
+    text = re.sub(r"\\\n\s*", " ", _text(page))
+    found: list[list[str]] = []
+    for code in (
+        *re.findall(r"```sh\n(.*?)```", text, re.DOTALL),
+        *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text),
+    ):
+        for line in code.splitlines():
+            for part in re.split(r"\s\|\s|&&|\$\(", line.partition("  #")[0]):
+                words = part.strip().split()
+                if words[:1] == [program] and len(words) > 2:
+                    found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_for_the_cluster_name_their_namespace(page: str) -> None:
+    everywhere = {"get storageclass", "create namespace", "label namespace"}
+    for words in _commands(page, "kubectl"):
+        if " ".join(words[1:3]) not in everywhere:
+            assert "--namespace" in words, " ".join(words)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_of_helm_are_those_of_helm(page: str) -> None:
+    for words in _commands(page, "helm"):
+        verb = words[1]
+        assert verb in _HELM_VERBS, " ".join(words)
+        if verb == "diff":
+            continue  # a plugin
+        text = _helm_help(verb)
+        for flag in [word.partition("=")[0] for word in words if word.startswith("--")]:
+            assert flag in text, f"{' '.join(words)}: {flag}"
+        if verb in ("install", "upgrade", "test", "rollback", "uninstall", "get"):
+            assert "--namespace" in words, " ".join(words)
+        sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+        if sets:
+            render(flags=tuple(x for one in sets for x in ("--set", one)))
+
+
+def test_there_are_commands_to_try() -> None:
+    assert sum(len(_commands(page, "kubectl")) for page in PAGES) > 8
+    assert sum(len(_commands(page, "helm")) for page in PAGES) > 8
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_images_are_built_by_files_and_targets_that_exist(page: str) -> None:
+    dockerfile = (REPOSITORY / "deploy/docker/Dockerfile").read_text(encoding="utf-8")
+    for words in _commands(page, "docker"):
+        if "build" in words:
+            assert f" AS {words[words.index('--target') + 1]}\n" in dockerfile
+            assert (REPOSITORY / words[words.index("--file") + 1]).exists()
+            assert "--tag" in words, "an image without a name is of no use"
+
+
+@cache
+def _helm_help(verb: str) -> str:
+    return subprocess.run(
+        [HELM, verb, "--help"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
 
 
 @cache

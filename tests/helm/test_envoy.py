@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from gateway.build import envoy_yaml
 from gateway.process import arguments
 from gateway.topology import parse
+from gateway.xds import BOOTSTRAP
 from search_foundation.capabilities import implemented
 from services.core.catalog import Catalog
 from tests.helm.certificates import Authority
@@ -41,19 +43,23 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_rendered_configuration_of_every_example(path: Path, certificates: Path, tmp_path: Path) -> None:
     release = render(files=(path,))
     topology = _in(certificates, _served(release.topology()))
-    (tmp_path / "topology.yaml").write_text(yaml.safe_dump(topology), encoding="utf-8")
+    config = release.one("ConfigMap", "gateway")["data"] | {"topology.yaml": yaml.safe_dump(topology)}
+    for name, text in config.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     init = container(release.pod("gateway"), "render")
-    words = [
-        word.replace(f"{FOLDER}/topology.yaml", f"{tmp_path}/topology.yaml").replace(
-            "/run/search-foundation/", f"{tmp_path}/"
+
+    def here(word: str) -> str:
+        return word.replace(f"{FOLDER}/gateway", str(tmp_path)).replace(
+            "/run/search-foundation", str(tmp_path)
         )
-        for word in init["args"]
-    ]
-    environment = {entry["name"]: entry["value"] for entry in init["env"]} | {"PATH": os.environ["PATH"]}
+
+    words = list(map(here, init["args"]))
+    environment = {entry["name"]: here(entry["value"]) for entry in init["env"]}
+    environment["PATH"] = os.environ["PATH"]
     subprocess.run([COMMAND, *words], env=environment, check=True, timeout=180)
     _validate(tmp_path / "envoy.yaml")
-    written = yaml.safe_load((tmp_path / "envoy.yaml").read_text(encoding="utf-8"))
-    clusters = {cluster["name"]: cluster for cluster in written["static_resources"]["clusters"]}
+    written = json.loads((tmp_path / "cds" / "clusters.json").read_text(encoding="utf-8"))
+    clusters = {cluster["name"]: cluster for cluster in written["resources"]}
     for pool in topology["pools"]:
         assert clusters[pool["name"]]["type"] == "STRICT_DNS"
         assert clusters[pool["name"]]["health_checks"]
@@ -62,7 +68,7 @@ def test_the_rendered_configuration_of_every_example(path: Path, certificates: P
 @pytest.mark.parametrize(
     "name",
     [
-        "defaults",
+        "three-pools",
         "every-capability",
         "two-models",
         "tls-secret",
@@ -92,7 +98,7 @@ def test_envoy_is_started_as_on_a_laptop() -> None:
     release = render({"gateway": {"concurrency": 3}})
     envoy = container(release.pod("gateway"), "envoy")
     assert envoy["command"] == ["envoy"]
-    laptop = arguments(Path("/run/search-foundation/envoy.yaml"), parse(release.topology()))
+    laptop = arguments(Path("/run/search-foundation") / BOOTSTRAP, parse(release.topology()))
     assert sorted(envoy["args"]) == sorted(laptop)
     assert envoy["args"][envoy["args"].index("--concurrency") + 1] == "3"
 

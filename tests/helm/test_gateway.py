@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+import yaml
+
 from services.core.settings import Settings
 from tests.helm.chart import container, render
 from tests.helm.value_sets import ISSUER, SETS, one_pool, pool
@@ -21,12 +24,14 @@ def test_the_topology_is_the_list_of_pools() -> None:
             "capabilities": ["embed"],
             "models": ["all-MiniLM-L6-v2"],
             "addresses": [f"{FULL}-small.{HOST}:50051"],
+            "weight": 100,
         },
         {
             "name": "large",
             "capabilities": ["embed"],
             "models": ["jina-embeddings-v3", "jina-embeddings-v2-base-en"],
             "addresses": [f"{FULL}-large.{HOST}:50051"],
+            "weight": 100,
         },
     ]
 
@@ -42,12 +47,12 @@ def test_it_listens_for_rest_and_for_grpc() -> None:
 
 
 def test_health_checks_are_as_patient_as_readiness_probes() -> None:
-    assert render().topology()["health_check"] == {"timeout": 3, "unhealthy_after": 2}
+    assert render().topology()["health_check"] == {"timeout": 3, "unhealthy_after": 2, "active": True}
     slow = {"readiness": {"timeoutSeconds": 5, "failureThreshold": 4}}
     values = {"pools": [pool("a", probes=slow), pool("b", models=["jina-embeddings-v3"])]}
-    assert render(values).topology()["health_check"] == {"timeout": 5, "unhealthy_after": 4}
+    assert render(values).topology()["health_check"] == {"timeout": 5, "unhealthy_after": 4, "active": True}
     own = values | {"gateway": {"topology": {"health_check": {"timeout": 0.5}}}}
-    assert render(own).topology()["health_check"] == {"timeout": 0.5, "unhealthy_after": 4}
+    assert render(own).topology()["health_check"] == {"timeout": 0.5, "unhealthy_after": 4, "active": True}
 
 
 def test_limits_of_the_services_are_those_of_the_gateway() -> None:
@@ -96,9 +101,8 @@ def test_defaults_that_the_chart_compares_with_are_those_of_the_services() -> No
 
 def test_aliases_of_every_pool_reach_the_gateway() -> None:
     release = render(SETS["aliases"] | {"settings": {"model_aliases": {"all": "jina-embeddings-v3"}}})
-    entries = container(release.pod("gateway"), "render")["env"]
-    (aliases,) = [json.loads(entry["value"]) for entry in entries if entry["name"] == "SF_MODEL_ALIASES"]
-    assert aliases == {"all": "jina-embeddings-v3", "company-embedder": "all-MiniLM-L6-v2"}
+    catalog = yaml.safe_load(release.one("ConfigMap", "gateway")["data"]["catalog.yaml"])
+    assert catalog == {"aliases": {"all": "jina-embeddings-v3", "company-embedder": "all-MiniLM-L6-v2"}}
 
 
 def test_the_grpc_service_has_the_same_choices_as_the_rest_one() -> None:
@@ -129,15 +133,79 @@ def test_further_topology_is_laid_over_what_the_pools_give() -> None:
     assert len(topology["pools"]) == 3
 
 
-def test_an_init_container_renders_and_envoy_runs_what_it_wrote() -> None:
+def test_files_are_written_before_envoy_starts_and_followed_beside_it() -> None:
     pod = render().pod("gateway")
-    init, envoy = container(pod, "render"), container(pod, "envoy")
-    assert init["image"] == envoy["image"] == "search-foundation:0.1.0"
-    (written,) = [m for m in init["volumeMounts"] if m["name"] == "run"]
+    init, envoy, follow = (container(pod, name) for name in ("render", "envoy", "follow"))
+    assert init["image"] == envoy["image"] == follow["image"] == "search-foundation:0.1.0"
+    assert follow["args"] == [*init["args"], "--watch"]
+    assert follow["env"] == init["env"]
+    for writer in (init, follow):
+        mounts = {m["name"]: m for m in writer["volumeMounts"]}
+        # One file of a ConfigMap under subPath would never change.
+        assert mounts["topology"] == {
+            "name": "topology",
+            "mountPath": "/etc/search-foundation/gateway",
+            "readOnly": True,
+        }
+        assert "readOnly" not in mounts["run"]
     (read,) = [m for m in envoy["volumeMounts"] if m["name"] == "run"]
-    assert written["mountPath"] == read["mountPath"]
-    assert read["readOnly"] is True
-    assert "readOnly" not in written
+    assert read == {"name": "run", "mountPath": "/run/search-foundation", "readOnly": True}
+
+
+def _templates(values: dict[str, Any]) -> dict[str, Any]:
+    """Pod template of every workload."""
+    release = render(values)
+    return {
+        workload["metadata"]["name"].removeprefix("sf-search-foundation-"): workload["spec"]["template"]
+        for kind in ("Deployment", "StatefulSet")
+        for workload in release.all(kind)
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "restarted"),
+    [
+        (
+            {
+                "pools": [
+                    pool("a", models=["all-MiniLM-L6-v2", "jina-embeddings-v3"]),
+                    pool("b", models=["m"]),
+                ]
+            },
+            {"a"},
+        ),
+        ({"pools": [pool("a"), pool("b", models=["m"]), pool("c", models=["n"])]}, set()),
+        ({"pools": [pool("a"), pool("b", models=["m"], settings={"model_aliases": {"own": "m"}})]}, {"b"}),
+        ({"catalog": {"aliases": {"own": "all-MiniLM-L6-v2"}}}, {"a", "b"}),
+        ({"gateway": {"topology": {"cors": {"origins": []}, "timeouts": {"idle": 10}}}}, set()),
+        ({"gateway": {"topology": {"limits": {"max_connections": 9}}}}, {"gateway"}),
+    ],
+    ids=["model", "pool", "alias", "catalog", "topology", "bootstrap"],
+)
+def test_a_change_restarts_only_the_pods_it_concerns(change: dict[str, Any], restarted: set[str]) -> None:
+    """A gateway takes up pools, models, aliases and most of the topology from files it watches."""
+    values = {"pools": [pool("a"), pool("b", models=["m"])]}
+    before, after = _templates(values), _templates(values | change)
+    assert {name for name in before if before[name] != after[name]} == restarted
+
+
+def test_endpoints_by_the_api_server_need_an_account_of_their_own() -> None:
+    release = render(SETS["slices"])
+    (pool, *_) = release.topology()["pools"]
+    assert pool["service"] == f"{FULL}-text:50051"
+    assert pool["server_name"] == f"{FULL}-text.{HOST}"
+    assert release.topology()["health_check"]["active"] is False
+    gateway = release.pod("gateway")
+    assert gateway["serviceAccountName"] == release.one("Role", "gateway")["metadata"]["name"]
+    assert release.pod("text")["serviceAccountName"] == "sf-search-foundation"
+    with_token = {
+        one["name"]
+        for one in [*gateway["initContainers"], *gateway["containers"]]
+        if "account" in [mount["name"] for mount in one["volumeMounts"]]
+    }
+    assert with_token == {"render", "follow"}, "Envoy, which callers reach, has no token"
+    assert release.one("RoleBinding", "gateway")["roleRef"]["name"] == f"{FULL}-gateway"
+    assert not render().all("Role")
 
 
 def test_two_gateways_that_are_replaced_one_by_one() -> None:
@@ -280,6 +348,15 @@ def test_routes_of_the_gateway_api() -> None:
     assert grpc["rules"][0]["backendRefs"] == [{"name": f"{FULL}-grpc", "port": 50051}]
 
 
+def test_a_platforms_gateway_speaks_tls_to_ours() -> None:
+    release = render(SETS["gateway-api-tls"])
+    policy = release.one("BackendTLSPolicy", "gateway")["spec"]
+    assert [target["name"] for target in policy["targetRefs"]] == [f"{FULL}-gateway", f"{FULL}-grpc"]
+    assert policy["validation"]["hostname"] == f"{FULL}-gateway.{HOST}"
+    assert policy["validation"]["caCertificateRefs"][0]["name"] == "site-ca"
+    assert not render(SETS["gateway-api"]).all("BackendTLSPolicy")
+
+
 def test_nothing_outside_is_touched_by_default() -> None:
     release = render()
     for kind in ("Ingress", "HTTPRoute", "GRPCRoute", "Certificate", "Issuer"):
@@ -292,7 +369,8 @@ def test_the_test_pod_calls_the_gateway_with_a_key() -> None:
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     entries = {entry["name"]: entry for entry in pod["spec"]["containers"][0]["env"]}
     assert entries["GATEWAY_URL"]["value"] == f"http://{FULL}-gateway.{HOST}:80"
-    assert entries["MODEL"]["value"] == "all-MiniLM-L6-v2"
+    models = json.loads(entries["MODELS"]["value"])
+    assert models == {key: ["all-MiniLM-L6-v2"] for key in ("embed", "rerank", "classify", "batch")}
     assert entries["API_KEY"]["valueFrom"]["secretKeyRef"] == {
         "name": f"{FULL}-bootstrap-key",
         "key": "api-key",
@@ -305,7 +383,7 @@ def test_the_test_pod_takes_the_operators_key_or_none() -> None:
         e.get("valueFrom", {}).get("secretKeyRef") for e in given
     ]
     open_to_all = render(SETS["no-auth"]).one("Pod", "test")["spec"]["containers"][0]["env"]
-    assert [e["name"] for e in open_to_all] == ["GATEWAY_URL", "MODEL"]
+    assert [e["name"] for e in open_to_all] == ["GATEWAY_URL", "MODELS"]
     assert not render(SETS["keys"]).all("Pod")
 
 
@@ -317,9 +395,13 @@ def test_the_test_pod_trusts_the_certificates_authority() -> None:
     assert pod["volumes"][0]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
 
 
-def test_without_an_embedding_pool_there_is_nothing_to_try() -> None:
-    assert not render(one_pool(capability="rerank")).all("Pod")
-    assert not render({"pools": [pool("b", capability="batch")]}).all("Pod")
+def test_the_test_pod_asks_what_there_is() -> None:
+    (entry,) = [
+        e
+        for e in render(one_pool(capability="rerank")).one("Pod", "test")["spec"]["containers"][0]["env"]
+        if e["name"] == "MODELS"
+    ]
+    assert json.loads(entry["value"]) == {"rerank": ["all-MiniLM-L6-v2"]}
 
 
 def test_services_of_a_dual_stack_cluster() -> None:

@@ -102,7 +102,7 @@ def test_helm_lint_has_no_complaint(values: Path | None) -> None:
     _lint(["--values", str(values)] if values else [])
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", ["every-capability", "extras", "observed", "zero"])
 def test_helm_lint_has_no_complaint_about_a_value_set(name: str, tmp_path: Path) -> None:
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(SETS[name]), encoding="utf-8")
@@ -117,7 +117,7 @@ def test_the_package_holds_what_an_install_needs(tmp_path: Path) -> None:
     shutil.unpack_archive(package, tmp_path, "gztar")
     packed = tmp_path / "search-foundation"
     assert (packed / "values.schema.json").exists()
-    assert (packed / "files" / "embed_test.py").exists()
+    assert (packed / "files" / "release_test.py").exists()
     assert not (packed / "examples").exists()
     for path in CHART.glob("templates/**/*"):
         assert (packed / path.relative_to(CHART)).exists()

@@ -90,3 +90,26 @@ def test_writable_places_are_volumes() -> None:
     mounts = {m["mountPath"] for m in release.serve("embed")["volumeMounts"]}
     assert {"/tmp", "/dev/shm", "/var/lib/search-foundation", "/models"} <= mounts
     assert release.environment("embed")["HOME"] == "/tmp"
+
+
+def test_pools_may_share_one_claim() -> None:
+    release = render(SETS["cache-shared"])
+    (claim,) = release.all("PersistentVolumeClaim")
+    assert claim["metadata"]["name"] == "sf-search-foundation-models"
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "90Gi"
+    for name in ("a", "b"):
+        (volume,) = [v for v in release.pod(name)["volumes"] if v["name"] == "models"]
+        assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+
+
+def test_weights_may_come_as_an_image() -> None:
+    pod = render(SETS["cache-image"]).pod("embed")
+    (volume,) = [v for v in pod["volumes"] if v["name"] == "models"]
+    assert volume["image"] == {
+        "reference": "registry.site.internal/weights:1",
+        "pullPolicy": "IfNotPresent",
+    }
+    (mount,) = [m for m in container(pod, "serve")["volumeMounts"] if m["name"] == "models"]
+    assert mount == {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "models"}
+    assert "initContainers" not in pod, "there is nothing to fetch"

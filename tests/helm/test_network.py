@@ -47,7 +47,7 @@ def test_the_gateway_is_open_to_callers_and_reaches_only_pools() -> None:
     assert "from" not in policy["ingress"][0]
     assert _ports(policy["ingress"][0]) == ["http", "grpc"]
     dns, pools = policy["egress"]
-    assert _ports(dns) == [53, 53]
+    assert _ports(dns) == [53, 53, 5353, 5353]
     assert [_component(peer) for peer in pools["to"]] == ["pool"]
     assert _ports(pools) == [50051]
 
@@ -60,8 +60,8 @@ def test_metrics_may_be_kept_to_their_readers() -> None:
 
 
 def test_a_pool_that_fetches_nothing_gets_out_to_dns_only() -> None:
-    assert _egress_ports(render(SETS["no-prefetch"]), "embed") == {53}
-    assert _egress_ports(render(SETS["cache-claim"]), "embed") == {53}
+    assert _egress_ports(render(SETS["no-prefetch"]), "embed") == {53, 5353}
+    assert _egress_ports(render(SETS["cache-claim"]), "embed") == {53, 5353}
 
 
 def test_a_pool_that_fetches_reaches_the_internet_but_not_the_site() -> None:
@@ -75,26 +75,26 @@ def test_a_pool_that_fetches_reaches_the_internet_but_not_the_site() -> None:
 
 
 def test_a_mirror_of_the_hub_replaces_the_internet() -> None:
-    assert _egress_ports(render(SETS["hub-mirror"]), "embed") == {53, 8443}
+    assert _egress_ports(render(SETS["hub-mirror"]), "embed") == {53, 5353, 8443}
     plain = one_pool(prefetch={"hubEndpoint": "http://hub.site.internal"})
-    assert _egress_ports(render(plain), "embed") == {53, 80}
+    assert _egress_ports(render(plain), "embed") == {53, 5353, 80}
 
 
 def test_batch_pools_fetch_input_and_call_webhooks() -> None:
     values = one_pool(capability="batch", prefetch={"enabled": False})
-    assert _egress_ports(render(values), "embed") == {53, 80, 443}
+    assert _egress_ports(render(values), "embed") == {53, 5353, 80, 443}
 
 
 def test_stores_outside_the_release_are_reachable_by_port() -> None:
     values: dict[str, Any] = SETS["stores"] | one_pool(prefetch={"enabled": False})
-    assert _egress_ports(render(values), "embed") == {53, 5432, 6379}
+    assert _egress_ports(render(values), "embed") == {53, 5353, 5432, 6379}
     values["networkPolicy"] = {"storePorts": [6432]}
-    assert _egress_ports(render(values), "embed") == {53, 6432}
+    assert _egress_ports(render(values), "embed") == {53, 5353, 6432}
 
 
 def test_stores_of_the_release_are_reachable_by_pools_only() -> None:
     release = render(SETS["evaluation-stores"] | one_pool(prefetch={"enabled": False}))
-    assert _egress_ports(release, "embed") == {53, 5432, 6379}
+    assert _egress_ports(release, "embed") == {53, 5353, 5432, 6379}
     for store in ("redis", "postgresql"):
         policy = _policy(release, store)
         (rule,) = policy["ingress"]
@@ -106,13 +106,13 @@ def test_stores_of_the_release_are_reachable_by_pools_only() -> None:
 
 def test_traces_reach_their_collector() -> None:
     values = one_pool(prefetch={"enabled": False}, settings={"otlp_endpoint": "http://otel.site:4317"})
-    assert _egress_ports(render(values), "embed") == {53, 4317}
+    assert _egress_ports(render(values), "embed") == {53, 5353, 4317}
 
 
 @pytest.mark.parametrize("endpoint", ["otel.site:4317", "http://otel.site", "https://otel.site/v1"])
 def test_a_collector_has_its_own_port_unless_told_otherwise(endpoint: str) -> None:
     values = one_pool(prefetch={"enabled": False}, settings={"otlp_endpoint": endpoint})
-    assert _egress_ports(render(values), "embed") == {53, 4317}
+    assert _egress_ports(render(values), "embed") == {53, 5353, 4317}
 
 
 def test_networks_that_callers_urls_may_lead_to_are_open() -> None:

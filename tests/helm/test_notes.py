@@ -49,7 +49,14 @@ def test_they_end_in_a_curl_with_a_key(chart: Path) -> None:
     assert '--header "Authorization: Bearer $KEY"' in notes
     assert '"model": "all-MiniLM-L6-v2"' in notes
     assert "helm test sf --namespace search" in notes
-    assert "  text: embed, rerank with all-MiniLM-L6-v2 on cpu" in notes
+    assert "  all: embed, rerank, classify, batch with all-MiniLM-L6-v2 on cpu" in notes
+
+
+def test_they_say_where_an_image_without_a_registry_comes_from(chart: Path) -> None:
+    assert "kind load docker-image search-foundation:0.1.0" in _notes(chart, {})
+    for repository in ("registry.site.internal/search-foundation", "localhost:5000/sf", "localhost/sf"):
+        assert "names no registry" not in _notes(chart, {"image": {"repository": repository}})
+    assert "names no registry" in _notes(chart, {"image": {"repository": "team/search-foundation"}})
 
 
 def test_they_follow_the_way_in(chart: Path) -> None:

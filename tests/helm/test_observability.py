@@ -22,6 +22,8 @@ ALL = {
     "dashboards": {"enabled": True},
     "alerts": {"enabled": True},
     "redis": {"existingSecret": "redis"},
+    "mtls": {"enabled": True, "gatewaySecret": "gw", "poolSecret": "pools"},
+    "poolDefaults": {"autoscaling": {"enabled": True, "maxReplicas": 1, "fallback": {"replicas": 1}}},
 }
 # Put on every sample by Prometheus and by the chart's monitors.
 ADDED = {"namespace", "service", "pod", "pool", "job", "instance"}
@@ -48,7 +50,9 @@ def _dashboard_queries() -> list[str]:
 def _scaler_queries() -> list[str]:
     scaled = [render(SETS["keda"]).one("ScaledObject", "embed")]
     scaled.append(render(SETS["batch-keda"]).one("ScaledObject", "batch"))
-    return [trigger["metadata"]["query"] for one in scaled for trigger in one["spec"]["triggers"]]
+    scaled += render(SETS["zero"]).all("ScaledObject")
+    triggers = [trigger for one in scaled for trigger in one["spec"]["triggers"]]
+    return [trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "prometheus"]
 
 
 def _all_queries() -> list[str]:
@@ -157,7 +161,8 @@ def test_everything_that_should_be_seen_is() -> None:
 
 def test_alerts_say_what_is_wrong_and_what_to_do() -> None:
     rules = _alerts(ALL)
-    assert len({rule["alert"] for rule in rules}) == len(rules) == 14
+    assert len({(rule["alert"], rule["expr"]) for rule in rules}) == len(rules)
+    assert len({rule["alert"] for rule in rules}) == 18
     for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"].endswith(".")

@@ -177,15 +177,12 @@ def test_pods_leave_their_service_before_they_are_told_to_stop() -> None:
 def test_a_change_of_configuration_restarts_the_pods_it_concerns() -> None:
     def checksum(values: dict[str, Any], workload: str) -> str:
         annotations = render(values).workload(workload)["spec"]["template"]["metadata"]["annotations"]
-        return annotations["checksum/config" if workload != "gateway" else "checksum/topology"]
+        return annotations["checksum/config"]
 
     before = {"pools": [pool("a"), pool("b", models=["jina-embeddings-v3"])]}
     after = {"pools": [pool("a", settings={"max_items": 7}), pool("b", models=["jina-embeddings-v3"])]}
     assert checksum(before, "a") != checksum(after, "a")
     assert checksum(before, "b") == checksum(after, "b")
-    assert checksum(before, "gateway") == checksum(after, "gateway")
-    renamed = {"pools": [pool("a"), pool("c", models=["jina-embeddings-v3"])]}
-    assert checksum(before, "gateway") != checksum(renamed, "gateway")
 
 
 def test_a_change_of_the_catalogue_restarts_the_pods() -> None:
@@ -242,12 +239,25 @@ def test_additions_of_the_operator_are_in_the_pod() -> None:
         assert {"name": "ca", "mountPath": "/etc/ssl/site"} in own["volumeMounts"]
     gateway = release.pod("gateway")
     assert [c["name"] for c in gateway["initContainers"]] == ["wait", "render"]
-    assert [c["name"] for c in gateway["containers"]] == ["envoy", "proxy"]
+    assert [c["name"] for c in gateway["containers"]] == ["envoy", "follow", "proxy"]
     envoy = container(gateway, "envoy")
     assert {"name": "ENVOY_UID", "value": "0"} in envoy["env"]
     assert {"name": "ca", "mountPath": "/etc/ssl/site"} in envoy["volumeMounts"]
     assert "sf-own" in release.names("ConfigMap")
     assert "sf-own" in release.names("Secret")
+
+
+def test_a_canary_has_an_image_of_its_own_and_a_share_of_the_calls() -> None:
+    release = render(SETS["canary"] | {"image": {"digest": "sha256:" + "ab" * 32}})
+    assert release.serve("canary")["image"] == "search-foundation:0.2.0"
+    assert release.serve("stable")["image"].endswith("@sha256:" + "ab" * 32)
+    assert {p["name"]: p["weight"] for p in release.topology()["pools"]} == {
+        "stable": 95,
+        "canary": 5,
+        "spot": 0,
+    }
+    gpu = pool(device={"type": "gpu"}, image={"repository": "other/sf", "tag": "0.2.0"})
+    assert render({"pools": [gpu]}).serve("embed")["image"] == "other/sf:0.2.0-cuda"
 
 
 def test_a_budget_only_above_one_pod() -> None:

@@ -49,7 +49,12 @@ def test_probes_say_what_the_pods_are(cluster: Cluster) -> None:
 
 
 def test_the_test_pod_of_the_chart_passes(cluster: Cluster) -> None:
-    assert cluster.run_test_pod() == "OK: all-MiniLM-L6-v2 gave 384 numbers for 4 tokens\n"
+    assert cluster.run_test_pod().splitlines() == [
+        "OK: batch by all-MiniLM-L6-v2 gave a job of 2 lines",
+        "OK: classify by all-MiniLM-L6-v2 gave the right one of 2 labels",
+        "OK: embed by all-MiniLM-L6-v2 gave 384 numbers for 4 tokens",
+        "OK: rerank by all-MiniLM-L6-v2 gave the right one of 2 documents first",
+    ]
 
 
 def test_rest_asks_for_the_key_of_the_release(cluster: Cluster, key: str) -> None:

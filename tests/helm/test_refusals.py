@@ -58,7 +58,7 @@ BY_SCHEMA: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown-cache": (one_pool(modelCache={"type": "s3"}), ["modelCache.type", '"pvc"', '"hostPath"']),
     "unknown-access-mode": (one_pool(modelCache={"accessMode": "Shared"}), ["accessMode", '"ReadWriteMany"']),
     "unknown-autoscaler": (one_pool(autoscaling={"provider": "vpa"}), ["autoscaling.provider", '"keda"']),
-    "scale-to-zero": (one_pool(autoscaling={"minReplicas": 0}), ["autoscaling.minReplicas", "1"]),
+    "scale-below-zero": (one_pool(autoscaling={"minReplicas": -1}), ["autoscaling.minReplicas", "0"]),
     "queue-depth-zero": (
         one_pool(autoscaling={"queueDepth": 0}),
         ["autoscaling.queueDepth", "greater than 0"],
@@ -123,10 +123,25 @@ BY_SCHEMA: dict[str, tuple[dict[str, Any], list[str]]] = {
 BY_RULE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "pool-twice": ({"pools": [pool("a"), pool("a", models=["m"])]}, ["pool 'a'", "used twice"]),
     "reserved-name": ({"pools": [pool("gateway")]}, ["pool 'gateway'", "another part"]),
-    "model-in-two-pools": ({"pools": [pool("a"), pool("b")]}, ["pool 'b'", "pool 'a' already serves"]),
+    "nobody-takes-a-model": (
+        {"pools": [pool("a", weight=0), pool("b", weight=0)]},
+        ["every pool that serves all-MiniLM-L6-v2 for embed has weight 0"],
+    ),
     "least-above-most": (
         one_pool(autoscaling={"enabled": True, "minReplicas": 5, "maxReplicas": 2}),
         ["minReplicas (5) is above maxReplicas (2)"],
+    ),
+    "autoscaling-without-metrics": (
+        one_pool(autoscaling=KEDA),
+        ["metrics.serviceMonitor.enabled", "nothing collects"],
+    ),
+    "zero-without-keda": (
+        one_pool(autoscaling={"enabled": True, "minReplicas": 0, "provider": "hpa"}),
+        ["pool 'embed'", "only the provider keda"],
+    ),
+    "batch-to-zero-without-database": (
+        one_pool(capability="batch", autoscaling={"enabled": True, "minReplicas": 0, "maxReplicas": 1}),
+        ["pool 'embed'", "jobs in PostgreSQL"],
     ),
     "fallback-outside": (
         one_pool(autoscaling=KEDA | {"fallback": {"replicas": 9}}),
@@ -140,7 +155,13 @@ BY_RULE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "classify-without-database": (one_pool(capability="classify", replicas=2), ["database.existingSecret"]),
     "product-of-a-cpu": (one_pool(device={"product": "NVIDIA-L40S"}), ["device.product", "cpu"]),
     "host-path-without-path": (one_pool(modelCache={"type": "hostPath"}), ["absolute modelCache.path"]),
-    "path-without-host-path": (one_pool(modelCache={"path": "/m"}), ["only for type hostPath"]),
+    "path-without-host-path": (one_pool(modelCache={"path": "/m"}), ["only for type hostPath or image"]),
+    "image-without-a-name": (one_pool(modelCache={"type": "image"}), ["modelCache.image go together"]),
+    "shared-by-one-writer": (
+        one_pool(modelCache={"type": "pvc", "shared": True})
+        | {"poolDefaults": {"modelCache": {"accessMode": "ReadWriteOnce"}}},
+        ["poolDefaults.modelCache.accessMode"],
+    ),
     "claim-without-pvc": (one_pool(modelCache={"existingClaim": "c"}), ["only for type pvc"]),
     "read-only-and-empty": (one_pool(modelCache={"readOnly": True}), ["a volume that holds the models"]),
     "one-writer-for-many": (
@@ -200,6 +221,19 @@ BY_RULE: dict[str, tuple[dict[str, Any], list[str]]] = {
             }
         },
         ["gateway.grpc.enabled"],
+    ),
+    "tls-behind-a-route": (
+        {
+            "gateway": {
+                "tls": {"enabled": True, "existingSecret": "t"},
+                "httpRoute": {"enabled": True, "parentRefs": [{"name": "e"}]},
+            }
+        },
+        ["gateway.tls", "gateway.backendTls"],
+    ),
+    "tls-behind-an-ingress": (
+        {"gateway": {"tls": {"enabled": True, "existingSecret": "t"}, "ingress": {"enabled": True}}},
+        ["gateway.tls", "gateway.ingress.annotations"],
     ),
     "node-port-of-cluster-ip": ({"gateway": {"service": {"nodePort": 30080}}}, ["nodePort needs type"]),
     "ranges-without-balancer": (

@@ -79,6 +79,8 @@ def _frozen(manifest: Manifest) -> Any:
             return {key: value for key, value in spec.items() if key != "resources"}
         case "Service":
             return spec.get("clusterIP") == "None"
+        case "RoleBinding":
+            return manifest["roleRef"]
         case "Secret":
             return manifest.get("type")
         case _:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from tests.helm.chart import CHART
+from tests.helm.chart import THREE_POOLS
 
 ISSUER = {"name": "site", "kind": "ClusterIssuer"}
 DIGEST = "sha256:" + "ab" * 32
@@ -26,6 +24,9 @@ def one_pool(**over: Any) -> dict[str, Any]:
     return {"pools": [pool(**over)]}
 
 
+MONITORED: dict[str, Any] = {"metrics": {"serviceMonitor": {"enabled": True}}}
+"""What autoscaling reads."""
+
 SMALL_GATEWAY: dict[str, Any] = {
     "replicas": 1,
     "concurrency": 1,
@@ -38,19 +39,25 @@ def small(*pools: dict[str, Any], **other: Any) -> dict[str, Any]:
     return {"pools": list(pools), "gateway": SMALL_GATEWAY, **other}
 
 
-_DEFAULTS: list[dict[str, Any]] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["pools"]
 RUNNING = tuple(
     {**default, "replicas": 2 if default["name"] == "text" else 1}
     | {"drain": {"preStopSeconds": 1, "graceSeconds": 20}}
-    for default in _DEFAULTS
+    for default in THREE_POOLS
 )
-"""Pools of the release that the tests run: those of the chart, the first with two replicas."""
+"""Pools of the release that the tests run, the first with two replicas."""
 
 SETS: dict[str, dict[str, Any]] = {
-    "defaults": {},
+    "three-pools": {},
     "one-pool": one_pool(),
     "two-models": {
         "pools": [pool("small"), pool("large", models=["jina-embeddings-v3", "jina-embeddings-v2-base-en"])]
+    },
+    "canary": {
+        "pools": [
+            pool("stable", weight=95, replicas=3),
+            pool("canary", weight=5, podLabels={"track": "canary"}, image={"tag": "0.2.0"}),
+            pool("spot", weight=0, nodeSelector={"capacity": "spot"}),
+        ]
     },
     "every-capability": {
         "pools": [pool(name, capability=name) for name in ("embed", "rerank", "classify", "batch")]
@@ -61,9 +68,19 @@ SETS: dict[str, dict[str, Any]] = {
     ),
     "mig": one_pool(device={"type": "gpu", "resourceName": "nvidia.com/mig-1g.10gb"}),
     "replicas": one_pool(replicas=3),
-    "keda": one_pool(autoscaling={"enabled": True, "minReplicas": 2, "maxReplicas": 6}),
-    "hpa": one_pool(autoscaling={"enabled": True, "provider": "hpa", "maxReplicas": 5}),
-    "batch-keda": {
+    "keda": MONITORED | one_pool(autoscaling={"enabled": True, "minReplicas": 2, "maxReplicas": 6}),
+    "hpa": MONITORED | one_pool(autoscaling={"enabled": True, "provider": "hpa", "maxReplicas": 5}),
+    "zero": MONITORED
+    | {
+        "pools": [
+            pool("a", autoscaling={"enabled": True, "minReplicas": 0}),
+            pool("batch", capability="batch", autoscaling={"enabled": True, "minReplicas": 0}),
+        ],
+        "database": {"existingSecret": "pg"},
+        "objectStore": {"url": "gs://bucket"},
+    },
+    "batch-keda": MONITORED
+    | {
         "pools": [
             pool("batch", capability="batch", autoscaling={"enabled": True, "fallback": {"replicas": 1}})
         ],
@@ -71,7 +88,8 @@ SETS: dict[str, dict[str, Any]] = {
         "objectStore": {"url": "gs://bucket"},
         "webhooks": {"existingSecret": "hooks"},
     },
-    "batch-hpa": {
+    "batch-hpa": MONITORED
+    | {
         "pools": [
             pool("all", capability=["embed", "batch"], autoscaling={"enabled": True, "provider": "hpa"})
         ],
@@ -92,6 +110,13 @@ SETS: dict[str, dict[str, Any]] = {
     ),
     "cache-pvc": one_pool(modelCache={"type": "pvc", "size": "100Gi", "storageClassName": "shared"}),
     "cache-claim": one_pool(modelCache={"type": "pvc", "existingClaim": "weights", "readOnly": True}),
+    "cache-shared": {
+        "poolDefaults": {"modelCache": {"type": "pvc", "shared": True, "size": "90Gi"}},
+        "pools": [pool("a"), pool("b", models=["jina-embeddings-v3"], replicas=2)],
+    },
+    "cache-image": one_pool(
+        modelCache={"type": "image", "image": "registry.site.internal/weights:1", "path": "/models"}
+    ),
     "cache-host": one_pool(modelCache={"type": "hostPath", "path": "/var/models", "readOnly": True}),
     "no-prefetch": one_pool(prefetch={"enabled": False}),
     "hub-mirror": one_pool(
@@ -141,6 +166,14 @@ SETS: dict[str, dict[str, Any]] = {
             "grpcRoute": {"enabled": True, "parentRefs": [{"name": "edge", "sectionName": "grpc"}]},
         }
     },
+    "gateway-api-tls": {
+        "gateway": {
+            "tls": {"enabled": True, "existingSecret": "site-tls"},
+            "backendTls": {"caConfigMap": "site-ca"},
+            "httpRoute": {"enabled": True, "parentRefs": [{"name": "edge"}]},
+            "grpcRoute": {"enabled": True, "parentRefs": [{"name": "edge"}]},
+        }
+    },
     "load-balancer": {
         "gateway": {
             "service": {"type": "LoadBalancer", "port": 8443, "loadBalancerSourceRanges": ["192.0.2.0/24"]},
@@ -157,6 +190,10 @@ SETS: dict[str, dict[str, Any]] = {
     },
     "node-port": {"gateway": {"service": {"type": "NodePort", "nodePort": 30080}}},
     "no-grpc": {"gateway": {"grpc": {"enabled": False}}},
+    "slices": {
+        "gateway": {"endpoints": "slices"},
+        "mtls": {"enabled": True, "certManager": {"enabled": True}},
+    },
     "gateway-scaled": {"gateway": {"autoscaling": {"enabled": True}}},
     "gateway-single": {"gateway": {"replicas": 1}},
     "observed": {

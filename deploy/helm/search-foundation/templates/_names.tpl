@@ -75,16 +75,17 @@ annotations:
 {{- end -}}
 {{- end -}}
 
-{{/* Our image: dict root, device. */}}
+{{/* Our image: dict root, device, own (optional: what a pool has of its own). */}}
 {{- define "sf.image" -}}
 {{- $image := .root.Values.image -}}
+{{- $own := .own | default dict -}}
 {{- $gpu := eq .device "gpu" -}}
-{{- $repository := include "sf.withRegistry" (dict "root" .root "image" $image.repository) -}}
-{{- $digest := $gpu | ternary $image.cudaDigest $image.digest -}}
+{{- $repository := include "sf.withRegistry" (dict "root" .root "image" ($own.repository | default $image.repository)) -}}
+{{- $digest := $own.digest | default (empty $own.tag | ternary ($gpu | ternary $image.cudaDigest $image.digest) "") -}}
 {{- if $digest -}}
 {{- printf "%s@%s" $repository $digest -}}
 {{- else -}}
-{{- printf "%s:%s%s" $repository ($image.tag | default .root.Chart.AppVersion) ($gpu | ternary $image.cudaSuffix "") -}}
+{{- printf "%s:%s%s" $repository ($own.tag | default $image.tag | default .root.Chart.AppVersion) ($gpu | ternary $image.cudaSuffix "") -}}
 {{- end -}}
 {{- end -}}
 

@@ -21,11 +21,14 @@ loadBalancerSourceRanges:
 {{- end -}}
 
 {{- define "sf.dnsEgress" -}}
+{{- /* A rule counts behind the Service: OpenShift's DNS pods listen on 5353. */ -}}
 - ports:
-    - port: 53
+    {{- range $port := list 53 5353 }}
+    - port: {{ $port }}
       protocol: UDP
-    - port: 53
+    - port: {{ $port }}
       protocol: TCP
+    {{- end }}
 {{- end -}}
 
 {{/* The internet without the site's own networks, on the given ports: dict root, ports. */}}

@@ -38,9 +38,9 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* What every pod spec of the chart begins with: root. */}}
+{{/* What every pod spec of the chart begins with: root, with account where it is not that of the release. */}}
 {{- define "sf.podBase" -}}
-serviceAccountName: {{ include "sf.serviceAccountName" . }}
+serviceAccountName: {{ .account | default (include "sf.serviceAccountName" .) }}
 automountServiceAccountToken: false
 # Service links would put SF_* variables of its own into a release called "sf".
 enableServiceLinks: false
@@ -94,7 +94,7 @@ affinity:
 {{- $values := .root.Values -}}
 {{- $pool := .pool -}}
 {{- $gpu := eq $pool.device.type "gpu" -}}
-{{- $image := include "sf.image" (dict "root" $root "device" $pool.device.type) -}}
+{{- $image := include "sf.image" (dict "root" $root "device" $pool.device.type "own" $pool.image) -}}
 {{- $context := toYaml $values.containerSecurityContext -}}
 {{- $names := dict "root" $root "component" "pool" "pool" $pool.name -}}
 {{- $keysSecret := include "sf.keysSecret" $root -}}
@@ -102,7 +102,7 @@ affinity:
 {{- with $values.catalog -}}
 {{- $_ := set $checksums "catalog" (toJson .) -}}
 {{- end -}}
-{{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) -}}
+{{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) (ne $pool.modelCache.type "image") -}}
 {{- $nodeSelector := deepCopy $pool.nodeSelector -}}
 {{- $tolerations := $pool.tolerations -}}
 {{- if $gpu -}}
@@ -228,6 +228,9 @@ spec:
         - name: models
           mountPath: /models
           readOnly: true
+          {{- if and (eq $pool.modelCache.type "image") $pool.modelCache.path }}
+          subPath: {{ trimPrefix "/" $pool.modelCache.path }}
+          {{- end }}
         - name: data
           mountPath: /var/lib/search-foundation
         - name: tmp
@@ -371,10 +374,14 @@ grpc:
 {{- with .modelCache -}}
 {{- if eq .type "pvc" -}}
 persistentVolumeClaim:
-  claimName: {{ .existingClaim | default (printf "%s-models" $.fullname) }}
+  claimName: {{ .existingClaim | default (printf "%s-models" (.shared | ternary $.release $.fullname)) }}
   {{- if .readOnly }}
   readOnly: true
   {{- end }}
+{{- else if eq .type "image" -}}
+image:
+  reference: {{ .image }}
+  pullPolicy: IfNotPresent
 {{- else if eq .type "hostPath" -}}
 hostPath:
   path: {{ .path }}

@@ -2,6 +2,7 @@
 The pools as the templates use them: every entry of .Values.pools over .Values.poolDefaults, with
   capabilities  always a list
   fullname      name of its objects
+  release       prefix of the release's objects
   host          DNS name that resolves to its ready pods
   stateful      whether its pods need stable names: a StatefulSet
   keepsFiles    whether they keep files that must outlive them
@@ -21,6 +22,7 @@ Use: {{ range (include "sf.pools" . | fromYaml).pools }}
 {{- $fullname := printf "%s-%s" (include "sf.fullname" $root) $pool.name -}}
 {{- $_ := set $pool "capabilities" $capabilities -}}
 {{- $_ := set $pool "fullname" $fullname -}}
+{{- $_ := set $pool "release" (include "sf.fullname" $root) -}}
 {{- $_ := set $pool "host" (printf "%s.%s.svc.%s" $fullname $root.Release.Namespace $root.Values.clusterDomain) -}}
 {{- $_ := set $pool "stateful" (or $batch $keepsFiles) -}}
 {{- $_ := set $pool "keepsFiles" $keepsFiles -}}
@@ -96,25 +98,61 @@ The drain's time counts from its beginning, so it holds both parts.
   "SF_ADMIN_PORT" "9901"
   "SF_DRAIN_SECONDS" (toString (int $drain.preStopSeconds))
   "SF_GRACE_SECONDS" (toString (add $drain.preStopSeconds $drain.graceSeconds)) -}}
-{{- if $values.catalog -}}
-{{- $_ := set $env "SF_CATALOG_FILE" "/etc/search-foundation/catalog/catalog.yaml" -}}
-{{- end -}}
+{{- $_ := set $env "SF_CATALOG_FILE" "/etc/search-foundation/gateway/catalog.yaml" -}}
 {{- range $name := list "max_items" "max_documents" "max_classify_items" "chat_max_answer_tokens" -}}
 {{- with include "sf.largestSetting" (dict "root" $ "name" $name) -}}
 {{- $_ := set $env (printf "SF_%s" (upper $name)) . -}}
 {{- end -}}
 {{- end -}}
-{{- $aliases := dict -}}
-{{- range (include "sf.pools" . | fromYaml).pools -}}
-{{- $aliases = merge $aliases (.settings.model_aliases | default dict) -}}
-{{- end -}}
-{{- with $aliases -}}
-{{- $_ := set $env "SF_MODEL_ALIASES" (toJson .) -}}
-{{- end -}}
 {{- range $name, $value := $env }}
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}
+{{- end -}}
+
+{{/* What writes the files that Envoy reads: dict root, environment. */}}
+{{- define "sf.gatewayFiles" -}}
+image: {{ include "sf.image" (dict "root" .root "device" "cpu") }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+env:
+  {{- .environment | nindent 2 }}
+resources:
+  requests:
+    cpu: 10m
+    memory: 128Mi
+  limits:
+    memory: 512Mi
+securityContext:
+  {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
+volumeMounts:
+  - name: topology
+    mountPath: /etc/search-foundation/gateway
+    readOnly: true
+  - name: run
+    mountPath: /run/search-foundation
+  - name: tmp
+    mountPath: /tmp
+  {{- if eq .root.Values.gateway.endpoints "slices" }}
+  - name: account
+    mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+    readOnly: true
+  {{- end }}
+{{- end -}}
+
+{{/* The catalogue of the gateway: that of the pools, and the aliases that they have in their settings. */}}
+{{- define "sf.gatewayCatalog" -}}
+{{- $aliases := .Values.catalog.aliases | default dict | deepCopy -}}
+{{- range (include "sf.pools" . | fromYaml).pools -}}
+{{- $aliases = mergeOverwrite $aliases (.settings.model_aliases | default dict) -}}
+{{- end -}}
+{{- merge (dict "aliases" $aliases) .Values.catalog | toYaml -}}
+{{- end -}}
+
+{{/* What only a restart of Envoy takes up of a topology: ports of its own, threads and memory. */}}
+{{- define "sf.bootstrapOf" -}}
+{{- dict
+  "own" (pick . "admin" "metrics" "workers")
+  "limits" (pick (.limits | default dict) "max_connections" "max_heap_bytes") | toJson -}}
 {{- end -}}
 
 {{/*
@@ -142,7 +180,13 @@ dict root, name.
 {{- range (include "sf.pools" . | fromYaml).pools -}}
 {{- $patience = max $patience .probes.readiness.timeoutSeconds -}}
 {{- $failures = max $failures .probes.readiness.failureThreshold -}}
-{{- $pools = append $pools (dict "name" .name "capabilities" .capabilities "models" .models "addresses" (list (printf "%s:50051" .host))) -}}
+{{- $entry := dict "name" .name "capabilities" .capabilities "models" .models "weight" (int .weight) -}}
+{{- if eq $values.gateway.endpoints "slices" -}}
+{{- $entry = merge $entry (dict "service" (printf "%s:50051" .fullname) "server_name" .host) -}}
+{{- else -}}
+{{- $entry = merge $entry (dict "addresses" (list (printf "%s:50051" .host))) -}}
+{{- end -}}
+{{- $pools = append $pools $entry -}}
 {{- end -}}
 {{- $listener := dict "host" $values.listenAddress "port" 8080 -}}
 {{- $grpc := dict "host" $values.listenAddress "port" 50051 -}}
@@ -156,7 +200,7 @@ dict root, name.
   "admin" (dict "host" "127.0.0.1" "port" 9901)
   "metrics" (dict "host" $values.listenAddress "port" 9090)
   "pools" $pools
-  "health_check" (dict "timeout" $patience "unhealthy_after" $failures)
+  "health_check" (dict "timeout" $patience "unhealthy_after" $failures "active" (ne $values.gateway.endpoints "slices"))
   "workers" (int $values.gateway.concurrency) -}}
 {{- if $values.gateway.grpc.enabled -}}
 {{- $_ := set $topology "grpc_listener" $grpc -}}

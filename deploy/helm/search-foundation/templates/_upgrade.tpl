@@ -10,6 +10,7 @@ An entry has name, names (for its metadata), at (the values it comes from), acce
 */}}
 {{- define "sf.claims" -}}
 {{- $claims := list -}}
+{{- $shared := false -}}
 {{- range $pool := (include "sf.pools" . | fromYaml).pools -}}
 {{- $names := dict "component" "pool" "pool" .name -}}
 {{- if .volume -}}
@@ -17,10 +18,18 @@ An entry has name, names (for its metadata), at (the values it comes from), acce
   "accessMode" "ReadWriteOnce" "size" .persistence.size "storageClassName" .persistence.storageClassName) -}}
 {{- end -}}
 {{- with .modelCache -}}
-{{- if and (eq .type "pvc") (not .existingClaim) -}}
+{{- if and (eq .type "pvc") (not .existingClaim) .shared -}}
+{{- $shared = true -}}
+{{- else if and (eq .type "pvc") (not .existingClaim) -}}
 {{- $claims = append $claims (dict "name" (printf "%s-models" $pool.fullname) "names" $names "at" (printf "pool '%s': modelCache" $pool.name)
   "accessMode" .accessMode "size" .size "storageClassName" .storageClassName) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $shared -}}
+{{- with .Values.poolDefaults.modelCache -}}
+{{- $claims = append $claims (dict "name" (printf "%s-models" (include "sf.fullname" $)) "names" (dict "component" "models") "at" "poolDefaults.modelCache"
+  "accessMode" .accessMode "size" .size "storageClassName" .storageClassName) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.evaluation.postgresql -}}

@@ -36,16 +36,18 @@
 {{- end -}}
 {{- range $capability := .capabilities -}}
 {{- range $model := $pool.models -}}
-{{- $key := printf "%s %s" $capability $model -}}
-{{- with get $owners $key -}}
-{{- $problems = append $problems (printf "%s: pool '%s' already serves %s for %s; the gateway could not choose." $at . $model $capability) -}}
-{{- end -}}
-{{- $_ := set $owners $key $pool.name -}}
+{{- $key := printf "%s for %s" $model $capability -}}
+{{- $_ := set $owners $key (add (get $owners $key | default 0) $pool.weight) -}}
 {{- end -}}
 {{- end -}}
 {{- $problems = concat $problems (include "sf.problemsOfPool" (dict "root" $root "pool" $pool "at" $at) | fromYamlArray) -}}
 {{- range $capability := .capabilities -}}
 {{- $_ := set $sharers $capability (append (get $sharers $capability | default list) $pool.name) -}}
+{{- end -}}
+{{- end -}}
+{{- range $key, $weight := $owners -}}
+{{- if eq (int $weight) 0 -}}
+{{- $problems = append $problems (printf "pools: every pool that serves %s has weight 0, so none would take its calls." $key) -}}
 {{- end -}}
 {{- end -}}
 {{- $database := include "sf.storeSecret" (dict "root" . "store" "database") -}}
@@ -77,6 +79,20 @@
 {{- $problems = append $problems (printf "%s: autoscaling.fallback.replicas (%d) must lie between minReplicas and maxReplicas." $at (int $scaling.fallback.replicas)) -}}
 {{- end -}}
 {{- end -}}
+{{- if $scaling.enabled -}}
+{{- $metrics := $root.Values.metrics -}}
+{{- if not (or $metrics.serviceMonitor.enabled $metrics.scrapeAnnotations $metrics.scrapedElsewhere) -}}
+{{- $problems = append $problems (printf "%s: autoscaling reads metrics that nothing collects; set metrics.serviceMonitor.enabled or metrics.scrapeAnnotations, or metrics.scrapedElsewhere where your own set-up scrapes the pods." $at) -}}
+{{- end -}}
+{{- if eq (int $scaling.minReplicas) 0 -}}
+{{- if ne $scaling.provider "keda" -}}
+{{- $problems = append $problems (printf "%s: only the provider keda scales to zero; set autoscaling.minReplicas to 1 or more." $at) -}}
+{{- end -}}
+{{- if and (has "batch" .capabilities) (not (include "sf.storeSecret" (dict "root" $root "store" "database"))) -}}
+{{- $problems = append $problems (printf "%s: batch scales to zero by the jobs in PostgreSQL; set database.existingSecret." $at) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .stateful (gt $most 1) (not (include "sf.storeSecret" (dict "root" $root "store" "database"))) -}}
 {{- $problems = append $problems (printf "%s: several pods of %s share their state in PostgreSQL; set database.existingSecret." $at (join ", " .capabilities)) -}}
 {{- end -}}
@@ -90,11 +106,17 @@
 {{- if and (eq $cache.type "hostPath") (not (hasPrefix "/" $cache.path)) -}}
 {{- $problems = append $problems (printf "%s: modelCache.type hostPath needs an absolute modelCache.path." $at) -}}
 {{- end -}}
-{{- if and (ne $cache.type "hostPath") $cache.path -}}
-{{- $problems = append $problems (printf "%s: modelCache.path is only for type hostPath, not %s." $at $cache.type) -}}
+{{- if and (not (has $cache.type (list "hostPath" "image"))) $cache.path -}}
+{{- $problems = append $problems (printf "%s: modelCache.path is only for type hostPath or image, not %s." $at $cache.type) -}}
 {{- end -}}
 {{- if and (ne $cache.type "pvc") $cache.existingClaim -}}
 {{- $problems = append $problems (printf "%s: modelCache.existingClaim is only for type pvc, not %s." $at $cache.type) -}}
+{{- end -}}
+{{- if ne (eq $cache.type "image") (not (empty $cache.image)) -}}
+{{- $problems = append $problems (printf "%s: modelCache.type image and modelCache.image go together." $at) -}}
+{{- end -}}
+{{- if and $cache.shared (ne $root.Values.poolDefaults.modelCache.accessMode "ReadWriteMany") -}}
+{{- $problems = append $problems (printf "%s: pools share modelCache only by ReadWriteMany; set poolDefaults.modelCache.accessMode." $at) -}}
 {{- end -}}
 {{- if and $cache.readOnly (or (eq $cache.type "emptyDir") (and (eq $cache.type "pvc") (not $cache.existingClaim))) -}}
 {{- $problems = append $problems (printf "%s: modelCache.readOnly needs a volume that holds the models: an existingClaim or a hostPath." $at) -}}
@@ -138,6 +160,14 @@
 {{- end -}}
 {{- if and $gateway.grpcRoute.enabled (not $gateway.grpc.enabled) -}}
 {{- $problems = append $problems "gateway.grpcRoute: needs gateway.grpc.enabled." -}}
+{{- end -}}
+{{- if $gateway.tls.enabled -}}
+{{- if and (or $gateway.httpRoute.enabled $gateway.grpcRoute.enabled) (not (or $gateway.backendTls.caConfigMap $gateway.backendTls.systemAuthorities)) -}}
+{{- $problems = append $problems "gateway.tls: the route's gateway would speak plain text to it; say in gateway.backendTls whom it trusts, or leave TLS to the route's gateway." -}}
+{{- end -}}
+{{- if and $gateway.ingress.enabled (not $gateway.ingress.annotations) -}}
+{{- $problems = append $problems "gateway.tls: the ingress controller would speak plain text to it; tell it by its annotation in gateway.ingress.annotations, or leave TLS to the Ingress." -}}
+{{- end -}}
 {{- end -}}
 {{- range $at, $service := dict "gateway.service" $gateway.service "gateway.grpc.service" $gateway.grpc.service -}}
 {{- if and $service.nodePort (eq $service.type "ClusterIP") -}}
