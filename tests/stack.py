@@ -48,11 +48,18 @@ class Command:
     log: Path
 
     @classmethod
-    def start(cls, name: str, words: Sequence[str], environment: Mapping[str, str], folder: Path) -> Command:
+    def start(
+        cls,
+        name: str,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        module: str = "search_foundation.cli",
+    ) -> Command:
         log = folder / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "search_foundation.cli", *words],
+                [sys.executable, "-m", module, *words],
                 env={**_inherited(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -169,8 +176,17 @@ class Stack:
             **self.settings,
         }
 
-    def serve(self, *words: str, models: Sequence[str] = (MODEL,), **settings: str) -> Services:
-        """Start a service process and wait until it serves; ``words`` are ``serve``'s, "embed" by default."""
+    def serve(
+        self,
+        *words: str,
+        models: Sequence[str] = (MODEL,),
+        module: str = "search_foundation.cli",
+        **settings: str,
+    ) -> Services:
+        """Start a service process and wait until it serves; ``words`` are ``serve``'s, "embed" by default.
+
+        ``module`` is run instead of the command.
+        """
         grpc_port, metrics_port = free_port(), free_port()
         name = f"services-{len(self.services)}"
         environment = {
@@ -182,7 +198,7 @@ class Stack:
             **settings,
         }
         command_words = ("serve", *(words or ("embed",)))
-        command = Command.start(name, command_words, environment, self.folder)
+        command = Command.start(name, command_words, environment, self.folder, module)
         services = Services(
             command, command_words, environment, self.folder, grpc_port, metrics_port, tuple(models)
         )

@@ -18,6 +18,7 @@ import uvloop
 
 from search_foundation.arguments import positive
 from search_foundation.capabilities import CAPABILITIES, STORING
+from services.core.folders import data_folder
 from services.core.serving import PortInUseError, Server, StopReason
 from services.core.serving.doors import Capability
 from services.core.serving.exposition import Exposition
@@ -153,6 +154,8 @@ async def _database(settings: Settings, names: Sequence[str]) -> Database | None
     from services.core.storage import Database
 
     if not STORING.isdisjoint(names) or (settings.auth and uses_database(settings)):
+        if settings.database_url is None:
+            data_folder(settings.data_dir)
         return await Database.open(settings)
     return None
 

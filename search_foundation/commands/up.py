@@ -29,7 +29,7 @@ from search_foundation.signals import stop_signal
 from services.core.catalog import CatalogError
 from services.core.catalog.types import Capability
 from services.core.errors import ServiceError
-from services.core.folders import private_folder
+from services.core.folders import data_folder
 from services.core.settings import ConfigurationError, Settings, load_settings
 
 _POLL_SECONDS = 0.1
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settle_ports(settings)
     capabilities = tuple(dict.fromkeys(args.capabilities)) or implemented()
     try:
-        private_folder(settings.data_dir)
+        data_folder(settings.data_dir)
         return asyncio.run(_up(settings, capabilities))
     except (CatalogError, ConfigurationError) as error:
         print(error, file=sys.stderr)

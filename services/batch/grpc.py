@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -31,7 +32,8 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     ) -> batch_pb2.Batch:
         """Store a job."""
         call = current_call.get()
-        parsed = self._parser.parse(request_fields(request), location)
+        # In a thread: there may be ten thousand lines.
+        parsed = await asyncio.to_thread(lambda: self._parser.parse(request_fields(request), location))
         call.model = parsed.model
         return batch_message(await self._service.create(parsed, caller(call), base_url(self._public_url)))
 

@@ -37,6 +37,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _MAX_BATCHES, _DEFAULT_BATCHES = 100, 20
 _MAX_FILES = 10_000
 _LONGEST_NAME = 255
+_LONGEST_TEXT = 256
+"""Of a field of a form that is no file; all that are good are far shorter."""
+
 _KEPT = "expires_after[seconds]"
 _STATES: Mapping[State, str] = {
     State.PENDING: "validating",
@@ -250,7 +253,7 @@ def _text(fields: Mapping[str, Part], name: str) -> str:
     part = fields.get(name)
     if part is None:
         raise _wrong(name, "Field required", None)
-    return part.content.decode("utf-8", "replace")
+    return part.content[:_LONGEST_TEXT].decode("utf-8", "replace")
 
 
 def _wrong(name: str, message: str, value: Any) -> ServiceError:

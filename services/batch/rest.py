@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any
 
 import grpc.aio
-import orjson
 from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
@@ -49,7 +48,7 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         parsed = self._parser.parse(await decode(request, keep=True))
         if any(not isinstance(line.get("custom_id"), str) for line in parsed.lines or ()):
             # Such names are echoed, and a number may have more digits than a parser keeps.
-            parsed = replace(parsed, lines=list(map(_verbatim, await raw_items(request, "input"))))
+            parsed = replace(parsed, lines=await raw_items(request, "input"))
         request.data = memoryview(b"")
         call.model = parsed.model
         status = await self._service.create(parsed, caller(call), base_url(self._public_url))
@@ -130,11 +129,6 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
                 yield httpbody_pb2.HttpBody(content_type=NDJSON, data=piece)
         if empty:  # the type comes with the first piece, and no piece would be no answer
             yield httpbody_pb2.HttpBody(content_type=NDJSON)
-
-
-def _verbatim(line: memoryview) -> orjson.Fragment:
-    """Give a line for a file of lines: a line end between its values is a blank like others."""
-    return orjson.Fragment(bytes(line).replace(b"\n", b" "))
 
 
 _RETRY = ("retry-after", str(int(POLL_SECONDS)))

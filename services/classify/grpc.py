@@ -22,9 +22,12 @@ from services.classify.parsing import RequestParser
 from services.classify.types import TrainResult, UpdateRequest, ZeroShotRequest
 from services.classify.zero_shot import ZeroShot
 from services.core.call import Call, current_call
-from services.core.serving.messages import timings
+from services.core.serving.messages import fill, timings
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+_LABELS_AT_ONCE = 4096
+"""With their scores; takes some milliseconds to write."""
 
 
 class ClassifyServicer(classify_pb2_grpc.ClassifyServiceServicer):
@@ -45,12 +48,12 @@ class ClassifyServicer(classify_pb2_grpc.ClassifyServiceServicer):
             result = await self._zero_shot.classify(parsed, call)
         else:
             result = await self._few_shot.classify(parsed, call)
-        return classify_pb2.ClassifyResponse(
-            model=result.model,
-            classifications=classifications(result),
-            usage=usage(result.total_tokens),
-            timings=timings(call.timings),
+        response = classify_pb2.ClassifyResponse(
+            model=result.model, usage=usage(result.total_tokens), timings=timings(call.timings)
         )
+        labels = sum(len(group.labels) for group in result.groups)
+        await fill(response.classifications, classifications(result), at_once=_LABELS_AT_ONCE // labels)
+        return response
 
     async def Train(  # noqa: N802 - named by the contract
         self, request: classify_pb2.TrainRequest, context: Context

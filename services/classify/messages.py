@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -70,16 +70,14 @@ def train_location(_model: str | None, location: Location) -> str:
     return _path(location, "examples")
 
 
-def classifications(result: ClassifyResult) -> list[classify_pb2.Classification]:
-    """Render one message per text."""
+def classifications(result: ClassifyResult) -> Iterator[classify_pb2.Classification]:
+    """Render one message per text, as they are asked for."""
     columns = [
         _predictions(group.name, group.labels, scores.tolist(), best)
         for group, scores, best in zip(result.groups, result.scores, result.best, strict=True)
     ]
-    return [
-        classify_pb2.Classification(index=index, predictions=predictions)
-        for index, predictions in enumerate(zip(*columns, strict=True))
-    ]
+    for index, predictions in enumerate(zip(*columns, strict=True)):
+        yield classify_pb2.Classification(index=index, predictions=predictions)
 
 
 def classifier_message(classifier: Classifier) -> classify_pb2.Classifier:

@@ -8,7 +8,7 @@ import grpc.aio
 from searchfoundation.v1 import embed_pb2, embed_pb2_grpc
 
 from services.core.call import current_call
-from services.core.serving.messages import timings
+from services.core.serving.messages import fill, timings
 from services.embed.logic import Embedder
 from services.embed.messages import embeddings, request_fields, unary_location, usage
 from services.embed.parsing import RequestParser
@@ -34,12 +34,11 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         fields = request_fields(request.model, request.inputs, request.options)
         parsed = self._parser.parse(fields, unary_location)
         result = await self._embedder.embed(parsed, call)
-        return embed_pb2.EmbedResponse(
-            model=result.model,
-            embeddings=embeddings(result),
-            usage=usage(result),
-            timings=timings(call.timings),
+        response = embed_pb2.EmbedResponse(
+            model=result.model, usage=usage(result), timings=timings(call.timings)
         )
+        await fill(response.embeddings, embeddings(result))
+        return response
 
     async def EmbedStream(  # noqa: N802 - named by the contract
         self, request_iterator: AsyncIterator[embed_pb2.EmbedStreamRequest], context: StreamContext

@@ -69,19 +69,19 @@ def stream_location(_model: str | None, location: Location) -> str:
     return _path((*location[:1], *location[2:]) if _is_input(location) else location, "input")
 
 
-def embeddings(result: Result) -> list[embed_pb2.Embedding]:
-    """Render one message per input, with all encodings asked for."""
+def embeddings(result: Result) -> Iterable[embed_pb2.Embedding]:
+    """Render one message per input, with all encodings asked for, as they are asked for."""
     if isinstance(result, EmbedResult):
         return _dense(result)
     if isinstance(result, MultiVectorResult):
-        return [_multi_vector(result, index) for index in range(len(result.vectors))]
-    return [
+        return (_multi_vector(result, index) for index in range(len(result.vectors)))
+    return (
         embed_pb2.Embedding(
             index=index,
             sparse=common_pb2.SparseVector(tokens=vector.tokens, weights=vector.weights.tolist()),
         )
         for index, vector in enumerate(result.vectors)
-    ]
+    )
 
 
 def _multi_vector(result: MultiVectorResult, index: int) -> embed_pb2.Embedding:
@@ -92,12 +92,12 @@ def _multi_vector(result: MultiVectorResult, index: int) -> embed_pb2.Embedding:
     return embed_pb2.Embedding(index=index, multi=first, multi_alternatives=others)
 
 
-def _dense(result: EmbedResult) -> list[embed_pb2.Embedding]:
+def _dense(result: EmbedResult) -> Iterable[embed_pb2.Embedding]:
     first, *others = (dense_vectors(result.vectors, encoding) for encoding in result.encodings)
-    return [
+    return (
         embed_pb2.Embedding(index=index, dense=dense, alternatives=[column[index] for column in others])
         for index, dense in enumerate(first)
-    ]
+    )
 
 
 def dense_vectors(vectors: FloatMatrix, encoding: Encoding) -> list[common_pb2.DenseVector]:

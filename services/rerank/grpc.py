@@ -34,7 +34,7 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         call = current_call.get()
         parsed = self._parser.parse(request_fields(request, request.documents), unary_location)
         result = await self._reranker.rank(parsed, call)
-        return response(result, request.documents if parsed.return_documents else None, call.timings)
+        return await response(result, request.documents if parsed.return_documents else None, call.timings)
 
     async def RerankStream(  # noqa: N802 - named by the contract
         self, request_iterator: AsyncIterator[rerank_pb2.RerankStreamRequest], context: StreamContext
@@ -60,4 +60,4 @@ class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
         streamed = await read_stream(messages, self._parser, self._limits)
         result = await self._reranker.rank(streamed.request, call)
         shown = streamed.documents if streamed.request.return_documents else None
-        return response(result, shown, call.timings)
+        return await response(result, shown, call.timings)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from searchfoundation.v1 import common_pb2, rerank_pb2
 
 from services.core.call import Timings
 from services.core.requests.content import Location
-from services.core.serving.messages import content_value, field_path, float_vectors, timings
+from services.core.serving.messages import content_value, field_path, fill, float_vectors, timings
 from services.rerank.types import RerankResult
 
 _OPTIONS = {"truncation": "truncate", "max_doc_length": "max_document_length"}
@@ -55,23 +55,27 @@ def stream_location(model: str | None, location: Location) -> str:
     return path if location[0] == "documents" else f"start.{path}"
 
 
-def response(
+async def response(
     result: RerankResult, documents: Sequence[common_pb2.Content] | None, measured: Timings
 ) -> rerank_pb2.RerankResponse:
     """Render a ranking; ``documents`` are those of the request, None to leave them out."""
-    ranked = [
-        rerank_pb2.RankedDocument(index=index, relevance_score=score)
-        for index, score in zip(result.indices, result.scores, strict=True)
-    ]
-    if documents is not None:
-        for message in ranked:
-            message.document.CopyFrom(documents[message.index])
-    if result.embeddings is not None:
-        for message, embedding in zip(ranked, float_vectors(result.embeddings), strict=True):
-            message.embedding.CopyFrom(embedding)
-    return rerank_pb2.RerankResponse(
+    answer = rerank_pb2.RerankResponse(
         model=result.model,
-        results=ranked,
         usage=common_pb2.Usage(total_tokens=result.total_tokens, prompt_tokens=result.total_tokens),
         timings=timings(measured),
     )
+    await fill(answer.results, _ranked(result, documents))
+    return answer
+
+
+def _ranked(
+    result: RerankResult, documents: Sequence[common_pb2.Content] | None
+) -> Iterator[rerank_pb2.RankedDocument]:
+    vectors = None if result.embeddings is None else float_vectors(result.embeddings)
+    for rank, (index, score) in enumerate(zip(result.indices, result.scores, strict=True)):
+        yield rerank_pb2.RankedDocument(
+            index=index,
+            relevance_score=score,
+            document=None if documents is None else documents[index],
+            embedding=None if vectors is None else vectors[rank],
+        )

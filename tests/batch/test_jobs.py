@@ -47,6 +47,26 @@ async def test_typed_callers_make_watch_list_and_cancel(tmp_path: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_typed_line_of_a_picture_is_one_that_fails_in_words(tmp_path: Path) -> None:
+    pictures = [common_pb2.Media(data=b"\x89PNG\xff"), common_pb2.Media(url="https://a.example/b.png")]
+    part = common_pb2.ContentPart(image=pictures[0])
+    contents = [
+        common_pb2.Content(text="a fox"),
+        *(common_pb2.Content(image=picture) for picture in pictures),
+        common_pb2.Content(group=common_pb2.ContentGroup(parts=[part])),
+    ]
+    lines = [batch_pb2.BatchLine(custom_id=str(n), inputs=[one]) for n, one in enumerate(contents)]
+    async with rig(settings(data_dir=tmp_path)) as up:
+        request = batch_pb2.CreateBatchRequest(model=MINILM, input=batch_pb2.BatchLines(lines=lines))
+        made = await up.typed.CreateBatch(request)
+        *_, done = [one async for one in up.typed.WatchBatch(batch_pb2.WatchBatchRequest(id=made.id))]
+        assert (done.succeeded, done.failed) == (1, 3)
+        asked = batch_pb2.DownloadBatchRequest(id=made.id, file=batch_pb2.BATCH_FILE_ERRORS)
+        errors = b"".join([piece.data async for piece in up.typed.DownloadBatch(asked)])
+        messages = [orjson.loads(line)["error"]["message"] for line in errors.splitlines()]
+        assert all("takes text only" in message for message in messages), messages
+
+
 async def test_an_expired_job_loses_its_files(tmp_path: Path) -> None:
     async with rig(settings(data_dir=tmp_path)) as up:
         job = await up.create([{"custom_id": "a", "body": {"input": "x"}}])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.core.requests import json_parts
 
-TEXTS = st.text(st.sampled_from('a"\\{}[],: \n\té😀'), max_size=9)
+TEXTS = st.text(st.sampled_from('a"\\{}[],: \n\té😀'), max_size=40)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(1 << 60), 1 << 60) | TEXTS,
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXTS, inner, max_size=4),
@@ -37,7 +37,7 @@ def tiny_parts() -> Any:
 
 def read(data: bytes) -> tuple[Any, json_parts.Outline]:
     parts = json_parts.outline(memoryview(data), 1 << 20, 1 << 20)
-    steps = json_parts.build(parts)
+    steps = json_parts.build(parts, 1 << 20, lambda _: None)
     while True:
         try:
             next(steps)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from services.core.catalog.types import InputType
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbedOptions, Engine, Inputs, ScoreOptions, finish
 from services.core.inference.late_chunking import join_chunks
+from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, SparseVector, TextEncoder, Tokens
 from tests.inference.support import call, settings
@@ -71,6 +73,27 @@ async def test_late_chunks_are_parts_of_one_text(tmp_path: Path, task: str | Non
     np.testing.assert_allclose(late.vectors, wanted, atol=1e-5)
     assert np.abs(late.vectors - plain.vectors).max() > 0.01
     assert sum(late.token_counts) == len(whole.ids)
+
+
+async def test_late_chunking_reads_no_further_than_its_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    tokenize = TextProcessor.tokenize
+
+    def counted(self: TextProcessor, texts: Sequence[str], *rest: Any) -> Any:
+        read.extend(texts)
+        return tokenize(self, texts, *rest)
+
+    monkeypatch.setattr(TextProcessor, "tokenize", counted)
+    async with serving(tmp_path, V3, longest=82) as engine:
+        model = engine.embedder(V3)
+        for truncate in (False, True):
+            options = EmbedOptions(late_chunking=True, truncate=truncate)
+            with pytest.raises(ServiceError) as refused:
+                await model.embed(["hello " * 1000] * 2000, options, call())
+            assert "none are left for input 1" in refused.value.detail
+    assert len(read) < 50
 
 
 async def test_late_chunking_shares_one_context(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from hypothesis.extra import numpy as arrays
 
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.limits import MAX_STRING_BYTES, RequestLimits
-from services.core.serving.bodies import SMALL_BYTES, Bodies
+from services.core.serving.bodies import SMALL_BYTES, Bodies, Hold
 from services.core.serving.rest import Body, decode, encode, raw_items
 
 VALUES = 40_000
 
 
-def body(data: bytes) -> Body:
+def body(data: bytes, hold: Hold = lambda _: None) -> Body:
     limits = RequestLimits(text=64 << 20, other=64 << 20, values=VALUES, together=64 << 20)
-    return Body(memoryview(data), Bodies(limits), "somebody")
+    return Body(memoryview(data), Bodies(limits), "somebody", hold)
 
 
 def parsed(data: bytes) -> Any:
@@ -168,6 +168,39 @@ def test_a_string_longer_than_any_model_reads_is_refused() -> None:
     (entry,) = refusal(b'{"input":"' + b"a" * (MAX_STRING_BYTES + LARGE) + b'"}').field_errors
     assert (entry.field, entry.type) == ("body", "string_too_long")
     assert len(parsed(b'{"input":"' + b"a" * MAX_STRING_BYTES + b'"}')["input"]) == MAX_STRING_BYTES
+
+
+WIDE = ("😀", r"\ud83d\ude00", "語", r"\u8a9e", "é")
+
+
+@pytest.mark.parametrize(("wide", "width"), [*zip(WIDE, (4, 4, 2, 2, 1), strict=True)])
+@pytest.mark.parametrize(("length", "count"), [(600_000, 1), (30_000, 20)])
+def test_what_wide_characters_take_in_memory_is_counted(
+    wide: str, width: int, length: int, count: int
+) -> None:
+    held: list[int] = []
+    data = f'{{"input":[{",".join([chr(34) + "a" * length + wide + chr(34)] * count)}]}}'.encode()
+    fields = asyncio.run(decode(body(data, held.append)))
+    assert fields == orjson.loads(data)
+    more = (width - 1) * length * count
+    assert 0.99 * more <= sum(held) <= 1.01 * more
+
+
+def test_a_string_that_takes_more_memory_than_any_may_is_refused() -> None:
+    (entry,) = refusal(b'{"input":"' + b"a" * (MAX_STRING_BYTES // 4) + "😀".encode() + b'"}').field_errors
+    assert (entry.field, entry.type) == ("body", "string_too_long")
+
+
+def test_a_call_whose_texts_take_more_than_all_may_hold_is_refused_for_good() -> None:
+    bodies = Bodies(RequestLimits(text=100, other=100, values=1, together=100))
+    bodies.enter(40)
+    bodies.enter(40, 40)
+    with pytest.raises(ServiceError) as refused:
+        bodies.enter(30, 80)
+    assert refused.value.code is ErrorCode.VALIDATION_ERROR
+    with pytest.raises(ServiceError) as refused:
+        bodies.enter(30, 10)
+    assert refused.value.code is ErrorCode.SERVICE_UNAVAILABLE
 
 
 def test_other_work_runs_between_the_parts_of_a_large_body() -> None:

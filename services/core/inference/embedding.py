@@ -14,6 +14,7 @@ from services.core.content import Content, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.late_chunking import join_chunks
 from services.core.inference.submission import Expected, Inputs, Submission, Work, add_up, expected_cost
+from services.core.inference.tokenizing import runs_of
 from services.core.modeling.families.text import TextProcessor, only_texts
 from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor
 
@@ -161,11 +162,15 @@ class EmbeddingModel:
         prepare = Inputs(texts, options.task).options
         prompt = self.spec.prompt(options.task)
         run = self.threads.map
+        written, limit = processor.documents, self.spec.max_tokens
         tokens = await run(texts[:1], lambda part: processor.tokenize(part, prompt, prepare), len(prompt))
-        tokens += await run(texts[1:], lambda part: processor.tokenize(part, "", prepare))
-        written = processor.documents
+        for part in runs_of(texts[1:]):
+            # All share one context: what lies beyond it is left out, or refused, without being read.
+            if sum(len(each.ids) - written.special_length for each in tokens) > limit:
+                break
+            tokens += await run(part, lambda part: processor.tokenize(part, "", prepare))
         suffix = written.special_length - written.prefix_length
-        chunks = join_chunks(tokens, written.prefix_length, suffix, self.spec.max_tokens)
+        chunks = join_chunks(tokens, written.prefix_length, suffix, limit, len(texts))
         if not options.truncate and chunks.truncated:
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
         item = EncodeItem(chunks.ids, self.spec.adapter(options.task), chunks.spans)

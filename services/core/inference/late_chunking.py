@@ -24,13 +24,15 @@ class Chunks:
     truncated: bool
 
 
-def join_chunks(tokens: Sequence[Tokens], prefix: int, suffix: int, limit: int) -> Chunks:
+def join_chunks(
+    tokens: Sequence[Tokens], prefix: int, suffix: int, limit: int, texts: int | None = None
+) -> Chunks:
     """Join texts behind one another inside one pair of special tokens, cut to ``limit`` tokens.
 
     Each of ``tokens`` has ``prefix`` specials before its text and ``suffix`` behind it. The first text owns
     the specials before it, and a prompt that it was tokenised with; the last owns those behind it, unless
-    something was cut. Raises ServiceError INPUT_INVALID for a text of which no token is left: there is
-    nothing to average.
+    something was cut. There may be more ``texts``, which were not tokenised since these fill the limit.
+    Raises ServiceError INPUT_INVALID for a text of which no token is left: there is nothing to average.
     """
     bare = [each.ids[prefix : len(each.ids) - suffix] for each in tokens]
     ends = prefix + np.cumsum([len(part) for part in bare])
@@ -38,7 +40,7 @@ def join_chunks(tokens: Sequence[Tokens], prefix: int, suffix: int, limit: int) 
     truncated = bool(ends[-1] > room) or any(each.truncated for each in tokens)
     starts = np.minimum([prefix, *ends[:-1]], room)
     ends = np.minimum(ends, room)
-    for place in np.flatnonzero(starts == ends):
+    for place in (*np.flatnonzero(starts == ends), *range(len(tokens), texts or 0)):
         raise ServiceError(ErrorCode.INPUT_INVALID, reason=_nothing_left(int(place), truncated, limit))
     starts[0] = 0
     if not truncated:

@@ -46,7 +46,7 @@ class TextThreads:
         """
         if extra * len(texts) + sum(map(len, texts)) <= INLINE_CHARACTERS:
             return _checked(texts, work)
-        chunks = list(_chunks(texts))
+        chunks = list(runs_of(texts))
         if len(chunks) == 1:
             return await self._in_thread(texts, work)
         results: list[list[R]] = [[] for _ in chunks]
@@ -85,7 +85,7 @@ def _checked(texts: Sequence[str], work: Callable[[Sequence[str]], list[R]]) -> 
         raise
 
 
-def _chunks(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+def runs_of(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Cut ``texts`` into neighbouring runs of about the chunk size, at least one text each."""
     start = size = 0
     for i, text in enumerate(texts):

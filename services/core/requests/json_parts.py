@@ -8,7 +8,8 @@ the parts and what stands between them are the whole of it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import sys
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NoReturn, cast
@@ -23,15 +24,21 @@ PART_BYTES = 1 << 16
 _PART_MARKS = 1 << 12
 _BLOCK_BYTES = 1 << 17
 _MOST_LEVELS = 64
+_SHORT = 256
+"""Up to here a text is looked at to know its width, which the overhead of a longer one does not blur."""
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON = 0x22, 0x5C, 0x2C, 0x3A
 _OPEN, _CLOSE, _BRACKET, _BRACE = 0x7B, 0x7D, 0x5B, 0x20  # a bracket with the bit of _BRACE is a brace
 
 _BLANKS = b" \t\n\r"
+_HIGH_SURROGATES = (b"d8", b"d9", b"da", b"db")
 
 Marks = NDArray[np.int64]
 Steps = Generator[None, None, Any]
 """Builds a value; something else may run at every ``next``."""
+
+Charge = Callable[[int], None]
+"""Is told the bytes that texts take in memory beyond those they came in; may refuse them by raising."""
 
 
 class TooManyValuesError(ValueError):
@@ -39,7 +46,7 @@ class TooManyValuesError(ValueError):
 
 
 class StringTooLongError(ValueError):
-    """A body holds a string longer than allowed."""
+    """A body holds a string longer than allowed, or one that takes more memory."""
 
 
 class MalformedError(ValueError):
@@ -94,9 +101,24 @@ def outline(data: memoryview, most_values: int, longest_string: int) -> Outline:
     return _checked(data, np.concatenate(marks), np.concatenate(kinds), bool(inside))
 
 
-def build(parts: Outline) -> Steps:
-    """Build the object; raises MalformedError for what the parser refuses."""
-    return (yield from _Builder(parts).value(0, len(parts.data), 0, len(parts.marks), 0))
+def build(parts: Outline, longest_string: int, charge: Charge) -> Steps:
+    """Build the object; raises MalformedError for what the parser refuses, and StringTooLongError.
+
+    One character of a text can make each of the others take four bytes: ``longest_string`` bounds the bytes
+    of a string in memory, and ``charge`` is told what texts take beyond those they came in.
+    """
+    builder = _Builder(parts, longest_string, charge)
+    return (yield from builder.value(0, len(parts.data), 0, len(parts.marks), 0))
+
+
+def text_bytes(text: str) -> int:
+    """Return about what a text takes in memory: one to four bytes a character, by the widest one."""
+    if text.isascii():
+        return len(text)
+    if len(text) > _SHORT:
+        return len(text) * (sys.getsizeof(text) // len(text))
+    widest = max(text)
+    return len(text) * (1 if widest < "\u0100" else 2 if widest < "\U00010000" else 4)
 
 
 def items(parts: Outline, name: str) -> list[memoryview]:
@@ -175,13 +197,17 @@ def _checked(data: memoryview, marks: Marks, kinds: NDArray[np.uint8], open_stri
 class _Builder:
     """Builds the values of one outline."""
 
-    def __init__(self, parts: Outline) -> None:
+    def __init__(self, parts: Outline, longest_string: int, charge: Charge) -> None:
         self._parts = parts
+        self._longest = longest_string
+        self._charge = charge
 
     def value(self, start: int, end: int, first: int, last: int, level: int) -> Steps:
         """Build the value in the bytes ``start`` to ``end``, which hold the marks ``first`` to ``last``."""
         marks = self._parts.marks
-        if self._is_small(start, end, first, last) or first == last or level > _MOST_LEVELS:
+        if first == last and end - start > PART_BYTES:
+            return (yield from self._text(start, end))
+        if self._is_small(start, end, first, last) or level > _MOST_LEVELS:
             yield
             return self._load(b"", start, end, b"")
         opening, closing = int(marks[first]), int(marks[last - 1])
@@ -234,10 +260,37 @@ class _Builder:
         if self._parts.kinds[before + 1] != _COLON:
             self._refuse("unexpected character, expected a colon", int(self._parts.marks[before + 1]))
         colon = int(self._parts.marks[before + 1])
-        name = self._load(b"", start, colon, b"")
+        name = yield from self._text(start, colon)
         if not isinstance(name, str):
             self._refuse("object key must be a string", start)
         made[name] = yield from self.value(colon + 1, end, before + 2, behind, level)
+
+    def _text(self, start: int, end: int) -> Steps:
+        """Build a value without marks, which is a text if it is long, piece by piece."""
+        data = self._parts.data
+        first, last = start, end - 1
+        while first < last and data[first] in _BLANKS:
+            first += 1
+        while first < last and data[last] in _BLANKS:
+            last -= 1
+        if last - first <= PART_BYTES or data[first] != _QUOTE or data[last] != _QUOTE:
+            yield
+            return self._load(b"", start, end, b"")
+        pieces: list[str] = []
+        at, length, width = first + 1, 0, 1
+        while at < last:
+            behind = last if last - at <= PART_BYTES else _boundary(data, at, at + PART_BYTES)
+            piece = self._load(b'"', at, behind, b'"', charged=False)
+            if piece:
+                pieces.append(piece)
+                length += len(piece)
+                width = max(width, text_bytes(piece) // len(piece))
+            if length * width > self._longest:
+                raise StringTooLongError
+            at = behind
+            yield
+        self._charge(max(0, length * width - (last - first)))
+        return "".join(pieces)
 
     def _is_small(self, start: int, end: int, first: int, last: int) -> bool:
         return end - start <= PART_BYTES and last - first <= _PART_MARKS
@@ -246,15 +299,59 @@ class _Builder:
         if _is_blank(self._parts.data[start:end]):
             self._refuse("unexpected character, expected a value", start)
 
-    def _load(self, before: bytes, start: int, end: int, behind: bytes) -> Any:
+    def _load(self, before: bytes, start: int, end: int, behind: bytes, *, charged: bool = True) -> Any:
         data = self._parts.data[start:end]
+        whole = b"".join((before, data, behind))
         try:
-            return orjson.loads(b"".join((before, data, behind)) if before else data)
+            value = orjson.loads(whole)
         except orjson.JSONDecodeError as error:
             self._refuse(error.msg, min(start + error.pos - len(before), end))
+        wide = charged and (not whole.isascii() or b"\\u" in whole)
+        if wide and (more := _texts_bytes(value) - len(whole)) > 0:
+            self._charge(more)
+        return value
 
     def _refuse(self, reason: str, at: int) -> NoReturn:
         raise MalformedError(reason, at) from None
+
+
+def _boundary(data: memoryview, start: int, end: int) -> int:
+    """Return the last place up to ``end`` where a piece of a text that begins at ``start`` may end.
+
+    That is behind whole characters and escapes, and not between the two escapes of one character.
+    """
+    for _ in range(3):
+        if data[end] & 0xC0 == 0x80:
+            end -= 1
+    piece = bytes(data[start:end])
+    if (len(piece) - len(piece.rstrip(b"\\"))) & 1:
+        piece = piece[:-1]
+    # An escape of six characters, or both of a pair, may begin in the last eleven.
+    for _ in range(2):
+        place = piece.rfind(b"\\u", max(0, len(piece) - 6))
+        before = piece[:place]
+        if place < 0 or (len(before) - len(before.rstrip(b"\\"))) & 1:
+            break
+        if len(piece) - place < 6 or piece[place + 2 : place + 4].lower() in _HIGH_SURROGATES:
+            piece = before
+        else:
+            break
+    return start + len(piece) if piece else end
+
+
+def _texts_bytes(value: Any) -> int:
+    """Return what the texts in a value take in memory."""
+    total, pending = 0, [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, str):
+            total += text_bytes(each)
+        elif isinstance(each, list):
+            pending.extend(cast("list[Any]", each))
+        elif isinstance(each, dict):
+            pending.extend(cast("dict[str, Any]", each))
+            pending.extend(cast("dict[str, Any]", each).values())
+    return total
 
 
 def place_of(data: memoryview, at: int) -> tuple[int, int]:

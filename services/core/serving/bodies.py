@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from services.core.requests.json_parts import (
 )
 from services.core.requests.limits import MAX_STRING_BYTES, RequestLimits
 from services.core.requests.parsing import BODY
-from services.core.serving.wire import TooManyFieldsError, count_fields
+from services.core.serving.wire import TooManyFieldsError, measure
 
 SMALL_BYTES = 1 << 16
 """Up to here a body is parsed at once, which takes a few milliseconds at most."""
@@ -36,6 +36,10 @@ _TRIM_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 
 
+Hold = Callable[[int], None]
+"""Counts bytes of a call in, until it has ended; raises ServiceError as ``Bodies.enter`` does."""
+
+
 class Bodies:
     """Reads large bodies one at a time, fair between tenants, and refuses them when there are too many."""
 
@@ -45,9 +49,17 @@ class Bodies:
         self._turns = _Turns()
         self._trimmer = _Trimmer()
 
-    def enter(self, size: int) -> None:
-        """Count the bytes of a body in that has come; raises SERVICE_UNAVAILABLE when there are too many."""
-        if self._held + size > self._limits.together:
+    def enter(self, size: int, held: int = 0) -> None:
+        """Count the bytes of a body in, of whose call there are ``held`` already.
+
+        Raises ServiceError: SERVICE_UNAVAILABLE when there are too many, VALIDATION_ERROR when those of this
+        call alone are.
+        """
+        most = self._limits.together
+        if held and held + size > most:
+            message = f"takes more than {most:,} bytes in memory: one wide character widens all of its string"
+            raise validation_error([FieldError(BODY, message, "too_large")])
+        if self._held + size > most:
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS)
         self._held += size
 
@@ -57,11 +69,14 @@ class Bodies:
         if size >= _LARGE_BYTES:
             self._trimmer.trim_soon()
 
-    async def object_of(self, data: memoryview, tenant: str) -> dict[str, Any]:
-        """Build a large JSON object, part by part; raises ServiceError VALIDATION_ERROR."""
+    async def object_of(self, data: memoryview, tenant: str, hold: Hold) -> dict[str, Any]:
+        """Build a large JSON object, part by part; raises ServiceError as ``Hold`` does and VALIDATION_ERROR.
+
+        ``hold`` counts what its texts take in memory beyond what came.
+        """
         async with self._turns.of(tenant):
             parts = await self.outline_of(data)
-            steps = build(parts)
+            steps = build(parts, MAX_STRING_BYTES, hold)
             while True:
                 try:
                     next(steps)
@@ -69,6 +84,8 @@ class Bodies:
                     return done.value
                 except MalformedError as error:
                     raise _malformed(data, error) from None
+                except StringTooLongError:
+                    raise _string_too_long() from None
                 await asyncio.sleep(0)
 
     async def outline_of(self, data: memoryview) -> Outline:
@@ -81,19 +98,26 @@ class Bodies:
         except TooManyValuesError:
             raise _too_many(most) from None
         except StringTooLongError:
-            message = f"holds a string of more than {MAX_STRING_BYTES:,} bytes"
-            raise validation_error([FieldError(BODY, message, "string_too_long")]) from None
+            raise _string_too_long() from None
 
     @asynccontextmanager
-    async def message(self, raw: bytes, kind: Descriptor, tenant: str) -> AsyncGenerator[None]:
-        """Hold the turn in which a large message is parsed; raises ServiceError VALIDATION_ERROR."""
+    async def message(self, raw: bytes, kind: Descriptor, tenant: str, hold: Hold) -> AsyncGenerator[None]:
+        """Hold the turn in which a large message is parsed; raises ServiceError as ``object_of`` does."""
         async with self._turns.of(tenant):
             most = max(1, self._limits.values // _VALUES_PER_FIELD)
             try:
-                await asyncio.to_thread(count_fields, raw, kind, most)
+                measured = await asyncio.to_thread(measure, raw, kind, most)
             except TooManyFieldsError:
                 raise _too_many(most) from None
+            if measured.longest > MAX_STRING_BYTES:
+                raise _string_too_long()
+            hold(measured.more)
             yield
+
+
+def _string_too_long() -> ServiceError:
+    message = f"holds a string of more than {MAX_STRING_BYTES:,} bytes, each character as wide as the widest"
+    return validation_error([FieldError(BODY, message, "string_too_long")])
 
 
 def _too_many(most: int) -> ServiceError:

@@ -90,12 +90,12 @@ class Exchange:
         The gateway turns leading metadata into HTTP headers; gRPC callers find the same entries in the
         trailing metadata, which costs no write of its own.
         """
-        rendered = self._render(response)
-        if self.route.rest:
-            await self.context.send_initial_metadata((*self._limits(), *self.call.headers, self._timing()))
-        else:
+        if not self.route.rest:
             self.context.set_trailing_metadata((*self._limits(), self._timing()))
-        return rendered
+            return self._render(response)
+        # Others get their turn between the copies of a large answer.
+        await self.context.send_initial_metadata((*self._limits(), *self.call.headers, self._timing()))
+        return self._render(response)
 
     async def answer_all(self, responses: AsyncIterator[Any]) -> None:
         """Write the messages of a streaming response as they come."""
@@ -149,16 +149,20 @@ class Exchange:
         self.bodies.enter(size)
         self.held += size
 
+    def _hold_more(self, size: int) -> None:
+        self.bodies.enter(size, self.held)
+        self.held += size
+
     async def _parse(self, raw: bytes) -> Any:
         route = self.route
         if route.parse is None:
             return raw
         try:
             if route.kind is None:
-                return Body(body_data(raw), self.bodies, self.call.tenant)
+                return Body(body_data(raw), self.bodies, self.call.tenant, self._hold_more)
             if len(raw) <= SMALL_BYTES:
                 return route.parse(raw)
-            async with self.bodies.message(raw, route.kind, self.call.tenant):
+            async with self.bodies.message(raw, route.kind, self.call.tenant, self._hold_more):
                 return route.parse(raw)
         except DecodeError:
             reason = f"The request is not a message of the type that {route.path} takes."

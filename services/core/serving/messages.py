@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from searchfoundation.v1 import common_pb2
 
@@ -30,6 +33,15 @@ def content_value(content: common_pb2.Content | common_pb2.ContentPart) -> str |
         return {"content": [content_value(part) for part in cast(common_pb2.Content, content).group.parts]}
     media: common_pb2.Media = getattr(content, kind)
     return {kind: Media(Modality(kind), media.url or media.data, media.mime_type)}
+
+
+async def fill(field: Any, messages: Iterable[Message], *, at_once: int = 256) -> None:
+    """Put messages into a repeated field, letting the event loop go between so many of them."""
+    left = iter(messages)
+    while part := list(islice(left, max(1, at_once))):
+        field.extend(part)
+        if len(part) == at_once:
+            await asyncio.sleep(0)
 
 
 def field_path(name: str, inside: Iterable[str | int]) -> str:

@@ -13,7 +13,7 @@ from google.api import httpbody_pb2
 from services.core.errors import FieldError, validation_error
 from services.core.requests.json_parts import items
 from services.core.requests.parsing import BODY
-from services.core.serving.bodies import SMALL_BYTES, Bodies, not_json
+from services.core.serving.bodies import SMALL_BYTES, Bodies, Hold, not_json
 
 JSON = "application/json"
 
@@ -29,12 +29,14 @@ _UTF16_STARTS = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"[\0", b"\0[")
 class Body:
     """The body of a REST call, as the pipeline gives it to servicers in place of ``google.api.HttpBody``.
 
-    ``data`` is what the caller sent, without a copy; ``decode`` lets go of it.
+    ``data`` is what the caller sent, without a copy; ``decode`` lets go of it. ``hold`` counts what is made
+    of it and takes more memory.
     """
 
     data: memoryview
     bodies: Bodies
     tenant: str
+    hold: Hold
 
 
 async def decode(body: Body, *, keep: bool = False) -> dict[str, Any]:
@@ -55,7 +57,7 @@ async def decode(body: Body, *, keep: bool = False) -> dict[str, Any]:
         message = "is not valid JSON: it is encoded as UTF-16 and should be UTF-8"
         raise validation_error([FieldError(BODY, message, "json_invalid")])
     if len(data) > SMALL_BYTES:
-        value: Any = await body.bodies.object_of(data, body.tenant)
+        value: Any = await body.bodies.object_of(data, body.tenant, body.hold)
     else:
         value = _parse(data)
     if not keep:
@@ -104,4 +106,7 @@ async def in_slices(
         part = items(first, min(first + step, count))
         written.append(orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         await asyncio.sleep(0)
-    return orjson.Fragment(b"[" + b",".join(written) + b"]")
+    written[0], written[-1] = b"[" + written[0], written[-1] + b"]"
+    joined = orjson.Fragment(b",".join(written))
+    await asyncio.sleep(0)
+    return joined

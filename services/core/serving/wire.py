@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
+import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
 _VARINT, _EIGHT_BYTES, _LENGTH, _GROUP, _GROUP_END, _FOUR_BYTES = range(6)
-_TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 _MOST_BODY_FIELDS = 64
 _BODY_DATA = 2
 
@@ -31,16 +32,28 @@ def body_data(message: bytes) -> memoryview:
     raise DecodeError("more fields than a body has")
 
 
-def count_fields(message: bytes, descriptor: Descriptor, most: int) -> int:
-    """Count the fields of a message and of all messages inside, and the numbers of packed ones.
+class Measured(NamedTuple):
+    """What there is in a message and all messages inside.
+
+    ``fields`` counts numbers of packed fields each; ``longest`` is what the largest text takes in memory, and
+    ``more`` what all texts take there beyond what they came in, both in bytes.
+    """
+
+    fields: int
+    longest: int
+    more: int
+
+
+def measure(message: bytes, descriptor: Descriptor, most: int) -> Measured:
+    """Look at all fields of a message.
 
     Raises TooManyFieldsError as soon as there are more than ``most``, and DecodeError for what is no message.
     """
-    count = 0
+    count = longest = more = 0
     pending = [(0, len(message), descriptor)]
     while pending:
         at, end, kind = pending.pop()
-        inside, texts = _fields(kind)
+        inside, strings, files = _fields(kind)
         while at < end:
             count += 1
             if count > most:
@@ -53,19 +66,37 @@ def count_fields(message: bytes, descriptor: Descriptor, most: int) -> int:
                 number = tag >> 3
                 if number in inside:
                     pending.append((start, at, inside[number]))
-                elif number not in texts:
-                    count += at - start
-    return count
+                elif number not in strings:
+                    count += 0 if number in files else at - start
+                else:
+                    size = _text_bytes(message[start:at])
+                    longest = max(longest, size)
+                    more += max(0, size - (at - start))
+    return Measured(count, longest, more)
+
+
+def _text_bytes(utf8: bytes) -> int:
+    """Return what a text takes in memory: one to four bytes a character, by the widest one."""
+    if utf8.isascii():
+        return len(utf8)
+    found = np.frombuffer(utf8, np.uint8)
+    widest = int(found.max())
+    characters = int(np.count_nonzero(found & 0xC0 != 0x80))
+    return characters * (4 if widest >= 0xF0 else 2 if widest >= 0xC4 else 1)
 
 
 @cache
-def _fields(kind: Descriptor) -> tuple[dict[int, Descriptor], frozenset[int]]:
-    """Return the messages inside a message, and its texts, by their numbers."""
+def _fields(kind: Descriptor) -> tuple[dict[int, Descriptor], frozenset[int], frozenset[int]]:
+    """Return the messages inside a message, its texts and its bytes, by their numbers."""
     fields = kind.fields_by_number
-    return (
-        {number: field.message_type for number, field in fields.items() if field.message_type is not None},
-        frozenset(number for number, field in fields.items() if field.type in _TEXTS),
-    )
+
+    def of(type_: int) -> frozenset[int]:
+        return frozenset(number for number, field in fields.items() if field.type == type_)
+
+    inside = {
+        number: field.message_type for number, field in fields.items() if field.message_type is not None
+    }
+    return inside, of(FieldDescriptor.TYPE_STRING), of(FieldDescriptor.TYPE_BYTES)
 
 
 def _skip(message: bytes, wire: int, at: int) -> tuple[int, int]:
