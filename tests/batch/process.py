@@ -106,15 +106,33 @@ class Worker:
 
 
 @dataclass
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Sends a key with each call."""
+
+    key: str
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def _with_key(self, details: Any) -> Any:
+        return details._replace(metadata=(("authorization", f"Bearer {self.key}"),))
+
+
+@dataclass
 class Client:
-    """What a caller of one worker does."""
+    """What a caller of one worker does, with a ``key`` where one is wanted."""
 
     worker: Worker
+    key: str = ""
 
     def __enter__(self) -> Client:
         self._channel = grpc.insecure_channel(f"127.0.0.1:{self.worker.port}")
-        self.rest = batch_rest_pb2_grpc.BatchRestServiceStub(self._channel)
-        self.typed = batch_pb2_grpc.BatchServiceStub(self._channel)
+        channel = grpc.intercept_channel(self._channel, _Bearer(self.key)) if self.key else self._channel
+        self.rest = batch_rest_pb2_grpc.BatchRestServiceStub(channel)
+        self.typed = batch_pb2_grpc.BatchServiceStub(channel)
         return self
 
     def __exit__(self, *_: object) -> None:
