@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway import envoy
@@ -10,13 +10,14 @@ from gateway.contract import has_services
 from gateway.openapi import build_openapi
 from gateway.topology import Pool, Topology
 from services.core.catalog import Catalog, CatalogError, model_info
-from services.core.catalog.types import Capability
+from services.core.catalog.types import Capability, ModelSpec, OutputKind
 from services.core.requests.limits import largest_body
+from services.embed.vendors.tei import gives
 
 
-def envoy_yaml(topology: Topology, catalog: Catalog, **limits: int) -> str:
+def envoy_yaml(topology: Topology, catalog: Catalog, **options: Any) -> str:
     """The whole configuration as one file; takes and raises what ``configuration`` does."""
-    return envoy.to_yaml(configuration(topology, catalog, **limits))
+    return envoy.to_yaml(configuration(topology, catalog, **options))
 
 
 def configuration(
@@ -27,11 +28,13 @@ def configuration(
     max_documents: int = 2048,
     max_classify_items: int = 512,
     max_answer_tokens: int = 8192,
+    default_model: str | None = None,
 ) -> dict[str, Any]:
     """Envoy's configuration as plain data; raises CatalogError for what nobody serves.
 
     ``max_items``, ``max_documents``, ``max_classify_items`` and ``max_answer_tokens`` are the services'
-    limits on one request, which the OpenAPI document tells.
+    limits on one request, which the OpenAPI document tells; ``default_model`` is what answers calls that
+    name none.
     """
     for capability in topology.capabilities:
         if not has_services(capability):
@@ -69,7 +72,35 @@ def configuration(
         max_answer_tokens=max_answer_tokens,
     )
     embedders = served.get(Capability.EMBED, ())
-    return envoy.render(topology, infos, bodies, document, embedders)
+    nameless = dict(_nameless(topology, specs, catalog, default_model))
+    return envoy.render(topology, infos, bodies, document, embedders, nameless)
+
+
+def _nameless(
+    topology: Topology, specs: Mapping[str, ModelSpec], catalog: Catalog, default_model: str | None
+) -> Iterator[tuple[str, str]]:
+    """Models of calls that name none, by rpc: the default one, else the first that can answer."""
+    default = catalog.get(default_model) if default_model is not None else None
+    for rpc, (capability, can) in _NAMELESS.items():
+        models = [
+            model
+            for pool in topology.pools_of(capability)
+            for model in pool.models
+            if specs[model].supports(capability) and can(specs[model])
+        ]
+        if models:
+            yield rpc, default.id if default is not None and default.id in models else models[0]
+
+
+_Can = Callable[[ModelSpec], bool]
+_NAMELESS: Mapping[str, tuple[Capability, _Can]] = {
+    "TeiEmbed": (Capability.EMBED, gives(OutputKind.DENSE)),
+    "TeiSimilarity": (Capability.EMBED, gives(OutputKind.DENSE)),
+    "TeiEmbedAll": (Capability.EMBED, gives(OutputKind.MULTI_VECTOR)),
+    "TeiEmbedSparse": (Capability.EMBED, gives(OutputKind.SPARSE)),
+    "TeiInfo": (Capability.EMBED, lambda _: True),
+    "TeiRerank": (Capability.RERANK, lambda _: True),
+}
 
 
 def _with_aliases(topology: Topology, catalog: Catalog) -> Topology:

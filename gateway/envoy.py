@@ -27,15 +27,17 @@ def render(
     bodies: Mapping[Capability, int],
     openapi: Mapping[str, Any] | None = None,
     specs: Iterable[ModelSpec] = (),
+    nameless: Mapping[str, str] | None = None,
 ) -> Config:
     """Envoy's bootstrap configuration as plain data.
 
     ``model_infos`` holds the public ModelInfo of every model in the topology, by id; ``bodies`` the largest
     body in bytes of each capability's calls; ``openapi`` is the document served at /openapi.json; ``specs``
-    are models that clients of other vendors are told of.
+    are models that clients of other vendors are told of; ``nameless`` has the models of calls that name
+    none, by the names of rpcs.
     """
     served = (*documents(topology, model_infos, openapi), *vendor_documents(specs))
-    listeners = [rest_listener(topology, bodies, served)]
+    listeners = [rest_listener(topology, bodies, served, nameless or {})]
     if topology.grpc_listener is not None:
         listeners.append(grpc_listener(topology.grpc_listener, topology))
     clusters = [pool_cluster(pool, topology) for pool in topology.pools]

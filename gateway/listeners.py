@@ -32,13 +32,17 @@ _NOWHERE = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 
 
 def rest_listener(
-    topology: Topology, bodies: Mapping[Capability, int], documents: Iterable[Document]
+    topology: Topology,
+    bodies: Mapping[Capability, int],
+    documents: Iterable[Document],
+    nameless: Mapping[str, str],
 ) -> Config:
     """The main listener: REST, and gRPC calls of the typed services.
 
-    ``bodies`` are the largest body in bytes of each capability's calls.
+    ``bodies`` are the largest body in bytes of each capability's calls, ``nameless`` the models of calls that
+    name none.
     """
-    host = rest_host(topology, bodies, documents)
+    host = rest_host(topology, bodies, documents, nameless)
     manager = _manager("rest", topology.listener, topology, host, _rest_filters(topology))
     manager["local_reply_config"] = local_replies(topology)
     return _listener("rest", topology.listener, manager)

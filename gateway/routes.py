@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gateway.clusters import seconds, way_name
@@ -62,14 +62,21 @@ _NOT_FORWARDED = [
 ]
 
 
-def rest_host(topology: Topology, bodies: Mapping[Capability, int], documents: Iterable[Document]) -> Config:
-    """Virtual host of the main listener; ``bodies`` are the largest in bytes of each capability's calls."""
+def rest_host(
+    topology: Topology,
+    bodies: Mapping[Capability, int],
+    documents: Iterable[Document],
+    nameless: Mapping[str, str],
+) -> Config:
+    """Virtual host of the main listener; ``bodies`` are the largest in bytes of each capability's calls.
+
+    ``nameless`` has the models of calls that name none, by the names of rpcs.
+    """
     documents = tuple(documents)
     routes = [
         # A gRPC call is no REST call, whatever its path: without this the transcoder would let it pass.
-        _no_such_rpc("/v1/"),
-        _no_such_rpc("/openai/"),
-        *_rest_routes(topology, bodies),
+        *map(_no_such_rpc, _first_segments(topology)),
+        *_rest_routes(topology, bodies, nameless),
         *grpc_routes(topology),
         _no_such_rpc("/"),
         *([preflight_route(topology.cors)] if topology.cors.origins else []),
@@ -109,11 +116,21 @@ def model_pattern(share: Share) -> str:
     return f"{_MODEL_PREFIX}({'|'.join(re.escape(model) for model in share.models)}){_MODEL_TAG}"
 
 
-def _rest_routes(topology: Topology, bodies: Mapping[Capability, int]) -> Iterator[Config]:
+def _first_segments(topology: Topology) -> Iterable[str]:
+    """What the paths of REST calls begin with; POST / is none that gRPC could have."""
+    paths = (call.path for capability in topology.capabilities for call in rest_calls(capability))
+    return dict.fromkeys(f"/{segment}" for path in paths if (segment := path.split("/")[1]))
+
+
+def _rest_routes(
+    topology: Topology, bodies: Mapping[Capability, int], nameless: Mapping[str, str]
+) -> Iterator[Config]:
     for capability in topology.capabilities:
         most = bodies[capability]
         for call in rest_calls(capability):
-            for route in _rest(call, capability, topology):
+            answering = nameless.get(call.rpc)
+            shares = sorted(topology.shares_of(capability), key=lambda share: answering not in share.models)
+            for route in _rest(call, capability, topology, shares):
                 told = route.setdefault("metadata", {"filter_metadata": {}})["filter_metadata"]
                 told[METADATA_NAMESPACE] = {LARGEST_BODY: str(most)}
                 if most < topology.limits.max_body_bytes:
@@ -128,9 +145,12 @@ def _buffer(most: int) -> Config:
     }
 
 
-def _rest(call: RestCall, capability: Capability, topology: Topology) -> Iterator[Config]:
+def _rest(
+    call: RestCall, capability: Capability, topology: Topology, shares: Sequence[Share]
+) -> Iterator[Config]:
+    """Routes of a call; the first of the shares takes what names no model."""
     match = _path_match(call.path) | {"headers": [_method(call.method)]}
-    default, *others = topology.shares_of(capability)
+    default, *others = shares
     if others and capability is Capability.CLASSIFY:
         # A classifier goes before a model that the body may name as well.
         for share in (default, *others):

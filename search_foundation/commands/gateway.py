@@ -90,6 +90,7 @@ def configuration(topology: Topology, settings: Settings) -> dict[str, Any]:
         max_documents=settings.max_documents,
         max_classify_items=settings.max_classify_items,
         max_answer_tokens=settings.chat_max_answer_tokens,
+        default_model=settings.default_model,
     )
 
 

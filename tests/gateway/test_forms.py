@@ -125,6 +125,26 @@ def test_a_model_in_the_path_finds_its_pool(start_gateway: StartGateway, service
     other.stop()
 
 
+def test_a_call_without_a_model_finds_the_pool_that_can(
+    start_gateway: StartGateway, service: ScriptedService
+) -> None:
+    sparse = ScriptedService("sparse")
+    sparse.start()
+    pools = (pool(service), pool(sparse, "elser-v2"))
+    port = start_gateway(*pools).http_port
+    for path in ("/embed", "/embed_sparse", "/info"):
+        call(port, "GET" if path == "/info" else "POST", path, b"{}")
+    assert [each["x-envoy-original-path"] for each in sparse.unknown] == ["/embed_sparse"]
+    assert [each["x-envoy-original-path"] for each in service.unknown] == ["/embed", "/info"]
+    port = start_gateway(*pools, settings={"SF_DEFAULT_MODEL": "elser-v2"}).http_port
+    call(port, "GET", "/info")
+    post(port, {}, path="/embed")
+    post(port, {"model": MODEL}, path="/embed_sparse")
+    assert [each["x-envoy-original-path"] for each in sparse.unknown[1:]] == ["/info"]
+    assert [each["x-envoy-original-path"] for each in service.unknown[2:]] == ["/embed", "/embed_sparse"]
+    sparse.stop()
+
+
 def test_the_table_knows_every_path_of_the_contract() -> None:
     calls = [call for capability in implemented() for call in rest_calls(capability)]
     for each in calls:

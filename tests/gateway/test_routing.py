@@ -194,13 +194,18 @@ class TestGrpc:
             "/searchfoundation.v1.OpsService/Ready",
             "/searchfoundation.v1.EmbedRestService/CreateEmbeddings",
             "/v1/embeddings",
+            "/v2/embed",
+            "/api/embed",
             "/a.B/C",
         ],
     )
-    def test_nothing_else_is_reachable(self, channel: grpc.Channel, path: str) -> None:
+    def test_nothing_else_is_reachable(
+        self, channel: grpc.Channel, path: str, first: ScriptedService, second: ScriptedService
+    ) -> None:
         with pytest.raises(grpc.RpcError) as failure:
             channel.unary_unary(path)(b"")
         assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert not [*first.unknown, *second.unknown]
 
 
 def test_rest_is_not_on_the_port_for_grpc(stack: Stack) -> None:

@@ -18,21 +18,20 @@ class DefaultModels:
     ) -> None:
         self._specs = {spec.id: spec for spec in served if spec.supports(capability)}
         self._wanted = settings.default_model
-        known = catalog.get(self._wanted) if self._wanted is not None else None
-        self._default = None if known is None else known.id
-        self._served = {spec.id for spec in served}
+        self._known = catalog.get(self._wanted) if self._wanted is not None else None
 
     def find(self, what: str, can: Callable[[ModelSpec], bool] = lambda _: True) -> ModelSpec:
         """Return the model that answers; ``what`` says in an error what none here can do.
 
-        Raises ``ServiceError``: INPUT_MODEL_NOT_FOUND where the setting names a model that is not served,
-        INPUT_INVALID where no model can.
+        Raises ``ServiceError``: INPUT_MODEL_NOT_FOUND where the setting names no model, INPUT_INVALID where
+        no served model can.
         """
-        if self._wanted is not None and self._default not in self._served:
+        if self._wanted is not None and self._known is None:
             available = ", ".join(self._specs)
             raise ServiceError(ErrorCode.INPUT_MODEL_NOT_FOUND, model=self._wanted, available=available)
-        first = (self._specs[self._default],) if self._default in self._specs else ()
-        found = next((spec for spec in (*first, *self._specs.values()) if can(spec)), None)
+        default = None if self._known is None else self._specs.get(self._known.id)
+        specs = (*(() if default is None else (default,)), *self._specs.values())
+        found = next((spec for spec in specs if can(spec)), None)
         if found is None:
             raise ServiceError(ErrorCode.INPUT_INVALID, reason=f"No model served here {what}.")
         return found
