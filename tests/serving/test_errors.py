@@ -16,7 +16,8 @@ from grpc_status import rpc_status as status_of_call
 
 from services.core.call import Call
 from services.core.errors import ERRORS, ErrorCode, FieldError, ServiceError, validation_error
-from services.core.serving.failure import rpc_status
+from services.core.forms import FORMS, Form
+from services.core.serving.failure import http_body, rpc_status
 from tests.serving.probe import failure, reason, running, trailers
 
 # What gRPC peers take of metadata unless told otherwise: 8 KiB, each entry counted with 32 bytes.
@@ -192,6 +193,20 @@ async def test_a_long_or_strange_detail_is_cut() -> None:
     assert body(error)["detail"].endswith("...")
     assert (error.details() or "").startswith("Model '?\U0001f600äää")
     assert metadata_size(error) <= METADATA_LIMIT
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_every_code_has_each_vendors_form(form: Form) -> None:
+    for code, spec in ERRORS.items():
+        error = ServiceError(code, **FIELDS)
+        body = orjson.loads(http_body(error, "id", f"{form.name}Embed"))
+        plain = orjson.loads(http_body(error, "id"))
+        expected = form.fields(code, spec.http_status, error.detail)
+        assert body == plain | expected
+        assert error.detail in orjson.dumps(expected).decode()
+    long = http_body(ServiceError(ErrorCode.INPUT_INVALID, reason="é" * 9000), "id", f"{form.name}Embed")
+    assert len(long) <= 3584
+    assert orjson.loads(long).keys() >= {"detail", "code", "request_id", "error"}
 
 
 async def test_an_unexpected_exception_tells_nothing_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
