@@ -33,7 +33,7 @@ local bodies, at = {}, 0
 for line in io.lines("%(bodies)s") do bodies[#bodies + 1] = line end
 request = function()
   at = at %% #bodies + 1
-  return wrk.format("POST", "/v1/embeddings", {["Content-Type"] = "application/json"}, bodies[at])
+  return wrk.format("POST", nil, {["Content-Type"] = "application/json"}, bodies[at])
 end
 done = function(summary, latency)
   io.write(string.format('{"calls": %%d, "micros": %%d, "p50": %%d, "p95": %%d, "failed": %%d}\\n',
@@ -93,18 +93,19 @@ async def _grpc_row(embed, workload: str, calls: int, texts: int, seconds: float
 
 
 def rest_rows(url: str, folder: Path, seconds: float) -> list[Row]:
-    """Load the REST door. RuntimeError when wrk is missing or a call fails."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise RuntimeError("benchmarks of REST need wrk: apt-get install wrk")
+    """Load the REST door; errors as ``load``."""
     return [
-        _rest_row(wrk, url, folder, workload, calls, texts, seconds)
+        load(url, folder, workload, calls, texts, seconds)
         for workload in WORKLOADS
         for calls, texts in shapes()
     ]
 
 
-def _rest_row(wrk: str, url: str, folder: Path, workload: str, calls: int, texts: int, seconds: float) -> Row:
+def load(url: str, folder: Path, workload: str, calls: int, texts: int, seconds: float) -> Row:
+    """Load ``url`` with embedding calls. RuntimeError when wrk is missing or a call fails."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise RuntimeError("benchmarks of REST need wrk: apt-get install wrk")
     pool, tokens = _pool(workload, texts)
     bodies = folder / "bodies"
     bodies.write_text("".join(json.dumps({"model": MODEL, "input": batch}) + "\n" for batch in pool))

@@ -63,37 +63,49 @@ def padded(batch: Sequence[EncodeItem]) -> tuple[np.ndarray[Any, Any], np.ndarra
     return ids, mask
 
 
-def onnx_runtime(threads: int) -> Callable[[Sequence[EncodeItem]], Run]:
-    """MiniLM in ONNX Runtime."""
-    import onnxruntime
-    from transformers import BertModel
+class MiniLmStates(torch.nn.Module):
+    """transformers' class of MiniLM: ids and mask (texts, tokens) in, states (texts, tokens, width) out."""
 
-    class States(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = BertModel.from_pretrained(
-                minilm_directory(), dtype=torch.float32, attn_implementation="eager"
-            ).eval()
+    def __init__(self) -> None:
+        """Load the weights in fp32."""
+        from transformers import BertModel
 
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+        super().__init__()
+        self.network = BertModel.from_pretrained(
+            minilm_directory(), dtype=torch.float32, attn_implementation="eager"
+        ).eval()
 
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Run it."""
+        return self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+def export_onnx(network: torch.nn.Module, names: tuple[str, str]) -> bytes:
+    """The graph of ``network`` whose inputs have ``names``; texts and tokens of any number."""
     graph = io.BytesIO()
     example = torch.ones(2, 16, dtype=torch.long)
     axes = {0: "texts", 1: "tokens"}
     torch.onnx.export(
-        States(),
+        network,
         (example, example),
         graph,  # type: ignore[arg-type]
-        input_names=["ids", "mask"],
-        output_names=["states"],
-        dynamic_axes={"ids": axes, "mask": axes, "states": axes},
+        input_names=list(names),
+        output_names=["last_hidden_state"],
+        dynamic_axes={**dict.fromkeys(names, axes), "last_hidden_state": axes},
         opset_version=17,
         dynamo=False,
     )
+    return graph.getvalue()
+
+
+def onnx_runtime(threads: int) -> Callable[[Sequence[EncodeItem]], Run]:
+    """MiniLM in ONNX Runtime."""
+    import onnxruntime
+
+    graph = export_onnx(MiniLmStates(), ("ids", "mask"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(graph.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def over(batch: Sequence[EncodeItem]) -> Run:
         ids, mask = padded(batch)
