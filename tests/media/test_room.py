@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+import torch
 from PIL import Image as Pillow
+from torch.nn.functional import interpolate
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from services.core.call import Call
 from services.core.catalog.types import Modality
-from services.core.content import Fit, Image, Media
+from services.core.content import Fit, Image, Media, Scaling, Square
 from services.core.errors import ErrorCode, ServiceError
 from services.core.media.errors import MediaError
 from services.core.media.room import MediaRoom
@@ -41,7 +44,7 @@ from tests.media.pictures import (
 )
 from tests.media.web import Request, answer, head, web
 
-SQUARE = Fit(16)
+SQUARE = Square(16)
 Make = Callable[..., MediaRoom]
 
 
@@ -451,3 +454,30 @@ async def test_hostile_files_of_gdk_pixbuf_end_nothing_but_themselves(make: Make
             await opened(room, image(path.read_bytes()), fit=SQUARE)
             assert "fail" not in path.parts, path
     assert len(await opened(room, image(photograph()), fit=SQUARE)) == 1
+
+
+PHOTOS = [(640, 427), (1300, 900), (100, 77), (3000, 15), (13, 2000), (1, 1), (56, 84)]
+
+
+async def test_pictures_and_pages_are_scaled_as_they_come(room: MediaRoom) -> None:
+    wanted = Scaling(28, 3136, 602_112)
+    sent = [noise(*size) for size in PHOTOS]
+    found = await opened(room, *(image(saved(each)) for each in sent), fit=wanted)
+    for picture, (one,) in zip(sent, found, strict=True):
+        assert one.source_size == picture.size
+        assert one.pixels.shape[1::-1] == wanted.size(*picture.size)
+        planes = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()[None]
+        made = interpolate(planes, size=one.pixels.shape[:2], mode="bicubic", antialias=True)
+        assert np.array_equal(one.pixels, made[0].permute(1, 2, 0))
+    # As they are, so many pages would have too many pixels.
+    (pages,) = await opened(room, Media(Modality.PDF, pdf(*[A4] * 40)), fit=wanted)
+    assert {page.pixels.shape for page in pages} == {(896, 644, 3)}
+    assert room.budget.held == 0
+
+
+@pytest.mark.parametrize("size", PHOTOS)
+def test_sizes_are_those_of_the_published_processor(size: tuple[int, int]) -> None:
+    for limits in ((3136, 602_112), (262_144, 1_310_720)):
+        for unit in (28, 32):
+            height, width = smart_resize(size[1], size[0], unit, *limits)
+            assert Scaling(unit, *limits).size(*size) == (width, height)

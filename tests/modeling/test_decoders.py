@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from services.core.catalog import Catalog
-from services.core.modeling.checkpoints.checkpoint import CheckpointError
-from services.core.modeling.families.decoder import decoder_shapes, linear_sizes
+from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError
+from services.core.modeling.families.decoder import decoder_shapes, linear_sizes, load_decoder
 from services.core.modeling.families.decoder_config import EUROBERT, QWEN2, QWEN3, DecoderConfig, Form
+from services.core.modeling.layers.packed import Inserted, Limits, lay_out
+from services.core.modeling.layers.rotary import Rotation
 from services.core.modeling.registry import load_text_encoder
-from services.core.modeling.types import EncodeItem, TextEncoder
+from services.core.modeling.types import Backbone, EncodeItem, TextEncoder
 from tests.checkpoints import Random, spec
 from tests.decoder_checkpoints import (
     MARKERS,
@@ -409,3 +415,80 @@ def test_the_published_sizes_add_up(config: dict[str, Any], form: Form, model: s
     adapter = sum(32 * (out + into) for out, into in linear_sizes(parsed).values())
     assert entry.parameters == total + adapters * adapter
     assert entry.dimensions == parsed.width
+
+
+SECTIONS = (1, 2, 1)
+"""Frequencies of the three axes in the tiny networks, of heads of 8."""
+
+
+def _decoder(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Backbone, DecoderConfig]:
+    write_code(directory)
+    checkpoint = Checkpoint(directory)
+    config = DecoderConfig.read(checkpoint.config, QWEN2)
+    return load_decoder(checkpoint, config, torch.device("cpu"), dtype), config
+
+
+def _turns(config: DecoderConfig, positions: torch.Tensor) -> Rotation:
+    table = Rotation(torch.arange(int(positions.max()) + 1), config.head_dim, config.rotary_base)
+    return table.sections(positions, SECTIONS)
+
+
+@pytest.mark.usefixtures("backend")
+def test_inserted_states_and_three_axes_are_those_of_transformers(tmp_path: Path) -> None:
+    network, config = _decoder(tmp_path)
+    limits, random = Limits(config.vocabulary, config.positions), np.random.default_rng(5)
+    items = [EncodeItem(random_ids(length, VOCABULARY)) for length in (9, 70, 33)]
+    batch = lay_out(items, limits)
+    places = torch.tensor([0, 1, 4, 20, 21, 22, batch.tokens - 1])
+    states = torch.from_numpy(random.standard_normal((len(places), config.width), np.float32))
+    positions = torch.from_numpy(random.integers(0, 900, (3, batch.tokens)))
+    given = replace(batch, inserted=Inserted(places, states), rotation=_turns(config, positions))
+    with torch.inference_mode():
+        hidden = network(given)
+    stock = _three_axes(tmp_path)
+    embedded = stock.embed_tokens(batch.token_ids.long())
+    embedded[places] = states.double()
+    for start, end in pairwise(batch.cu_lengths.tolist()):
+        wanted = stock(
+            inputs_embeds=embedded[None, start:end], position_ids=positions[:, None, start:end]
+        ).last_hidden_state[0]
+        np.testing.assert_allclose(hidden[start:end], wanted, atol=1e-5)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_text_is_bit_for_bit_the_same_where_its_turns_and_states_are_given(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    network, config = _decoder(tmp_path, dtype)
+    limits = Limits(config.vocabulary, config.positions)
+    batch = lay_out([EncodeItem(random_ids(length, VOCABULARY)) for length in (5, 130, 700)], limits)
+    places = torch.arange(3, batch.tokens, 2)
+    words = Checkpoint(tmp_path).tensor("model.embed_tokens.weight", dtype)
+    inserted = Inserted(places, words[batch.token_ids[places].long()])
+    turns = _turns(config, batch.positions().expand(3, -1))
+    with torch.inference_mode():
+        plain = network(batch)
+        assert torch.equal(network(replace(batch, inserted=inserted, rotation=turns)), plain)
+
+
+def _three_axes(directory: Path) -> Any:
+    """Load a checkpoint of Qwen2 as the text network of Qwen2-VL, in float64."""
+    fields = {name: value for name, value in config_of(directory).items() if name in _NUMBERS}
+    turns = {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": list(SECTIONS)}
+    config = Qwen2VLTextConfig(**fields, rope_parameters=turns, attn_implementation="eager")
+    model = Qwen2VLTextModel(config).double().eval()
+    tensors = load_file(directory / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): t.double() for name, t in tensors.items()})
+    return model
+
+
+_NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "vocab_size",
+)

@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -47,10 +47,13 @@ class Decoders:
         """How many files are being decoded."""
         return len(self._busy)
 
-    async def decode(self, data: bytes, rules: Mapping[str, Any]) -> list[Image]:
+    async def decode(
+        self, data: bytes, rules: Mapping[str, Any], finish: Finish | None = None
+    ) -> list[Image]:
         """Give the picture that ``data`` is, or the pages of a PDF; ``rules`` are ``pictures.Rules``.
 
-        Waits for a process to be free, in the order of the calls. Raises MediaError for a file that cannot be
+        ``finish`` is applied to each as it comes, so that of those before it no more than one is held. Waits
+        for a process to be free, in the order of the calls. Raises MediaError for a file that cannot be
         decoded, or not within the bounds. Cancelling ends the decoding.
         """
         async with self._turns:
@@ -58,7 +61,7 @@ class Decoders:
             self._busy.add(decoder)
             try:
                 async with asyncio.timeout(self._cpu_seconds * _WALL_TIMES_CPU):
-                    answer = await decoder.decode(data, rules)
+                    answer = await decoder.decode(data, rules, finish)
             except _Lost as lost:
                 raise MediaError(self._told(lost.returncode)) from lost
             except TimeoutError as error:
@@ -95,6 +98,10 @@ class Decoders:
         if returncode == -signal.SIGPROF:
             return f"it takes more than {self._cpu_seconds:g} seconds to decode"
         return "the decoder broke down on it"
+
+
+Finish: TypeAlias = Callable[[Image], Awaitable[Image]]
+"""What is done to a picture while its process waits."""
 
 
 class _Lost(Exception):  # noqa: N818
@@ -153,7 +160,7 @@ class _Decoder:
         except ChildProcessError:
             return False
 
-    async def decode(self, data: bytes, rules: Mapping[str, Any]) -> list[Image] | str:
+    async def decode(self, data: bytes, rules: Mapping[str, Any], finish: Finish | None) -> list[Image] | str:
         """Return the pictures, or why there are none. Raises _Lost when the process ends instead."""
         try:
             head = json.dumps(rules).encode()
@@ -170,7 +177,9 @@ class _Decoder:
                 width, height = answer["size"]
                 # Writable, as torch wants what it takes over.
                 array = np.frombuffer(bytearray(pixels), np.uint8).reshape(height, width, 3)
-                images.append(Image(array, tuple(answer["source"])))
+                image = Image(array, tuple(answer["source"]))
+                images.append(image if finish is None else await finish(image))
+                del pixels, array, image
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Lost(await self._process.wait()) from error
 

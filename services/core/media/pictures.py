@@ -58,7 +58,7 @@ class Refused(Exception):  # noqa: N818  (no error of the program's)
 
 
 class Fit(NamedTuple):
-    """See ``services.core.content.Fit``."""
+    """See ``services.core.content.Square``."""
 
     side: int
     mode: str
@@ -69,12 +69,14 @@ class Fit(NamedTuple):
 class Rules(NamedTuple):
     """What to do with a file, and how much of it is done.
 
-    ``max_pixels`` of one picture before it is fitted, and of all pages as they are given; ``max_aspect`` is
-    that of the longer side to the shorter; ``upright`` turns a picture as its EXIF orientation says.
+    ``max_pixels`` of one picture before it is fitted; ``max_pages_pixels`` of all pages together as they are
+    given, 0 without a bound; ``max_aspect`` is that of the longer side to the shorter; ``upright`` turns a
+    picture as its EXIF orientation says.
     """
 
     kind: str
     max_pixels: int
+    max_pages_pixels: int
     max_aspect: int
     max_pages: int
     upright: bool
@@ -207,8 +209,8 @@ def _pages(data: bytes, rules: Rules) -> Iterator[Picture]:
         page.close()
         picture = _finished(image, rules)
         total += picture.width * picture.height
-        if rules.fit is None and total > rules.max_pixels:
-            raise Refused(f"its pages have more than {rules.max_pixels:,} pixels together")
+        if 0 < rules.max_pages_pixels < total:
+            raise Refused(f"its pages have more than {rules.max_pages_pixels:,} pixels together")
         yield picture
 
 

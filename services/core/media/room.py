@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 from services.core.call import Call
 from services.core.catalog.types import Modality
-from services.core.content import Fit, Image, Media
+from services.core.content import Fit, Image, Media, Scaling, Square
 from services.core.cores import usable_cores
 from services.core.media.budget import ByteBudget
 from services.core.media.connecting import Resolver, resolve
 from services.core.media.decoders import Decoders
 from services.core.media.errors import FetchError, MediaError
 from services.core.media.fetching import Fetcher, Limits, shown
+from services.core.media.scaling import Scaler
 from services.core.media.sniffing import Found, sniff
 from services.core.media.sources import expected_bytes, is_url, read_inline
 from services.core.settings import Settings
@@ -54,6 +56,7 @@ class MediaRoom:
             cpu_seconds=settings.media_decoder_seconds,
         )
         self.budget = ByteBudget(settings.media_bytes_in_flight)
+        self._scaler = Scaler(self.decoders.count)
 
     @asynccontextmanager
     async def open(
@@ -71,6 +74,7 @@ class MediaRoom:
     async def aclose(self) -> None:
         """End the decoding processes and close the connections."""
         await self.decoders.aclose()
+        self._scaler.close()
         await self._fetcher.aclose()
 
     async def _all(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> list[tuple[Image, ...]]:
@@ -95,7 +99,8 @@ class MediaRoom:
     async def _open(self, media: Media, fit: Fit | None) -> tuple[Image, ...]:
         data = await self._read(media.source)
         _check_kind(sniff(data), media.kind)
-        return tuple(await self.decoders.decode(data, self._rules(media.kind, fit)))
+        finish = partial(self._scaler.scaled, fit) if isinstance(fit, Scaling) else None
+        return tuple(await self.decoders.decode(data, self._rules(media.kind, fit), finish))
 
     async def _read(self, source: str | bytes) -> bytes:
         limit = self._settings.media_max_bytes
@@ -119,19 +124,30 @@ class MediaRoom:
         return {
             "kind": str(kind),
             "max_pixels": settings.media_max_pixels,
+            "max_pages_pixels": settings.media_max_pixels if fit is None else 0,
             "max_aspect": _MAX_ASPECT,
             "max_pages": settings.media_max_pages,
             "upright": settings.media_upright,
-            "fit": None if fit is None else astuple(fit),
+            "fit": astuple(fit) if isinstance(fit, Square) else None,
         }
 
     def _expected(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> int:
-        """Return at most how many bytes media will take: the largest files in hand at a time, all pixels."""
+        """Return at most how many bytes media will take: the largest files in hand at a time, all pixels.
+
+        Beside them each decoding process may have given one picture that is not scaled yet.
+        """
         limit = self._settings.media_max_bytes
         files = sorted((min(_file_bytes(media.source, limit), limit) for _, media in named), reverse=True)
-        image = 3 * (self._settings.media_max_pixels if fit is None else fit.side**2)
+        image = 3 * _pixels(fit, self._settings.media_max_pixels)
         pages = sum(self._settings.media_max_pages if media.kind is Modality.PDF else 1 for _, media in named)
         return sum(files[:_AT_ONCE]) + image * pages
+
+
+def _pixels(fit: Fit | None, most: int) -> int:
+    """Return at most how many pixels a picture of up to ``most`` has when it is fitted."""
+    if fit is None:
+        return most
+    return fit.side**2 if isinstance(fit, Square) else fit.max_pixels
 
 
 def _file_bytes(source: str | bytes, limit: int) -> int:

@@ -96,7 +96,7 @@ class Frames:
                 self._graphs[key] = self._capture(key)
 
     def _graph(self, batch: PackedBatch) -> _Graph | None:
-        if batch.tokens > self._sizes[-1]:
+        if batch.tokens > self._sizes[-1] or batch.inserted is not None or batch.rotation is not None:
             return None
         tokens = next(size for size in self._sizes if size >= batch.tokens)
         wanted = 0

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from services.core.catalog.types import ImageRules, Modality, ModelSpec
-from services.core.content import Fit, Image, Input, Usage
+from services.core.content import Image, Input, Square, Usage
 from services.core.modeling.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -198,7 +198,7 @@ def load_jina_clip(spec: ModelSpec, checkpoint: Checkpoint, device: torch.device
     return Clip(ClipProcessor(spec, tokenizer, fit, config.vision.tokens), text, vision, device)
 
 
-def read_fit(config: Config) -> Fit:
+def read_fit(config: Config) -> Square:
     """Read from ``preprocessor_config.json`` how pictures are scaled. CheckpointError for another way."""
     source = "preprocessor_config.json"
     size = config.get("size")
@@ -209,7 +209,7 @@ def read_fit(config: Config) -> Fit:
     fill = config.get("fill_color", 0)
     if side < 1 or mode not in _MODES or filter not in _FILTERS or not isinstance(fill, int):
         raise CheckpointError(f"{source}: 'size', 'resize_mode', 'interpolation' or 'fill_color' not served")
-    return Fit(side, mode, filter, fill)
+    return Square(side, mode, filter, fill)
 
 
 def _channels(config: Config, name: str) -> tuple[float, ...]:
@@ -222,7 +222,7 @@ def _channels(config: Config, name: str) -> tuple[float, ...]:
 class ClipProcessor(TextProcessor):
     """Texts and pictures to items; a picture is an item of its own, billed by its tiles."""
 
-    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, fit: Fit, image_tokens: int) -> None:
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, fit: Square, image_tokens: int) -> None:
         """``fit`` is how pictures come; each costs the vision tower ``image_tokens``."""
         super().__init__(spec, tokenizer)
         self._model = spec

@@ -84,14 +84,16 @@ def load_decoder(
     *,
     adapters: PeftAdapters | None = None,
     extra: Mapping[str, Shape] | None = None,
+    unused: Sequence[str] = (),
 ) -> Backbone:
     """Read the network from ``checkpoint``, with or without the ``model.`` prefix.
 
-    ``extra`` are tensors that the caller will read. CheckpointError if a tensor is missing, left over or of
+    ``extra`` are tensors that the caller will read, ``unused`` patterns of those that nobody does.
+    CheckpointError if a tensor is missing, left over or of
     the wrong shape.
     """
     checkpoint.strip_prefix("model.")
-    checkpoint.verify(decoder_shapes(config) | dict(extra or {}), unused=UNUSED)
+    checkpoint.verify(decoder_shapes(config) | dict(extra or {}), unused=(*UNUSED, *unused))
     layers = Layers(checkpoint, device, dtype, config.epsilon)
     network = FusedDecoder if native.serves(config, device, dtype) else Decoder
     return network(layers, config, adapters or PeftAdapters())
@@ -136,6 +138,8 @@ class Decoder:
         """Return the last hidden states, (tokens, width)."""
         parts = self._parts(batch)
         x = functional.embedding(batch.token_ids, self._words)
+        if batch.inserted is not None:
+            x[batch.inserted.places] = batch.inserted.states.to(x.dtype)
         *blocks, last = self._blocks
         for block in blocks:
             x = block(x, batch, parts)
@@ -148,11 +152,15 @@ class Decoder:
         return x
 
     def _parts(self, batch: PackedBatch) -> list[_Part]:
+        config, turns = self._config, batch.rotation
         positions = batch.positions()
         parts: list[_Part] = []
         for start in range(0, batch.tokens, self._rows):
             rows = slice(start, min(start + self._rows, batch.tokens))
-            rotation = Rotation(positions[rows], self._config.head_dim, self._config.rotary_base)
+            if turns is None:
+                rotation = Rotation(positions[rows], config.head_dim, config.rotary_base)
+            else:
+                rotation = turns.rows(rows)
             parts.append(_Part(rows, rotation, _clipped(batch.adapter_runs, rows)))
         return parts
 

@@ -22,7 +22,7 @@ from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import Limits, PackedBatch, lay_out, place, split
 from services.core.modeling.layers.pooling import Pooling, span_means
-from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head, TokenIds
+from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head, Processor, TokenIds
 
 _CPU_PASS_TOKENS = 512
 """Tokens that go through all layers together on a CPU: more only push the activations out of the cache."""
@@ -44,6 +44,10 @@ part of what the device can do, and a pass that takes longer than this is not ma
 Wanted: TypeAlias = Callable[[PackedBatch, Sequence[EncodeItem]], NDArray[np.int32] | None]
 """From a batch and its items, as packed, to the tokens whose states are read; see ``PackedBatch.wanted``."""
 
+Sees: TypeAlias = Callable[[PackedBatch, Sequence[EncodeItem]], PackedBatch]
+"""From a batch and its items, as packed, to the batch with what towers make of the items' features among its
+tokens (``PackedBatch.inserted``), and with the turns of items that have positions of their own."""
+
 
 class Encoder:
     """A model in memory; see ``types.TextEncoder`` for the contract."""
@@ -60,17 +64,21 @@ class Encoder:
         width: int,
         wanted: Wanted | None = None,
         merges: Merges | None = None,
+        sees: Sees | None = None,
+        processor: Processor | None = None,
+        warm: Sequence[EncodeItem] = (),
     ) -> None:
         """Join the parts; ``width`` is that of one result vector. CheckpointError if they do not fit.
 
         ``wanted`` says which states the head reads where it does not read all. With ``merges`` the network
-        rests on one adapter at a time.
+        rests on one adapter at a time. ``sees`` is needed for items with features, ``processor`` where that
+        reads more than texts; ``warm`` are items that the warm-up runs beside its texts.
         """
         if tokenizer.vocabulary_size > limits.vocabulary:
             raise CheckpointError(
                 f"tokenizer.json has {tokenizer.vocabulary_size} ids, the network {limits.vocabulary}"
             )
-        self.processor = TextProcessor(spec, tokenizer)
+        self.processor: Processor = processor or TextProcessor(spec, tokenizer)
         self.tokenizer = tokenizer
         self.query_tokenizer = tokenizer
         self.width = width
@@ -80,6 +88,8 @@ class Encoder:
         self._limits = limits
         self.batch_tokens = _BATCH_TOKENS
         self._wanted = wanted
+        self._sees = sees
+        self._warm = warm
         self._merges = merges
         # Weights at rest, the buffers of graphs and the order of launches are one pass's at a time.
         self._turn = nullcontext() if device.type == "cpu" else threading.Lock()
@@ -106,6 +116,8 @@ class Encoder:
             ids = self.tokenizer.encode_batch([text], truncate_to=longest)[0].ids
             for count in (1, 4):
                 self.forward([EncodeItem(ids)] * count)
+        for item in self._warm:
+            self.forward([item])
         for adapter in sorted(self._limits.adapters) if self._merges is not None else ():
             self.forward([EncodeItem(ids, adapter)])
         if self._device.type == "cuda":
@@ -154,6 +166,8 @@ class Encoder:
         with self._turn:
             if self._merges is not None:
                 self._merges.rest_on(items[0].adapter)
+            if self._sees is not None:
+                packed = self._sees(packed, ordered)
             hidden, placed = self._run(packed)
             fetched = Fetched(self._head(hidden, placed, ordered))
         return _Pass([part[i] for i in packed.order], packed, ordered, fetched)

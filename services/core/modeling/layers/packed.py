@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.cuda.ops import Rows
+
+if TYPE_CHECKING:  # that module reads this one
+    from services.core.modeling.layers.rotary import Rotation
 
 
 class Packable(Protocol):
@@ -57,6 +60,18 @@ class AdapterRun:
     adapter: str | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Inserted:
+    """States that stand for tokens instead of the embeddings of their ids, as towers make them.
+
+    ``states`` (rows, width) are those of the tokens ``places`` (rows,) int64, in rising order, both on the
+    device.
+    """
+
+    places: torch.Tensor
+    states: torch.Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """Items sorted by adapter, then length, so that equal ones are neighbours and need no padding.
@@ -65,6 +80,9 @@ class PackedBatch:
     place that packed item i had in the input. ``attended`` says for each item how many of its first tokens
     may be attended to; None where every item may see all of itself. ``wanted`` (rows,) int32 are the tokens,
     in rising order, whose last states are asked for; None is all. A network may leave the others wrong.
+
+    ``inserted`` are states of media among the tokens, for a network that takes them, ``rotation`` the turn of
+    each token where that does not follow from its place in the item.
 
     Where kernels of our own run the batch, ``rows`` is what they know of it, ``wanted_rows`` is ``wanted`` on
     the device, maybe with repetitions behind it, and all items have one adapter, on which the network rests.
@@ -80,6 +98,8 @@ class PackedBatch:
     wanted: NDArray[np.int32] | None = None
     rows: Rows | None = None
     wanted_rows: torch.Tensor | None = None
+    inserted: Inserted | None = None
+    rotation: Rotation | None = None
 
     @property
     def tokens(self) -> int:
@@ -187,6 +207,22 @@ def _attended(items: Sequence[Packable]) -> tuple[int, ...] | None:
     return seen
 
 
+def segments(lengths: NDArray[np.int64], device: torch.device) -> PackedBatch:
+    """Return the bounds of items of these ``lengths``, in their order, on ``device``: of what has no ids."""
+    sizes = tuple(lengths.tolist())
+    bounds = np.cumsum([0, *sizes], dtype=np.int32)
+    total = int(bounds[-1])
+    batch = PackedBatch(
+        token_ids=torch.zeros(total, dtype=torch.int32),
+        cu_lengths=torch.from_numpy(bounds),
+        lengths=sizes,
+        order=tuple(range(len(sizes))),
+        groups=_groups(sizes),
+        adapter_runs=(AdapterRun(0, total, None),),
+    )
+    return batch if device.type == "cpu" and not cuda.serves_device(device) else place(batch, device)
+
+
 class Frame:
     """Where the numbers of a batch lie in one buffer, so that they travel to the device in one copy.
 
@@ -246,6 +282,8 @@ class Frame:
 
 def place(batch: PackedBatch, device: torch.device) -> PackedBatch:
     """Bring ``batch``, as ``lay_out`` makes it, to a device that computes."""
+    if batch.rotation is not None:
+        batch = replace(batch, rotation=batch.rotation.to(device))
     if not cuda.serves_device(device):
         ids, bounds = (pinned(t).to(device, non_blocking=True) for t in (batch.token_ids, batch.cu_lengths))
         wanted = None if batch.wanted is None else pinned(torch.from_numpy(batch.wanted))

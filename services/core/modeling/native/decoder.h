@@ -25,8 +25,10 @@ struct decoder {
 struct decoder_pass {
     const struct decoder *decoder;
     const int32_t *ids, *positions, *ends, *requested; /* `requested` is null for all rows */
-    const float *cosines, *sines;                   /* (longest, head_dim / 2) */
+    const float *cosines, *sines;                   /* (positions, head_dim / 2) */
     const struct run *runs, *requested_runs;
+    const int32_t *inserted_rows; /* of each token its row in `inserted`, -1 for that of its id; may be null */
+    const element *inserted;      /* (rows, width) */
     int64_t items, longest, tokens, requested_count;
     element *hidden, *qkv, *attended; /* (tokens, width), all heads of a token, query heads of a token */
 };
@@ -62,6 +64,15 @@ static size_t decoder_scratch(const struct decoder *d) {
 static void embed_word(const struct decoder *d, long id, element *x) {
     for (long i = 0; i < d->width; i += LANES)
         store_element(x + i, d->width - i, load_stored(d->words, d->storage, id * d->width + i, d->width - i));
+}
+
+static void embed_token(const struct decoding *p, long token, element *x) {
+    const struct decoder *d = p->in->decoder;
+    const long row = p->in->inserted_rows ? p->in->inserted_rows[token] : -1;
+    if (row < 0)
+        embed_word(d, p->in->ids[token], x);
+    else
+        memcpy(x, p->in->inserted + row * d->width, sizeof(element) * (size_t)d->width);
 }
 
 static void rms_rows(const float *weight, const element *x, long rows, long width, float epsilon, element *out) {
@@ -158,7 +169,7 @@ static void decoding_task(const void *context, int phase, long task, int member)
     element *x = p->in->hidden + rows.first * d->width;
     if (layer == 0)
         for (long r = 0; r < rows.count; ++r)
-            embed_word(d, p->in->ids[rows.first + r], x + r * d->width);
+            embed_token(p, rows.first + r, x + r * d->width);
     else
         decoder_attention_output_and_mlp(d, d->layer + layer - 1, &rows,
                                p->in->attended + rows.first * d->heads * d->head_dim, x, &b);

@@ -45,6 +45,7 @@ class _DecoderPass(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("decoder", "ids", "positions", "ends", "requested")),
         *((name, _POINTER) for name in ("cosines", "sines", "runs", "requested_runs")),
+        *((name, _POINTER) for name in ("inserted_rows", "inserted")),
         *((name, ctypes.c_int64) for name in ("items", "longest", "tokens", "requested_count")),
         *((name, _POINTER) for name in ("hidden", "qkv", "attended")),
     )
@@ -95,7 +96,11 @@ class FusedDecoder:
         """
         config, threads = self._config, torch.get_num_threads()
         tokens, longest = batch.tokens, batch.max_length
-        positions, angles = batch.positions(), self._angles.up_to(longest)
+        if batch.rotation is None:
+            positions, angles = batch.positions(), self._angles.up_to(longest)
+        else:
+            positions, angles = torch.arange(tokens, dtype=torch.int32), batch.rotation
+        inserted_rows, inserted = self._inserted(batch)
         runs, requested_runs = (
             task_runs(batch.adapter_runs, self._tasks),
             task_runs(batch.wanted_runs, self._tasks),
@@ -115,6 +120,8 @@ class FusedDecoder:
                 runs.ctypes.data,
                 requested_runs.ctypes.data,
             ),
+            None if inserted_rows is None else inserted_rows.data_ptr(),
+            None if inserted is None else inserted.data_ptr(),
             *(len(batch.lengths), longest, tokens, tokens if requested is None else len(requested)),
             *(hidden.data_ptr(), qkv.data_ptr(), attended.data_ptr()),
         )
@@ -122,6 +129,17 @@ class FusedDecoder:
         own = scratch(functions.sf_decoder_scratch(decoder, threads))
         functions.sf_decode(ctypes.addressof(given), own, threads)
         return hidden.to(self._dtype)
+
+    def _inserted(self, batch: PackedBatch) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return for each token the row of the states that stand for it, or -1, and those states."""
+        if batch.inserted is None:
+            return None, None
+        places, states = batch.inserted.places, batch.inserted.states
+        if states.shape != (len(places), self._config.width):
+            raise ValueError(f"states {list(states.shape)} for {len(places)} tokens")
+        rows = torch.full((batch.tokens,), -1, dtype=torch.int32)
+        rows[places] = torch.arange(len(places), dtype=torch.int32)
+        return rows, states.to(self._kernels.elements).contiguous()
 
 
 class _Reader:
