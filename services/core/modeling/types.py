@@ -59,7 +59,8 @@ class EncodeItem:
     names a task adapter of the checkpoint, None is the base network. ``spans`` asks for one vector per
     half-open token range instead of one per item. Only the first ``attended`` tokens are attended to, by all
     of them; None is all. ``features`` stand in rising order of their offsets. ``positions`` (axes, tokens)
-    int32 are those of the tokens, None where they are 0, 1, 2 and so on.
+    int32 are those of the tokens, None where they are 0, 1, 2 and so on. ``multivector`` asks for a vector of
+    each token, of a network that gives either.
     """
 
     token_ids: TokenIds
@@ -68,6 +69,7 @@ class EncodeItem:
     attended: int | None = None
     features: tuple[Feature, ...] = ()
     positions: NDArray[np.int32] | None = None
+    multivector: bool = False
 
 
 class Cost(NamedTuple):
@@ -105,12 +107,14 @@ class PrepareOptions:
     """How inputs become items.
 
     ``task`` None is the model's default: its prompt stands before each text, its adapter runs. ``role`` is
-    the side of a search. ``limit`` is the longest sequence in tokens, 0 the model's own.
+    the side of a search. ``limit`` is the longest sequence in tokens, 0 the model's own. ``multivector`` is
+    as of ``EncodeItem``.
     """
 
     task: str | None = None
     role: InputType = InputType.DOCUMENT
     limit: int = 0
+    multivector: bool = False
 
 
 class Processor(Protocol):
@@ -385,7 +389,10 @@ class Head(Protocol):
     """
 
     def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
-        """Return all numbers of the results, (rows, numbers) fp32 on the device, without waiting for it."""
+        """Return all numbers of the results, fp32 on the device, without waiting for it.
+
+        In a shape of the head's own, for ``results``.
+        """
         ...
 
     def results(

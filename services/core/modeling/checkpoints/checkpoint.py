@@ -35,32 +35,42 @@ class Checkpoint:
         self.directory = directory
         self.config: Config = read_json(directory / "config.json")
         self._files = {path: _open(path) for path in _weight_files(directory)}
-        self._where: dict[str, Path] = {}
-        self._prefix = ""
+        self._where: dict[str, tuple[Path, str]] = {}
         for path, file in self._files.items():
             for name in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
                 if name in self._where:
-                    raise CheckpointError(f"{path}: tensor '{name}' is in {self._where[name].name} too")
-                self._where[name] = path
+                    raise CheckpointError(f"{path}: tensor '{name}' is in {self._where[name][0].name} too")
+                self._where[name] = path, name
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of all tensors, without the stripped prefix."""
-        return frozenset(name.removeprefix(self._prefix) for name in self._where)
+        """Names of all tensors, with the changes that were made to them."""
+        return frozenset(self._where)
 
     def strip_prefix(self, prefix: str) -> None:
         """Leave ``prefix`` out of every name that has it, if any has; e.g. ``bert.``.
 
         CheckpointError if a tensor is there under both names.
         """
-        if not any(name.startswith(prefix) for name in self._where):
-            return
-        twice = sorted(name for name in self._where if prefix + name in self._where)
+        self.rename({prefix: ""})
+
+    def rename(self, prefixes: Mapping[str, str]) -> None:
+        """Put another beginning in place of the first of ``prefixes`` that a name has, for every name.
+
+        CheckpointError if two tensors then have one name.
+        """
+        renamed: dict[str, tuple[Path, str]] = {}
+        twice: list[str] = []
+        for name, where in self._where.items():
+            prefix = next((each for each in prefixes if name.startswith(each)), None)
+            new = name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
+            if new in renamed:
+                twice.append(new)
+            renamed[new] = where
         if twice:
-            raise CheckpointError(
-                f"{self.directory}: {'; '.join(_complaint(f'tensors with and without {prefix!r}', twice))}"
-            )
-        self._prefix = prefix
+            what = f"tensors with and without {', '.join(map(repr, prefixes))}"
+            raise CheckpointError(f"{self.directory}: {'; '.join(_complaint(what, sorted(twice)))}")
+        self._where = renamed
 
     def verify(self, expected: Mapping[str, Shape], *, unused: Sequence[str] = ()) -> None:
         """Check that exactly the ``expected`` names are there, in those shapes.
@@ -103,12 +113,9 @@ class Checkpoint:
         return None if header.get_dtype() in _FLOATS else f"{name} holds {header.get_dtype()}"
 
     def _locate(self, name: str) -> tuple[Path, str]:
-        full = self._prefix + name
-        if full not in self._where:
-            full = name
-        if full not in self._where:
+        if name not in self._where:
             raise CheckpointError(f"{self.directory}: no tensor '{name}'")
-        return self._where[full], full
+        return self._where[name]
 
 
 def read_json(path: Path) -> dict[str, Any]:

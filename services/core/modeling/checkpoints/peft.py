@@ -1,7 +1,8 @@
-"""Task adapters beside a base model, one directory each, as the peft library writes them.
+"""Task adapters beside a base model, as the peft library writes them.
 
-``adapters/<task>/adapter_config.json`` and ``adapter_model.safetensors``. Tensors are matched by pattern:
-prefixes and the slot after ``lora_A`` differ between versions of that library.
+``adapters/<task>/adapter_config.json`` and ``adapter_model.safetensors``, or both in ``adapters`` itself for
+all tasks together, whose names are then in those of the tensors. Those are matched by pattern: prefixes and
+the slots behind ``lora_A`` differ between versions of that library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 from services.core.modeling.checkpoints.checkpoint import CheckpointError, read_json, require
 
 _TENSOR = re.compile(
-    r"(?:base_model\.model\.)?(?:model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<slot>[^.]+))?\.weight"
+    r"(?:base_model\.model\.)?(?:model\.)?(?:language_model\.)?(?P<module>.+)\.lora_(?P<side>[AB])"
+    r"(?:\.default)?(?:\.(?P<slot>[^.]+))?\.weight"
 )
 _SHOWN = 4
 
@@ -52,8 +54,12 @@ class PeftAdapters:
         CheckpointError for a tensor that is missing, left over or of the wrong shape, for a kind of adapter
         that is not served, and if one of ``wanted`` is not there.
         """
-        found = sorted(path.parent for path in directory.glob("*/adapter_config.json"))
-        tasks = {path.name: _Adapter.open(path).pairs(layers) for path in found}
+        if (directory / "adapter_config.json").is_file():
+            found = [directory]
+        else:
+            found = sorted(path.parent for path in directory.glob("*/adapter_config.json"))
+        adapters = [adapter for path in found for adapter in _Adapter.open(path, alone=path != directory)]
+        tasks = {adapter.task: adapter.pairs(layers) for adapter in adapters}
         if lacking := sorted(set(wanted) - tasks.keys()):
             raise CheckpointError(f"{directory}: no adapters {', '.join(lacking)}")
         return cls(tasks)
@@ -85,17 +91,18 @@ class PeftAdapters:
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    """One directory: its tensors in fp32 by layer and side, and what its configuration says."""
+    """One task's tensors in fp32 by layer and side, and what the configuration of its directory says."""
 
     path: Path
+    task: str
     rank: int
     scale: float
     targets: Sequence[str] | None
     tensors: Mapping[tuple[str, str], torch.Tensor]
 
     @classmethod
-    def open(cls, path: Path) -> _Adapter:
-        """Read configuration and tensors."""
+    def open(cls, path: Path, *, alone: bool) -> list[_Adapter]:
+        """Read configuration and tensors of a directory: of the task it is named for, or of those in it."""
         source = str(path / "adapter_config.json")
         config = read_json(path / "adapter_config.json")
         _refuse_other_kinds(source, config)
@@ -105,7 +112,8 @@ class _Adapter:
             raise CheckpointError(f"{source}: 'r' must be at least 1")
         targets = config.get("target_modules")
         modules = [str(name) for name in cast("list[Any]", targets)] if isinstance(targets, list) else None
-        return cls(path, rank, alpha / rank, modules, _tensors(path))
+        tensors = _tensors(path, path.name if alone else None)
+        return [cls(path, task, rank, alpha / rank, modules, own) for task, own in sorted(tensors.items())]
 
     def pairs(self, layers: Mapping[str, tuple[int, int]]) -> dict[str, LowRank]:
         """Return the pair of each layer that the adapter changes."""
@@ -153,23 +161,21 @@ def _refuse_other_kinds(source: str, config: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{source}: '{name}' is {config.get(name)!r}, which is not served")
 
 
-def _tensors(path: Path) -> dict[tuple[str, str], torch.Tensor]:
+def _tensors(path: Path, only: str | None) -> dict[str, dict[tuple[str, str], torch.Tensor]]:
+    """Read the tensors by task, which is ``only`` or else stands in each name."""
     file = path / "adapter_model.safetensors"
     try:
         stored = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file: {error}") from error
-    tensors: dict[tuple[str, str], torch.Tensor] = {}
+    tasks: dict[str, dict[tuple[str, str], torch.Tensor]] = {}
     for name, tensor in stored.items():
         match = _TENSOR.fullmatch(name)
-        if (
-            match is None
-            or match["slot"] not in (None, "default", path.name)
-            or not tensor.is_floating_point()
-        ):
+        task = only or (match and match["slot"])
+        if match is None or not task or match["slot"] not in (None, task) or not tensor.is_floating_point():
             raise CheckpointError(f"{file}: '{name}' is no tensor of this adapter")
-        key = (match["module"], match["side"])
+        key, tensors = (match["module"], match["side"]), tasks.setdefault(task, {})
         if key in tensors:
             raise CheckpointError(f"{file}: '{name}' is there twice under different names")
         tensors[key] = tensor.float()
-    return tensors
+    return tasks if tasks or only is None else {only: {}}

@@ -79,12 +79,12 @@ def _encoder(
         device=device,
         limits=limits,
         width=config.width,
-        wanted=_ends,
+        wanted=ends,
         merges=network.merges if isinstance(network, Decoder) else None,
     )
 
 
-def _ends(batch: PackedBatch, items: Sequence[EncodeItem]) -> NDArray[np.int32] | None:
+def ends(batch: PackedBatch, items: Sequence[EncodeItem]) -> NDArray[np.int32] | None:
     """Return the last token of each item; None if one is to be averaged over spans."""
     if any(item.spans is not None for item in items):
         return None
