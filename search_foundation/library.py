@@ -12,6 +12,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -21,6 +22,7 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from services.chat.logic import Chat
 from services.chat.parsing import RequestParser as ChatParser
@@ -28,7 +30,7 @@ from services.core.call import Call
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.folder import inspect
 from services.core.catalog.types import Capability, Modality, ModelSpec
-from services.core.content import Media
+from services.core.content import Content, Media
 from services.core.errors import ServiceError
 from services.core.inference import Engine, EngineStartError, ScoreOptions
 from services.core.inference.loading import Loader, WeightBytes, load_model, model_weight_bytes
@@ -38,6 +40,7 @@ from services.core.media.sniffing import sniff
 from services.core.modeling.device import choose_dtype
 from services.core.modeling.families.table import Network
 from services.core.modeling.registry import load_network
+from services.core.requests.content import Accepted, read_content, read_one
 from services.core.settings import ConfigurationError, Settings, load_settings
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
@@ -51,7 +54,7 @@ Encoded: TypeAlias = Vectors | list[Vectors] | list[dict[str, float]]
 
 _NO_LIMIT = 1 << 31
 
-_ARGUMENTS = {"input": "inputs", "input_type": "role"}
+_ARGUMENTS = {"input": "inputs", "input_type": "role", "return_multivector": "multivector"}
 """Arguments by the names that they have in a request."""
 
 
@@ -160,6 +163,7 @@ class Model:
         dimensions: int | None = None,
         normalized: bool | None = None,
         late_chunking: bool | None = None,
+        multivector: bool | None = None,
         truncate: bool | None = None,
     ) -> Any:
         """Embed one input or several, in order: texts, and with some models pictures.
@@ -170,9 +174,10 @@ class Model:
         Returns, by the kind of model and for several inputs: (inputs, width) float32; or a list of (vectors,
         width) float32, one vector for each token; or a list of dicts of tokens and their weights, the largest
         first. For one input the first element of that. Options mean what they mean in a request to
-        ``/v1/embeddings``, and None the model's default; ``role`` is ``input_type`` there. Raises ModelError
-        for an option that the model does not have, a value out of its range, a text that is too long, or a
-        picture that cannot be had.
+        ``/v1/embeddings``, and None the model's default. ``role`` is ``input_type`` there; ``multivector``,
+        which asks a model that can do both for a vector of each token, is ``return_multivector``. Raises
+        ModelError for an option that the model does not have, a value out of its range, a text that is too
+        long, or a picture that cannot be had.
         """
         alone = isinstance(inputs, str | bytes | Path | Mapping)
         several = [inputs] if alone else list(inputs)
@@ -182,6 +187,7 @@ class Model:
             "dimensions": dimensions,
             "normalized": normalized,
             "late_chunking": late_chunking,
+            "return_multivector": multivector,
             "truncate": truncate,
         }
         values = [_field(each) for each in cast("Sequence[One]", several)]
@@ -193,8 +199,8 @@ class Model:
 
     def score(
         self,
-        query: str,
-        documents: Sequence[str],
+        query: One,
+        documents: Sequence[One],
         *,
         max_document_length: int | None = None,
         truncate: bool = True,
@@ -202,7 +208,8 @@ class Model:
         """Score each of ``documents`` by ``query``, (documents,) float32 in their order; higher is better.
 
         By the kind of model these are cosines, sums of the best cosine of each token of the query, or numbers
-        between 0 and 1. Raises ModelError for a model that does not rerank.
+        between 0 and 1. With some models query and documents may be pictures, as ``encode`` takes them.
+        Raises ModelError for a model that does not rerank, and as ``encode`` does.
         """
         engine = self._open()
         if not self.spec.supports(Capability.RERANK):
@@ -210,7 +217,8 @@ class Model:
         if not documents:
             return np.empty(0, np.float32)
         options = ScoreOptions(truncate=truncate, max_document_length=max_document_length)
-        scores = self._run(engine.scorer(self.spec.id).score(query, documents, options, _call()))
+        asked, *contents = (self._content(each) for each in (query, *documents))
+        scores = self._run(engine.scorer(self.spec.id).score(asked, contents, options, _call()))
         return scores.values
 
     def chat(
@@ -282,6 +290,12 @@ class Model:
             return np.empty((0, options.get("dimensions") or self.spec.dimensions), np.float32)
         fields = {"model": self.spec.id, "input": value, **options}
         return _plain(self._run(self._embed(fields)))
+
+    def _content(self, one: One) -> Content:
+        try:
+            return read_one(_field(one), partial(read_content, accepted=Accepted.by(self.spec)))
+        except ValidationError as error:
+            raise ModelError("; ".join(each["msg"] for each in error.errors())) from None
 
     async def _embed(self, fields: dict[str, Any]) -> Result:
         return await self._embedder.embed(self._parser.parse(fields, _argument), _call())

@@ -11,15 +11,9 @@ from dataclasses import dataclass, field, replace
 from services.batch.lines import Fault, Line, error_line, output_line
 from services.batch.table import Job
 from services.core.call import Call, Priority
-from services.core.content import Usage
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference import (
-    EmbedOptions,
-    Engine,
-    InferenceError,
-    NotANumberError,
-)
-from services.embed.types import EmbedResult
+from services.core.inference import Engine, InferenceError, NotANumberError
+from services.embed.logic import embed_vectors, part
 
 logger = logging.getLogger(__name__)
 
@@ -160,29 +154,27 @@ class ChunkEmbedder:
     async def _run(self, job: Job, lines: Sequence[Line], results: Results) -> None:
         model = self._engine.embedder(job.model)
         requests = [line.request for line in lines if line.request is not None]
-        first = requests[0]
-        options = EmbedOptions(
-            first.task, first.truncate, first.late_chunking, first.dimensions, first.normalized
-        )
-        texts = [text for request in requests for text in request.contents]
+        contents = [content for request in requests for content in request.contents]
+        whole = replace(requests[0], model=job.model, contents=contents)
         delay = _RETRY_SECONDS[0]
         while True:
             call = Call(f"{job.id}:{lines[0].number}", tenant=job.owner, priority=Priority.BATCH)
             try:
-                raw = await model.embed(texts, options, call)
+                raw = await embed_vectors(whole, model, call)
                 break
             except ServiceError as error:
                 if error.code is not ErrorCode.SERVICE_UNAVAILABLE:
                     raise
             await asyncio.sleep(delay)
             delay = min(2 * delay, _RETRY_SECONDS[1])
-        begin = 0
+        begin, counts = 0, list(raw.counts)
         for line, request in zip(lines, requests, strict=True):
-            end = begin + len(request.contents)
-            tokens = sum(raw.token_counts[begin:end])
-            result = EmbedResult(job.model, raw.vectors[begin:end], request.encodings, Usage(tokens))
+            count = len(request.contents)
+            end = begin + sum(counts[:count])
+            del counts[:count]
+            result = part(raw, begin, end, request.encodings)
             results.output[line.number] = output_line(job.id, line, result)
-            results.tokens += tokens
+            results.tokens += result.usage.total
             begin = end
             if line.number % GROUP == 0:
                 await asyncio.sleep(0)

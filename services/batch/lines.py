@@ -25,14 +25,19 @@ from services.embed.parsing import to_request
 from services.embed.rest import response_body, response_items
 from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
 from services.embed.spellings import Spellings
-from services.embed.types import EmbedRequest, EmbedResult
+from services.embed.types import EmbedRequest, EmbedResult, MultiVectorResult
 
 DUPLICATE = "duplicate"
 TOO_LONG = "too_long"
 MAX_LINE_BYTES = 1 << 20
 
 _INVALID = "VALIDATION_ERROR"
-_ATTRIBUTES = {"embedding_type": "encodings", "input_type": "role"}
+_ATTRIBUTES = {
+    "embedding_type": "encodings",
+    "input_type": "role",
+    "return_multivector": "multivector",
+    "return_tokenized_input": "tokens",
+}
 """Of an ``EmbedRequest``, where they are not called as the field is."""
 
 _TRANSLATED = frozenset({"input_type"})
@@ -179,7 +184,7 @@ def custom_id_of(data: bytes) -> str | None:
     return found if isinstance(found, str) and found else None
 
 
-def output_line(job_id: str, line: Line, result: EmbedResult) -> bytes:
+def output_line(job_id: str, line: Line, result: EmbedResult | MultiVectorResult) -> bytes:
     """Write the result of a line: what ``POST /v1/embeddings`` answers. The same for the same line."""
     name = _line_name(job_id, line.number)
     body = response_body(result, response_items(result, 0, len(result.vectors)))

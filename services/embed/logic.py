@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
-
 from services.core.call import Call
 from services.core.catalog.types import OutputKind
 from services.core.inference import (
@@ -14,6 +12,7 @@ from services.core.inference import (
     EmbedOptions,
     Engine,
     Inputs,
+    add_up,
     finish,
     prune,
     require_finite,
@@ -24,11 +23,66 @@ from services.embed.encoding import FloatMatrix
 from services.embed.types import (
     EmbedRequest,
     EmbedResult,
+    Encoding,
     MultiVectorResult,
     Result,
     SparseResult,
     SparseWeights,
 )
+
+_IN_THREAD_NUMBERS = 1 << 18
+"""Numbers from which on they are scaled off the event loop."""
+
+
+async def embed_vectors(
+    request: EmbedRequest, model: EmbeddingModel, call: Call
+) -> EmbedResult | MultiVectorResult:
+    """Embed all contents of ``request`` with ``model``, which makes dense vectors or one for each token.
+
+    Books nothing. Raises as ``EmbeddingModel.embed`` does.
+    """
+    if request.multivector or OutputKind.DENSE not in model.spec.outputs:
+        return await _multi_vectors(request, model, call)
+    options = EmbedOptions(
+        request.task, request.truncate, request.late_chunking, request.dimensions, request.normalized
+    )
+    found = await model.embed(request.contents, options, call)
+    return EmbedResult(
+        request.model, found.vectors, request.encodings, found.usage, found.counts, found.usages
+    )
+
+
+def part(
+    result: EmbedResult | MultiVectorResult, first: int, last: int, encodings: tuple[Encoding, ...]
+) -> EmbedResult | MultiVectorResult:
+    """Return the rows of ``result`` from ``first`` to before ``last`` as a result of their own."""
+    usages = result.usages[first:last]
+    usage = add_up(usages)
+    if isinstance(result, EmbedResult):
+        return EmbedResult(result.model, result.vectors[first:last], encodings, usage)
+    tokens = None if result.tokens is None else result.tokens[first:last]
+    return MultiVectorResult(result.model, result.vectors[first:last], encodings, usage, tokens=tokens)
+
+
+async def _multi_vectors(request: EmbedRequest, model: EmbeddingModel, call: Call) -> MultiVectorResult:
+    inputs = Inputs(request.contents, request.task, role=request.role, multivector=request.multivector)
+    raw = await model.encode([inputs], request.truncate, call)
+    matrices = cast("list[FloatMatrix]", raw.results)
+
+    def finish_each() -> None:
+        # One by one, and each in the place of what it is made of: those of pictures are large.
+        for i, matrix in enumerate(matrices):
+            matrices[i] = finish(matrix, dimensions=request.dimensions, normalized=request.normalized)
+            require_finite(matrices[i], request.model)
+
+    if sum(matrix.size for matrix in matrices) < _IN_THREAD_NUMBERS:
+        finish_each()
+    else:
+        await model.threads.run(finish_each)
+    tokens = [raw.token_names(ids.tolist()) for ids in raw.token_ids] if request.tokens else None
+    return MultiVectorResult(
+        request.model, matrices, request.encodings, raw.usage, raw.counts, raw.usages, tokens
+    )
 
 
 class Embedder:
@@ -52,31 +106,9 @@ class Embedder:
         return result
 
     async def _result(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> Result:
-        if OutputKind.DENSE in model.spec.outputs:
-            return await self._dense(request, model, call)
-        if OutputKind.MULTI_VECTOR in model.spec.outputs:
-            return await self._multi_vector(request, model, call)
-        return await self._sparse(request, model, call)
-
-    async def _dense(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> EmbedResult:
-        options = EmbedOptions(
-            request.task, request.truncate, request.late_chunking, request.dimensions, request.normalized
-        )
-        found = await model.embed(request.contents, options, call)
-        return EmbedResult(request.model, found.vectors, request.encodings, found.usage)
-
-    async def _multi_vector(
-        self, request: EmbedRequest, model: EmbeddingModel, call: Call
-    ) -> MultiVectorResult:
-        inputs = Inputs(request.contents, request.task, role=request.role)
-        raw = await model.encode([inputs], request.truncate, call)
-        matrices = cast("Sequence[FloatMatrix]", raw.results)
-        joined = finish(
-            np.concatenate(matrices), dimensions=request.dimensions, normalized=request.normalized
-        )
-        require_finite(joined, request.model)
-        ends = np.cumsum([len(each) for each in matrices])[:-1]
-        return MultiVectorResult(request.model, np.split(joined, ends), request.encodings, raw.usage)
+        if set(model.spec.outputs) == {OutputKind.SPARSE}:
+            return await self._sparse(request, model, call)
+        return await embed_vectors(request, model, call)
 
     async def _sparse(self, request: EmbedRequest, model: EmbeddingModel, call: Call) -> SparseResult:
         raw = await model.encode([Inputs(request.contents, request.task)], request.truncate, call)

@@ -54,6 +54,10 @@ def request_fields(
         fields["input_type"] = str(_ROLES.get(options.role, options.role))
     if options.late_chunking:
         fields["late_chunking"] = True
+    if options.return_multivector:
+        fields["return_multivector"] = True
+    if options.return_tokenized_input:
+        fields["return_tokenized_input"] = True
     if options.encodings:
         fields["embedding_type"] = [ENCODINGS.get(number, str(number)) for number in options.encodings]
     return fields
@@ -85,8 +89,9 @@ def embeddings(result: Result) -> Iterable[embed_pb2.Embedding]:
 
 
 def _multi_vector(result: MultiVectorResult, index: int) -> embed_pb2.Embedding:
+    tokens = None if result.tokens is None else result.tokens[index]
     first, *others = (
-        common_pb2.MultiVector(vectors=dense_vectors(result.vectors[index], encoding))
+        common_pb2.MultiVector(vectors=dense_vectors(result.vectors[index], encoding), tokens=tokens)
         for encoding in result.encodings
     )
     return embed_pb2.Embedding(index=index, multi=first, multi_alternatives=others)

@@ -58,4 +58,6 @@ def to_request(model: str, checked: EmbeddingRequest) -> EmbedRequest:
         truncate=values.get("truncate", True) is True,  # models without the choice cut
         role=InputType(values.get("input_type") or InputType.DOCUMENT),
         late_chunking=values.get("late_chunking") is True,
+        multivector=values.get("return_multivector") is True,
+        tokens=values.get("return_tokenized_input") is True,
     )

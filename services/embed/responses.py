@@ -51,6 +51,9 @@ class MultiEmbeddingData(BaseModel):
     object: Literal["embeddings"] = Field(description="Always `embeddings`.")
     index: int = Field(description="Position of the input, from 0.", ge=0)
     embeddings: list[Vector] = Field(description="Each as `embedding` of a single vector.")
+    tokenized_input: list[str] | None = Field(
+        None, description="The tokens of the vectors; only there with `return_tokenized_input`."
+    )
     embeddings_by_type: dict[EncodingName, list[Vector]] | None = Field(
         None, description="The vectors in every type asked for; only there when several were."
     )

@@ -88,6 +88,8 @@ def _multi_item(result: MultiVectorResult, place: int) -> dict[str, Any]:
         "index": place,
         "embeddings": columns[result.encodings[0]],
     }
+    if result.tokens is not None:
+        item["tokenized_input"] = result.tokens[place]
     if len(columns) > 1:
         item["embeddings_by_type"] = {encoding.value: column for encoding, column in columns.items()}
     return item

@@ -18,11 +18,13 @@ from pydantic import (
     PlainValidator,
     SkipValidation,
     TypeAdapter,
+    ValidationError,
     create_model,
+    model_validator,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from services.core.catalog.types import ModelSpec, OutputKind
+from services.core.catalog.types import Modality, ModelSpec, OutputKind
 from services.core.requests.content import Accepted
 from services.core.requests.fields import Flag, Whole, class_name, without_default
 from services.embed.inputs import input_field
@@ -109,11 +111,42 @@ def request_schema(spec: ModelSpec, max_items: int) -> type[EmbeddingRequest]:
     schema = create_model(
         class_name(spec, "EmbeddingRequest"),
         __base__=EmbeddingRequest,
+        __validators__=_validators(spec),
         __doc__=f"Embeddings by {spec.id}: texts of up to {spec.context_length} tokens.",
         **fields,
     )
     schema.foreign = Spellings(spec).described()
     return schema
+
+
+def _validators(spec: ModelSpec) -> dict[str, Any]:
+    """Return what checks the options of a model together, where some exclude others."""
+    if spec.multivector_choice or (spec.late_chunking and set(spec.modalities) != {Modality.TEXT}):
+        return {"_together": model_validator(mode="after")(_go_together)}
+    return {}
+
+
+def _go_together(request: EmbeddingRequest) -> EmbeddingRequest:
+    """Refuse options that exclude each other, in the words of the hosted API."""
+    values = vars(request)
+    several = values.get("return_multivector") is True
+    chunking = values.get("late_chunking") is True
+    if several and values.get("dimensions") is not None:
+        raise _incompatible("dimensions", "cannot be set when 'return_multivector' is True")
+    if several and chunking:
+        raise _incompatible("late_chunking", "cannot be set when 'return_multivector' is True")
+    if values.get("return_tokenized_input") is True and not several:
+        raise _incompatible("return_tokenized_input", "requires 'return_multivector' to be True")
+    if chunking and set(map(type, values["input"])) != {str}:
+        raise _incompatible("late_chunking", "reads texts only")
+    return request
+
+
+def _incompatible(field: str, why: str) -> ValidationError:
+    words: Any = f"Incompatible options: '{field}' {why}"
+    error = PydanticCustomError("incompatible_options", words)
+    details = InitErrorDetails(type=error, loc=(field,), input=None)
+    return ValidationError.from_exception_data("options", [details])
 
 
 def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
@@ -145,6 +178,22 @@ def _optional_fields(spec: ModelSpec) -> dict[str, Any]:
                 False,
                 description="Read all texts as one, so that each vector knows its neighbours; together they "
                 f"share the {spec.context_length} tokens of the context.",
+            ),
+        )
+    if spec.multivector_choice:
+        fields["return_multivector"] = (
+            Flag,
+            Field(
+                False,
+                description="Answer a vector for each token instead of one for each input; without "
+                "`dimensions`.",
+            ),
+        )
+        fields["return_tokenized_input"] = (
+            Flag,
+            Field(
+                False,
+                description="Answer the tokens beside their vectors; needs `return_multivector`.",
             ),
         )
     if spec.truncate_choice:

@@ -42,7 +42,8 @@ class EmbedRequest:
 
     ``role`` is the side of a search that the contents stand on. With ``late_chunking`` all of them, which are
     texts then, are read as one. ``dimensions`` is the wanted width of a vector, ``None`` for the model's own.
-    ``encodings`` has no repetitions and at least one member.
+    ``encodings`` has no repetitions and at least one member. ``multivector`` asks for a vector of each token,
+    ``tokens`` for what the vocabulary calls them.
     """
 
     model: str
@@ -54,29 +55,40 @@ class EmbedRequest:
     truncate: bool = False
     role: InputType = InputType.DOCUMENT
     late_chunking: bool = False
+    multivector: bool = False
+    tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
     """``vectors`` is (n, dimensions) float32; ``usage`` is what was billed.
 
-    There is one row for each content in order, of a PDF one for each page.
+    There is one row for each content in order, of a PDF one for each page: ``counts`` says how many of each,
+    ``usages`` what each row was billed.
     """
 
     model: str
     vectors: FloatMatrix
     encodings: tuple[Encoding, ...]
     usage: Usage
+    counts: Sequence[int] = ()
+    usages: Sequence[Usage] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MultiVectorResult:
-    """``vectors`` holds for each text in order (vectors, dimensions) float32, a vector for each token."""
+    """``vectors`` holds for each content in order (vectors, dimensions) float32, a vector for each token.
+
+    ``tokens`` are the names of those, None unless asked for; the rest is as of ``EmbedResult``.
+    """
 
     model: str
     vectors: Sequence[FloatMatrix]
     encodings: tuple[Encoding, ...]
     usage: Usage
+    counts: Sequence[int] = ()
+    usages: Sequence[Usage] = ()
+    tokens: Sequence[list[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

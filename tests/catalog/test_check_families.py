@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from search_foundation.commands.models_check import check
 from services.core.catalog import Catalog
 from services.core.settings import Settings
-from tests import clip_checkpoints
+from tests import clip_checkpoints, vision_checkpoints
 from tests.text_checkpoints import FAMILIES, write_model
 
 
@@ -43,11 +43,14 @@ def test_a_whole_folder_loads_and_one_that_lacks_a_tensor_does_not(
     assert lost.removeprefix("bert.").removeprefix("roberta.") in problem
 
 
-@pytest.mark.parametrize("model", [clip_checkpoints.V1, clip_checkpoints.V2])
+@pytest.mark.parametrize(
+    "model", [clip_checkpoints.V1, clip_checkpoints.V2, vision_checkpoints.V4, vision_checkpoints.M0]
+)
 def test_two_towers_are_checked_as_one_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
-    folder = clip_checkpoints.write_model(tmp_path, model)
+    write = clip_checkpoints.write_model if "clip" in model else vision_checkpoints.write_served
+    folder = write(tmp_path, model)
     facts = checked(capsys, folder)
     assert (facts["model"], facts["loads"], facts["problems"]) == (model, True, [])
     (folder / "preprocessor_config.json").unlink()

@@ -58,7 +58,7 @@ PER_CAPABILITY = {
     Capability.EMBED: EMBEDDING | OURS,
     Capability.RERANK: RERANKING | OURS | {"jina-reranker-v3.5"},
     Capability.CLASSIFY: CLASSIFYING | OURS,
-    Capability.BATCH: BATCHED | OURS,
+    Capability.BATCH: BATCHED | OURS | {"jina-embeddings-v4"},
     Capability.CHAT: {"jina-vlm"},
 }
 

@@ -476,7 +476,7 @@ async def test_pictures_and_pages_are_scaled_as_they_come(room: MediaRoom) -> No
 
 
 @pytest.mark.parametrize("size", PHOTOS)
-def test_sizes_are_those_of_the_published_processor(size: tuple[int, int]) -> None:
+async def test_sizes_are_those_of_the_published_processor(size: tuple[int, int]) -> None:
     for limits in ((3136, 602_112), (262_144, 1_310_720)):
         for unit in (28, 32):
             height, width = smart_resize(size[1], size[0], unit, *limits)

@@ -445,14 +445,14 @@ def test_inserted_states_and_three_axes_are_those_of_transformers(tmp_path: Path
     given = replace(batch, inserted=Inserted(places, states), rotation=_turns(config, positions))
     with torch.inference_mode():
         hidden = network(given)
-    stock = _three_axes(tmp_path)
+    stock = _three_axes(tmp_path).requires_grad_(False)
     embedded = stock.embed_tokens(batch.token_ids.long())
     embedded[places] = states.double()
     for start, end in pairwise(batch.cu_lengths.tolist()):
         wanted = stock(
             inputs_embeds=embedded[None, start:end], position_ids=positions[:, None, start:end]
         ).last_hidden_state[0]
-        np.testing.assert_allclose(hidden[start:end], wanted, atol=1e-5)
+        np.testing.assert_allclose(hidden[start:end], wanted, atol=2e-5)
 
 
 @pytest.mark.usefixtures("backend")

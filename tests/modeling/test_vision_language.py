@@ -92,7 +92,6 @@ def scores(model: Any, query: str | Pillow.Image, *documents: str | Pillow.Image
     return model.forward([pair.windows[0].item for pair in pairs])
 
 
-@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("task", ["text-matching", "retrieval.passage", "code.query"])
 def test_vectors_are_those_of_transformers_in_a_mixed_batch(v4_directory: Path, task: str) -> None:
     model = load(v4_directory, V4)
@@ -107,6 +106,16 @@ def test_vectors_are_those_of_transformers_in_a_mixed_batch(v4_directory: Path, 
                 v4_directory, one, task=adapter, limits=V4_LIMITS, prompt=prompt, multivector=multivector
             )
             np.testing.assert_allclose(vector, wanted, atol=1e-5)
+
+
+@pytest.mark.usefixtures("backend")
+def test_every_set_of_instructions_gives_the_same(v4_directory: Path, m0_directory: Path) -> None:
+    model, given = load(v4_directory, V4), [TEXTS[2], pictures()[1], pictures()[2]]
+    for one, vector in zip(given, vectors(model, *given), strict=True):
+        wanted = reference.embedding(v4_directory, one, task="text-matching", limits=V4_LIMITS)
+        np.testing.assert_allclose(vector, wanted, atol=1e-5)
+    expected = [reference.score(m0_directory, "quick fox", each, limits=M0_LIMITS) for each in given]
+    np.testing.assert_allclose(scores(load(m0_directory, M0), "quick fox", *given), expected, atol=2e-5)
 
 
 def test_what_shares_the_batch_changes_nothing(v4_directory: Path) -> None:
@@ -142,7 +151,6 @@ def test_chunks_are_means_of_one_text(v4_directory: Path) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.usefixtures("backend")
 def test_scores_are_those_of_transformers(m0_directory: Path) -> None:
     model = load(m0_directory, M0)
     documents = [*TEXTS[:3], *pictures()]

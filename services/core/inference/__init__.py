@@ -12,7 +12,7 @@ from services.core.inference.engine import Engine, EngineStartError
 from services.core.inference.runtime import InferenceError
 from services.core.inference.scoring import ScoreOptions, Scorer, Scores
 from services.core.inference.sparse import prune
-from services.core.inference.submission import Inputs
+from services.core.inference.submission import Inputs, add_up
 
 __all__ = [
     "EmbedOptions",
@@ -26,6 +26,7 @@ __all__ = [
     "ScoreOptions",
     "Scorer",
     "Scores",
+    "add_up",
     "finish",
     "prune",
     "require_finite",

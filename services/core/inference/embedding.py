@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -15,8 +15,8 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.late_chunking import join_chunks
 from services.core.inference.submission import Expected, Inputs, Submission, Work, add_up, expected_cost
 from services.core.inference.tokenizing import runs_of
-from services.core.modeling.families.text import TextProcessor, only_texts
-from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor
+from services.core.modeling.families.text import TextProcessor
+from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor, TokenIds
 
 Vectors = NDArray[np.float32]
 TokenNames = Callable[[Sequence[int]], list[str]]
@@ -45,26 +45,40 @@ class EmbedOptions:
 class Embeddings:
     """``vectors`` (results, width) fp32: one of each content in order, of a PDF one for each page.
 
-    ``token_counts`` has the tokens of each result, with specials and prompts, up to what the model saw of a
-    text that was cut; ``usage`` what was billed for all.
+    ``counts`` says how many of them are those of each content. ``usages`` has the tokens of each result, with
+    specials and prompts, up to what the model saw of a text that was cut; ``usage`` what was billed for all.
     """
 
     vectors: Vectors
-    token_counts: list[int]
+    counts: list[int]
+    usages: list[Usage]
     usage: Usage
+
+    @property
+    def token_counts(self) -> list[int]:
+        """The tokens of each result, of all modalities."""
+        return [each.total for each in self.usages]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What the model made of each content, the tokens of each, and what was billed in all.
+    """What the model made of each content; ``counts``, ``usages`` and ``usage`` are as of ``Embeddings``.
 
-    ``token_names`` gives the tokens of ids as the vocabulary writes them.
+    ``token_ids`` are those that the network read for each result; ``token_names`` gives the tokens of ids as
+    the vocabulary writes them.
     """
 
     results: list[Encoding]
-    token_counts: list[int]
+    counts: list[int]
+    token_ids: list[TokenIds]
+    usages: list[Usage]
     usage: Usage
     token_names: TokenNames
+
+    @property
+    def token_counts(self) -> list[int]:
+        """The tokens of each result, of all modalities."""
+        return [each.total for each in self.usages]
 
 
 class EmbeddingModel:
@@ -83,15 +97,15 @@ class EmbeddingModel:
         """
         if not contents:
             width = options.dimensions or self.spec.dimensions
-            return Embeddings(np.empty((0, width), np.float32), [], Usage())
+            return Embeddings(np.empty((0, width), np.float32), [], [], Usage())
         if options.late_chunking:
-            vectors, counts, usage = await self._embed_chunks(contents, options, call)
+            found = await self._embed_chunks(contents, options, call)
         else:
             encoded = await self.encode([Inputs(contents, options.task)], options.truncate, call)
-            vectors, counts, usage = _stack(encoded.results), encoded.token_counts, encoded.usage
-        vectors = finish(vectors, dimensions=options.dimensions, normalized=options.normalized)
+            found = _embeddings(encoded, _stack(encoded.results))
+        vectors = finish(found.vectors, dimensions=options.dimensions, normalized=options.normalized)
         require_finite(vectors, self.spec.id)
-        return Embeddings(vectors, counts, usage)
+        return replace(found, vectors=vectors)
 
     async def vectors(self, groups: Sequence[Inputs], truncate: bool, call: Call) -> Embeddings:
         """Embed all of ``groups``, of which there is at least one, in one job, as vectors of length 1.
@@ -101,7 +115,7 @@ class EmbeddingModel:
         encoded = await self.encode(groups, truncate, call)
         vectors = finish(_stack(encoded.results))
         require_finite(vectors, self.spec.id)
-        return Embeddings(vectors, encoded.token_counts, encoded.usage)
+        return _embeddings(encoded, vectors)
 
     async def encode(self, groups: Sequence[Inputs], truncate: bool, call: Call) -> Encoded:
         """Run all of ``groups``, of which there is at least one, in one job; any kind of result will do.
@@ -113,15 +127,20 @@ class EmbeddingModel:
             count = sum(len(group.contents) for group in groups)
             return Expected(count, sum(expected_cost(processor, group) for group in groups))
 
-        async def prepare(processor: Processor) -> Work[TokenNames]:
+        async def prepare(processor: Processor) -> Work[tuple[TokenNames, list[int]]]:
             works = [await self._prepared(processor, group, truncate, call) for group in groups]
             prepared = [each for work in works for each in work.prepared]
-            return Work(prepared, add_up(work.usage for work in works), processor.names)
+            counts = [count for work in works for count in work.detail]
+            return Work(prepared, add_up(work.usage for work in works), (processor.names, counts))
 
         work, results = await self._submission.run(call, expected, prepare)
-        return Encoded(results, [each.usage.total for each in work.prepared], work.usage, work.detail)
+        names, counts = work.detail
+        ids = [each.item.token_ids for each in work.prepared]
+        return Encoded(results, counts, ids, [each.usage for each in work.prepared], work.usage, names)
 
-    async def _prepared(self, processor: Processor, group: Inputs, truncate: bool, call: Call) -> Work[None]:
+    async def _prepared(
+        self, processor: Processor, group: Inputs, truncate: bool, call: Call
+    ) -> Work[Sequence[int]]:
         options, copies = group.options, group.copies
         applied = await self._submission.apply(
             group.contents,
@@ -136,13 +155,15 @@ class EmbeddingModel:
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=processor.limit(options))
         if copies is not None and len(prepared) > len(copies):
             copies = np.repeat(copies, applied.counts).tolist()
-        return Work(prepared, add_up((each.usage for each in prepared), copies), None)
+        return Work(prepared, add_up((each.usage for each in prepared), copies), applied.counts)
 
     async def _embed_chunks(
         self, contents: Sequence[Content], options: EmbedOptions, call: Call
-    ) -> tuple[Vectors, list[int], Usage]:
+    ) -> Embeddings:
         """Run ``contents``, which have to be texts, as one, the prompt before the first."""
-        texts = only_texts(contents, self.spec)
+        if any(not isinstance(content, str) for content in contents):
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason="Late chunking reads texts only.")
+        texts = cast("Sequence[str]", contents)
         whole = Inputs(texts, options.task)
 
         def expected(processor: Processor) -> Expected:
@@ -154,7 +175,8 @@ class EmbeddingModel:
 
         work, (vectors,) = await self._submission.run(call, expected, prepare)
         spans = work.prepared[0].item.spans or ()
-        return cast(Vectors, vectors), [end - start for start, end in spans], work.usage
+        usages = [Usage(end - start) for start, end in spans]
+        return Embeddings(cast(Vectors, vectors), [1] * len(spans), usages, work.usage)
 
     async def _joined(
         self, processor: TextProcessor, texts: Sequence[str], options: EmbedOptions
@@ -176,6 +198,10 @@ class EmbeddingModel:
         item = EncodeItem(chunks.ids, self.spec.adapter(options.task), chunks.spans)
         size = len(chunks.ids)
         return Prepared(item, Cost(size), Usage(size), chunks.truncated, len(chunks.spans))
+
+
+def _embeddings(encoded: Encoded, vectors: Vectors) -> Embeddings:
+    return Embeddings(vectors, encoded.counts, encoded.usages, encoded.usage)
 
 
 def _stack(results: Sequence[Encoding]) -> Vectors:

@@ -25,6 +25,9 @@ _CHANGED_INSIDE = ".parametrizations.weight.original"
 _CHANGED_BESIDE = "_proj.weight"
 """In the names of tensors that adapters change: those of the same checkpoint, those of folders beside it."""
 
+_TOWER = "visual."
+"""In the names of a tower's tensors, which adapters beside a checkpoint leave alone."""
+
 
 class NotEnoughMemoryError(Exception):
     """A model that does not fit; the text is for the operator."""
@@ -105,14 +108,16 @@ def weight_bytes(directory: Path, dtype: torch.dtype, *, merged: bool = False) -
 
     With ``merged`` what adapters change is there twice: as it is, and with the changes of the task in use.
     """
-    base, adapters = list(directory.glob("*.safetensors")), list(directory.glob("adapters/*/*.safetensors"))
+    base, adapters = list(directory.glob("*.safetensors")), list(directory.glob("adapters/**/*.safetensors"))
     try:
         tensors = [tensor for file in base for tensor in read_header(file)]
         elements = sum(tensor.elements for tensor in tensors)
         elements += sum(tensor.elements for file in adapters for tensor in read_header(file))
         if merged:
             changed = _CHANGED_BESIDE if adapters else _CHANGED_INSIDE
-            elements += sum(tensor.elements for tensor in tensors if changed in tensor.name)
+            elements += sum(
+                tensor.elements for tensor in tensors if changed in tensor.name and _TOWER not in tensor.name
+            )
         return dtype.itemsize * elements
     except BrokenFileError as error:
         raise CheckpointError(str(error)) from error

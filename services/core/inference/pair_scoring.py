@@ -57,7 +57,11 @@ class PairScorer:
     ) -> tuple[PreparedQuery, list[PreparedPair]]:
         longest = options.max_document_length or 0
         apply, fit = self._submission.apply, processor.fit
-        found = await apply([query], lambda one: [processor.query(one[0])], call, name="query", fit=fit)
+
+        def ask(part: Sequence[Input]) -> list[PreparedQuery]:
+            return [processor.query(one) for one in part]
+
+        found = await apply([query], ask, call, name="query", fit=fit)
         (asked,) = found.results
 
         def join(part: Sequence[Input]) -> list[PreparedPair]:

@@ -37,7 +37,7 @@ class Inputs:
     ``task`` None is the model's default; ``role`` is the side of a search that they stand on. ``limit`` is
     the longest sequence in tokens, 0 the model's own limit; of every text at least one token beside the
     specials is kept. ``copies`` says how often each content is billed, None once. ``name`` is what errors
-    call one of them, before its number.
+    call one of them, before its number. ``multivector`` asks for a vector of each token.
     """
 
     contents: Sequence[Content]
@@ -46,11 +46,12 @@ class Inputs:
     copies: Sequence[int] | None = None
     role: InputType = InputType.DOCUMENT
     name: str = "input"
+    multivector: bool = False
 
     @property
     def options(self) -> PrepareOptions:
         """What the processor is told."""
-        return PrepareOptions(self.task, self.role, self.limit)
+        return PrepareOptions(self.task, self.role, self.limit, self.multivector)
 
 
 class Expected(NamedTuple):

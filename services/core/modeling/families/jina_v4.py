@@ -34,10 +34,10 @@ from services.core.modeling.families.qwen_vl import (
     load_parts,
 )
 from services.core.modeling.families.text import TextProcessor
+from services.core.modeling.layers.lora import LoraLinear, lora_linear
 from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.layers.pooling import mean, span_means
 from services.core.modeling.layers.reading import Layers, linear_shapes
-from services.core.modeling.layers.task_linear import TaskLinear, task_linear
 from services.core.modeling.types import (
     Cost,
     EncodeItem,
@@ -83,13 +83,13 @@ def load_jina_v4(
     parts = load_parts(spec, checkpoint, device, dtype, newer=True, extra=extra, adapters=adapters)
     merges = parts.network.merges if isinstance(parts.network, Decoder) else None
     layers = Layers(checkpoint, device, dtype)
-    projector = task_linear(layers, adapters, [PROJECTOR], bias=True, merges=merges)
+    projector = lora_linear(layers, adapters, [PROJECTOR], bias=True, merges=merges)
     processor = V4Processor(spec, parts.tokenizer, parts.pictures)
     return Encoder(
         spec,
         parts.tokenizer,
         parts.network,
-        V4Head(projector),
+        V4Head(projector, dimensions),
         device=device,
         limits=Limits(config.text.vocabulary, config.text.positions, adapters.names),
         width=config.text.width,
@@ -159,8 +159,10 @@ class V4Head:
     A picture's mean is that of its states and the two markers around them.
     """
 
-    def __init__(self, projector: TaskLinear) -> None:
+    def __init__(self, projector: LoraLinear, dimensions: int) -> None:
+        """The projector makes vectors of ``dimensions``."""
         self._projector = projector
+        self._dimensions = dimensions
 
     def __call__(self, hidden: torch.Tensor, batch: PackedBatch, items: Sequence[EncodeItem]) -> torch.Tensor:
         """Return (numbers,) fp32: the means of all items, then item by item its spans or tokens."""
@@ -187,7 +189,7 @@ class V4Head:
         self, rows: NDArray[np.float32], batch: PackedBatch, items: Sequence[EncodeItem]
     ) -> list[Encoding]:
         """Return (width,) fp32 for each item, or (spans, width), or (tokens, dimensions)."""
-        several = [len(item.token_ids) * self._projector.out if item.multivector else 0 for item in items]
+        several = [len(item.token_ids) * self._dimensions if item.multivector else 0 for item in items]
         spans = sum(len(item.spans) for item in items if item.spans is not None and not item.multivector)
         width = (len(rows) - sum(several)) // (len(items) + spans)
         results: list[Encoding] = list(rows[: len(items) * width].reshape(len(items), width))

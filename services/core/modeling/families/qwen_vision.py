@@ -65,9 +65,10 @@ class VisionConfig:
 
         CheckpointError for a number that is missing or does not fit, and for what is not served.
         """
-        refuse_unless(config, "hidden_act", "silu" if newer else "quick_gelu", default=None)
+        activation = "silu" if newer else "quick_gelu"
+        refuse_unless(config, "hidden_act", activation, default=activation)
         for name in ("in_channels", "in_chans"):
-            refuse_unless(config, name, _CHANNELS, default=None)
+            refuse_unless(config, name, _CHANNELS, default=_CHANNELS)
         width = _positive(config, "hidden_size" if newer else "embed_dim", None if newer else 1280)
         inner = (
             _positive(config, "intermediate_size", 3420)
@@ -314,7 +315,7 @@ class _Block:
     def __call__(self, x: torch.Tensor, batch: PackedBatch, turns: Rotation) -> torch.Tensor:
         """Return the states behind the block; each patch sees those of its item of ``batch``."""
         joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
-        turns.turn(joined[:, : 2 * self.heads])
+        turns.rope(joined[:, : 2 * self.heads])
         x = self.attended.add_to(x, _attend(joined, batch))
         return self.down.add_to(x, self.widened(self.inner_norm(x)))
 
