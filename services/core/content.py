@@ -63,12 +63,17 @@ class Square:
 class Scaling:
     """Sides that are multiples of ``multiple``, an area from ``min_pixels`` to ``max_pixels``.
 
-    Scaled by torch's bicubic filter on 8 bits, with antialiasing, as the fast processors of transformers do.
+    Of a film ``frames`` are kept at most, evenly spread, whose areas together are from ``film_min_pixels`` to
+    ``film_max_pixels``. Scaled by torch's bicubic filter on 8 bits, with antialiasing, as the fast processors
+    of transformers do.
     """
 
     multiple: int
     min_pixels: int
     max_pixels: int
+    frames: int = 0
+    film_min_pixels: int = 0
+    film_max_pixels: int = 0
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height that a picture of this width and height gets.
@@ -77,18 +82,43 @@ class Scaling:
         both are scaled alike. A side is never less than ``multiple``.
         """
         unit = self.multiple
-        w, h = round(width / unit) * unit, round(height / unit) * unit
-        if w * h > self.max_pixels:
-            shrink = math.sqrt(width * height / self.max_pixels)
-            w, h = (max(unit, math.floor(side / shrink / unit) * unit) for side in (width, height))
-        elif w * h < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (width * height))
-            w, h = (math.ceil(side * grow / unit) * unit for side in (width, height))
+        area = round(width / unit) * unit * round(height / unit) * unit
+        return self._bounded(width, height, area, 1, self.min_pixels, self.max_pixels)
+
+    def frame_size(self, frames: int, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height that each of so many frames gets; frames count by pairs."""
+        unit, frames = self.multiple, max(2, frames)
+        if min(width, height) < unit:
+            grow = max(unit / width, unit / height)
+            width, height = int(width * grow), int(height * grow)
+        area = round(frames / 2) * 2 * round(width / unit) * unit * round(height / unit) * unit
+        return self._bounded(width, height, area, frames, self.film_min_pixels, self.film_max_pixels)
+
+    def _bounded(
+        self, width: int, height: int, area: int, frames: int, least: int, most: int
+    ) -> tuple[int, int]:
+        """Return the rounded sides unless their ``area`` is out of bounds."""
+        unit, sides = self.multiple, (width, height)
+        if area > most:
+            shrink = math.sqrt(frames * width * height / most)
+            w, h = (max(unit, math.floor(side / shrink / unit) * unit) for side in sides)
+        elif area < least:
+            grow = math.sqrt(least / (frames * width * height))
+            w, h = (math.ceil(side * grow / unit) * unit for side in sides)
+        else:
+            w, h = (round(side / unit) * unit for side in sides)
         return w, h
 
 
 Fit: TypeAlias = Square | Scaling
 """How a network wants pictures."""
+
+
+SOUND_RATE = 16_000
+"""Samples a second that networks hear."""
+
+SOUND_SECONDS = 30
+"""What networks hear of a sound; nothing behind that is decoded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,9 +132,27 @@ class Image:
     source_size: tuple[int, int]
 
 
-Part: TypeAlias = str | Image
-Input: TypeAlias = str | Image | tuple[Part, ...]
-"""What one result is made of: a text, a picture, or several of them in order."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """The beginning of a decoded sound: ``samples`` (n,) fp32 from -1 to 1, mono, ``SOUND_RATE`` a second."""
+
+    samples: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Film:
+    """A decoded film: ``frames`` (n, height, width, 3) uint8, RGB, evenly taken from all of it; its
+    ``sound``.
+    """
+
+    frames: NDArray[np.uint8]
+    sound: Sound | None = None
+
+
+Opened: TypeAlias = Image | Sound | Film
+Part: TypeAlias = str | Opened
+Input: TypeAlias = str | Opened | tuple[Part, ...]
+"""What one result is made of: a text, a picture, a sound, a film, or several of them in order."""
 
 
 class Usage(NamedTuple):
@@ -126,10 +174,11 @@ class Opener(Protocol):
 
     def open(
         self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
-    ) -> AbstractAsyncContextManager[list[tuple[Image, ...]]]:
+    ) -> AbstractAsyncContextManager[list[tuple[Opened, ...]]]:
         """Fetch and decode media on behalf of ``call``, side by side; as many as there were, in order.
 
-        A picture gives one image, a PDF one for each of its pages, each as ``fit`` wants it or else as it is.
+        A picture gives one image, a PDF one for each of its pages, each as ``fit`` wants it or else as it is;
+        a sound and a film give one thing each.
         With each comes what errors call it, for example ``input 3``. All or nothing: raises ServiceError for
         the first that cannot be had, and then, as when it is cancelled, stops what it did for the others.
         The bytes count against the bound of all calls until the context ends.

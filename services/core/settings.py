@@ -274,32 +274,42 @@ class Settings(BaseSettings):
 
     # Pictures and PDFs
     media_max_bytes: int = Field(8 << 20, ge=1, description="Largest picture or PDF of a request, in bytes.")
-    media_max_pixels: int = Field(64_000_000, ge=1, description="Most pixels of a picture.")
+    media_max_film_bytes: int = Field(
+        32 << 20, ge=1, description="Largest sound or film of a request, in bytes."
+    )
+    media_max_seconds: float = Field(600.0, gt=0, description="Longest sound or film, in seconds.")
+    media_max_frames: int = Field(20_000, ge=1, description="Most frames of a film.")
+    media_max_pixels: int = Field(64_000_000, ge=1, description="Most pixels of a picture or of one frame.")
     media_max_pages: int = Field(64, ge=1, description="Most pages of a PDF.")
     media_upright: bool = Field(
         False,
-        description="true turns photographs as their EXIF orientation says; their vectors then differ from "
+        description="true turns photographs and films as they say they stand; their vectors then differ from "
         "the hosted service's, which takes pixels as they are stored.",
     )
-    media_fetch_seconds: float = Field(20.0, gt=0, description="Longest time to fetch one picture or PDF.")
+    media_fetch_seconds: float = Field(20.0, gt=0, description="Longest time to fetch one file.")
     media_bytes_in_flight: int = Field(
         256 << 20,
         ge=1,
-        description="Bytes of pictures and PDFs, encoded and decoded, that all calls of a process hold "
+        description="Bytes of callers' files, encoded and decoded, that all calls of a process hold "
         "together; beyond, calls wait for each other.",
     )
     media_decoders: int | None = Field(
         None,
         ge=1,
-        description="Processes that decode, started with the first picture; one for each core, at most 8, "
+        description="Processes that decode, started with the first file; one for each core, at most 8, "
         "when unset.",
     )
     media_decoder_memory_bytes: int = Field(
         1 << 30,
         ge=1 << 28,
-        description="Address space of such a process; a picture that needs more is refused.",
+        description="Address space of such a process; a file that needs more is refused.",
     )
-    media_decoder_seconds: float = Field(10.0, gt=0, description="CPU time that decoding one file may take.")
+    media_decoder_seconds: float = Field(
+        10.0, gt=0, description="CPU time that decoding one picture, PDF or sound may take."
+    )
+    media_film_decoder_seconds: float = Field(
+        60.0, gt=0, description="CPU time that decoding one film may take."
+    )
 
     # Outgoing requests
     fetch_allow_networks: tuple[IPvAnyNetwork, ...] = Field(

@@ -1,35 +1,40 @@
 """A process that decodes what callers send and can be lost: ``python -m services.core.media.decoder``.
 
-It reads requests from standard input and writes answers to standard output, until there are no more. A first
-header says that it is ready. A request is a header of JSON and the file; an answer is a header for each
-picture with its pixels, then a last header. All lengths are four bytes, little endian. The arguments are its
-memory in bytes, and the seconds of CPU that one file may take: what exceeds those is ended by the kernel.
+It reads requests from standard input and writes answers to standard output, until there are no more. A
+first header says that it is ready. A request is a header of JSON and the file; an answer is a header for
+each picture, frame or sound with its numbers, then a last header. All lengths are four bytes, little
+endian. The argument is its memory in bytes, a request says how many seconds of CPU its file may take: what
+exceeds those is ended by the kernel.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from services.core.media.pictures import Refused, Rules, decode
+from services.core.media import pictures
+from services.core.media.pictures import Piece, Refused
 
 
-def main(memory_bytes: int, cpu_seconds: float) -> None:
+def main(memory_bytes: int) -> None:
     """Serve until standard input ends."""
     _bound(memory_bytes)
+    _silence()
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     _write(answers, {"ready": True})
     while (head := _read(requests)) is not None:
         data = _read(requests)
         if data is None:
             return
+        rules = json.loads(head)
         # Its default is to end the process, wherever it is.
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        _answer(answers, data, Rules.read(json.loads(head)))
+        signal.setitimer(signal.ITIMER_PROF, rules["cpu_seconds"])
+        _answer(answers, data, rules)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
@@ -42,16 +47,37 @@ def _bound(memory_bytes: int) -> None:
         resource.setrlimit(limit, (value, value))
 
 
-def _answer(answers: BinaryIO, data: bytes, rules: Rules) -> None:
+def _silence() -> None:
+    """Keep the remarks of C libraries on callers' files out of the log, and our own tracebacks in it."""
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
+def _answer(answers: BinaryIO, data: bytes, rules: Mapping[str, Any]) -> None:
     try:
-        for width, height, *source, pixels in decode(data, rules):
-            _write(answers, {"size": [width, height], "source": source}, pixels)
+        for piece in _decoded(data, rules):
+            _write(answers, piece.head, piece.data)
     except Refused as refused:
         _write(answers, {"refused": str(refused)})
     except MemoryError:
         _write(answers, {"refused": "it needs too much memory to decode"})
     else:
         _write(answers, {"done": True})
+
+
+def _decoded(data: bytes, rules: Mapping[str, Any]) -> Iterator[Piece]:
+    if rules["kind"] in ("image", "pdf"):
+        return pictures.decode(data, pictures.Rules.read(rules))
+    try:
+        # With the first of them: a process that only sees pictures does without FFmpeg.
+        from services.core.media import films
+    except ImportError as error:
+        raise Refused(
+            "sound and films are not read by this server; its operator can install 'search-foundation[media]'"
+        ) from error
+    return films.decode(data, films.Rules.read(rules))
 
 
 def _read(source: BinaryIO) -> bytes | None:
@@ -69,4 +95,4 @@ def _write(target: BinaryIO, head: Mapping[str, Any], pixels: bytes = b"") -> No
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    main(int(sys.argv[1]))

@@ -12,9 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
-import numpy as np
-
-from services.core.content import Image
 from services.core.media.errors import MediaError
 
 _HEADER_BYTES = 1 << 16
@@ -22,16 +19,20 @@ _WALL_TIMES_CPU = 20
 """A process that is not given its core is waited for as much longer."""
 
 
+Head: TypeAlias = Mapping[str, Any]
+Take: TypeAlias = Callable[[Head, Callable[[], Awaitable[bytearray]]], Awaitable[None]]
+"""Takes a piece of an answer: what it is, and what reads its bytes, which has to be called."""
+
+
 class Decoders:
     """At most ``count`` processes, each started when it is first wanted; of one event loop.
 
-    Each has ``memory_bytes`` of address space and ``cpu_seconds`` for one file.
+    Each has ``memory_bytes`` of address space.
     """
 
-    def __init__(self, count: int, *, memory_bytes: int, cpu_seconds: float) -> None:
+    def __init__(self, count: int, *, memory_bytes: int) -> None:
         self.count = count
         self._memory_bytes = memory_bytes
-        self._cpu_seconds = cpu_seconds
         self._turns = asyncio.Semaphore(count)
         self._idle: list[_Decoder] = []
         self._busy: set[_Decoder] = set()
@@ -47,23 +48,21 @@ class Decoders:
         """How many files are being decoded."""
         return len(self._busy)
 
-    async def decode(
-        self, data: bytes, rules: Mapping[str, Any], finish: Finish | None = None
-    ) -> list[Image]:
-        """Give the picture that ``data`` is, or the pages of a PDF; ``rules`` are ``pictures.Rules``.
+    async def decode(self, data: bytes, rules: Mapping[str, Any], cpu_seconds: float, take: Take) -> None:
+        """Give ``take`` the pieces of what ``data`` is, one by one; the file may take ``cpu_seconds``.
 
-        ``finish`` is applied to each as it comes, so that of those before it no more than one is held. Waits
-        for a process to be free, in the order of the calls. Raises MediaError for a file that cannot be
-        decoded, or not within the bounds. Cancelling ends the decoding.
+        ``rules`` are those of ``pictures`` or ``films``. Waits for a process to be free, in the order of the
+        calls. Raises MediaError for a file that cannot be decoded, or not within the bounds. Cancelling ends
+        the decoding, as does what ``take`` raises.
         """
         async with self._turns:
             decoder = await self._take()
             self._busy.add(decoder)
             try:
-                async with asyncio.timeout(self._cpu_seconds * _WALL_TIMES_CPU):
-                    answer = await decoder.decode(data, rules, finish)
+                async with asyncio.timeout(cpu_seconds * _WALL_TIMES_CPU):
+                    refused = await decoder.decode(data, {**rules, "cpu_seconds": cpu_seconds}, take)
             except _Lost as lost:
-                raise MediaError(self._told(lost.returncode)) from lost
+                raise MediaError(_told(lost.returncode, cpu_seconds)) from lost
             except TimeoutError as error:
                 await decoder.end()
                 raise MediaError("it takes too long to decode") from error
@@ -74,9 +73,8 @@ class Decoders:
                 self._idle.append(decoder)
             finally:
                 self._busy.discard(decoder)
-        if isinstance(answer, str):
-            raise MediaError(answer)
-        return answer
+        if refused is not None:
+            raise MediaError(refused)
 
     async def aclose(self) -> None:
         """End the processes; what is being decoded fails."""
@@ -92,16 +90,19 @@ class Decoders:
             decoder = self._idle.pop()
             if decoder.alive:
                 return decoder
-        return await _Decoder.start(self._memory_bytes, self._cpu_seconds)
-
-    def _told(self, returncode: int) -> str:
-        if returncode == -signal.SIGPROF:
-            return f"it takes more than {self._cpu_seconds:g} seconds to decode"
-        return "the decoder broke down on it"
+        return await _Decoder.start(self._memory_bytes)
 
 
-Finish: TypeAlias = Callable[[Image], Awaitable[Image]]
-"""What is done to a picture while its process waits."""
+def _environment() -> dict[str, str]:
+    """What a process knows of ours; numpy's own threads would take its address space on many cores."""
+    kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    return {**kept, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _told(returncode: int, cpu_seconds: float) -> str:
+    if returncode == -signal.SIGPROF:
+        return f"it takes more than {cpu_seconds:g} seconds to decode"
+    return "the decoder broke down on it"
 
 
 class _Lost(Exception):  # noqa: N818
@@ -121,23 +122,23 @@ class _Decoder:
         self._answers = process.stdout
 
     @classmethod
-    async def start(cls, memory_bytes: int, cpu_seconds: float) -> _Decoder:
+    async def start(cls, memory_bytes: int) -> _Decoder:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
             "-m",
             "services.core.media.decoder",
             str(memory_bytes),
-            str(cpu_seconds),
             stdin=PIPE,
             stdout=PIPE,
-            env={name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
+            env=_environment(),
             # Ctrl-C in a terminal is for the server, which ends its decoders itself.
             start_new_session=True,
         )
         decoder = cls(process)
         try:
-            await decoder._read()
+            await decoder._read_bytes(_HEADER_BYTES)
+            await decoder._read_bytes(None)
         except asyncio.IncompleteReadError as error:
             await process.wait()
             raise RuntimeError("a decoding process ended at its start") from error
@@ -160,26 +161,22 @@ class _Decoder:
         except ChildProcessError:
             return False
 
-    async def decode(self, data: bytes, rules: Mapping[str, Any], finish: Finish | None) -> list[Image] | str:
-        """Return the pictures, or why there are none. Raises _Lost when the process ends instead."""
+    async def decode(self, data: bytes, rules: Mapping[str, Any], take: Take) -> str | None:
+        """Give ``take`` all pieces; returns why not, if the file is refused.
+
+        Raises _Lost when the process ends instead.
+        """
         try:
             head = json.dumps(rules).encode()
             self._requests.write(len(head).to_bytes(4, "little") + head + len(data).to_bytes(4, "little"))
             self._requests.write(data)
             await self._requests.drain()
-            images: list[Image] = []
             while True:
-                answer, pixels = await self._read()
-                if "done" in answer:
-                    return images
-                if "refused" in answer:
-                    return str(answer["refused"])
-                width, height = answer["size"]
-                # Writable, as torch wants what it takes over.
-                array = np.frombuffer(bytearray(pixels), np.uint8).reshape(height, width, 3)
-                image = Image(array, tuple(answer["source"]))
-                images.append(image if finish is None else await finish(image))
-                del pixels, array, image
+                answer = json.loads(await self._read_bytes(_HEADER_BYTES))
+                if "done" in answer or "refused" in answer:
+                    await self._read_bytes(None)
+                    return answer.get("refused")
+                await take(answer, lambda: self._read_bytes(None))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Lost(await self._process.wait()) from error
 
@@ -190,11 +187,8 @@ class _Decoder:
         # Until it is waited for it stays in the table of processes, so a cancelled call does that too.
         await asyncio.shield(self._process.wait())
 
-    async def _read(self) -> tuple[dict[str, Any], bytes]:
-        head = json.loads(await self._read_bytes(_HEADER_BYTES))
-        return head, await self._read_bytes(None)
-
-    async def _read_bytes(self, most: int | None) -> bytes:
+    async def _read_bytes(self, most: int | None) -> bytearray:
         length = int.from_bytes(await self._answers.readexactly(4), "little")
         assert most is None or length <= most
-        return await self._answers.readexactly(length)
+        # Writable, as torch wants what it takes over.
+        return bytearray(await self._answers.readexactly(length))

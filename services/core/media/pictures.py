@@ -57,6 +57,13 @@ class Refused(Exception):  # noqa: N818  (no error of the program's)
     """A file that is not decoded; the text is the end of a sentence for the caller."""
 
 
+class Piece(NamedTuple):
+    """What a decoding process answers with: what it is, and its bytes."""
+
+    head: Mapping[str, Any]
+    data: bytes
+
+
 class Fit(NamedTuple):
     """See ``services.core.content.Square``."""
 
@@ -85,22 +92,12 @@ class Rules(NamedTuple):
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Rules:
         """Read the rules as they come from the server."""
-        own = {name: value for name, value in fields.items() if name != "fit"}
+        own = {name: fields[name] for name in cls._fields if name != "fit"}
         return cls(**own, fit=Fit(*fields["fit"]) if fields["fit"] else None)
 
 
-class Picture(NamedTuple):
-    """Pixels, three bytes each by row, and the size of what they were made of."""
-
-    width: int
-    height: int
-    source_width: int
-    source_height: int
-    pixels: bytes
-
-
-def decode(data: bytes, rules: Rules) -> Iterator[Picture]:
-    """Give the picture that ``data`` is, or each page of a PDF. Raises Refused."""
+def decode(data: bytes, rules: Rules) -> Iterator[Piece]:
+    """Give the pixels of the picture that ``data`` is, or of each page of a PDF. Raises Refused."""
     if rules.kind == "pdf":
         yield from _pages(data, rules)
     else:
@@ -150,11 +147,12 @@ def _check_size(width: int, height: int, rules: Rules) -> None:
         raise Refused(f"its sides of {width:,} and {height:,} differ by more than {rules.max_aspect} times")
 
 
-def _finished(image: Image.Image, rules: Rules) -> Picture:
-    size = image.size
+def _finished(image: Image.Image, rules: Rules) -> Piece:
+    """Return three bytes a pixel, by row, with the size of what they were made of."""
+    source = image.size
     if rules.fit is not None:
         image = fitted(image, rules.fit)
-    return Picture(*image.size, *size, image.tobytes())
+    return Piece({"image": image.size, "source": source}, image.tobytes())
 
 
 def fitted(image: Image.Image, fit: Fit) -> Image.Image:
@@ -180,7 +178,7 @@ def fitted(image: Image.Image, fit: Fit) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _pages(data: bytes, rules: Rules) -> Iterator[Picture]:
+def _pages(data: bytes, rules: Rules) -> Iterator[Piece]:
     try:
         import pypdfium2
     except ImportError as error:
@@ -207,11 +205,10 @@ def _pages(data: bytes, rules: Rules) -> Iterator[Picture]:
         except pypdfium2.PdfiumError as error:
             raise Refused(f"its page {number + 1} is broken") from error
         page.close()
-        picture = _finished(image, rules)
-        total += picture.width * picture.height
+        total += image.width * image.height
         if 0 < rules.max_pages_pixels < total:
             raise Refused(f"its pages have more than {rules.max_pages_pixels:,} pixels together")
-        yield picture
+        yield _finished(image, rules)
 
 
 def _page_scale(width: float, height: float, number: int, rules: Rules) -> float:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple
-from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from services.core.call import Call
 from services.core.catalog.types import Modality
-from services.core.content import Fit, Image, Media, Scaling, Square
+from services.core.content import (
+    SOUND_RATE,
+    SOUND_SECONDS,
+    Film,
+    Fit,
+    Image,
+    Media,
+    Opened,
+    Scaling,
+    Sound,
+    Square,
+)
 from services.core.cores import usable_cores
 from services.core.media.budget import ByteBudget
 from services.core.media.connecting import Resolver, resolve
-from services.core.media.decoders import Decoders
+from services.core.media.decoders import Decoders, Head
 from services.core.media.errors import FetchError, MediaError
 from services.core.media.fetching import Fetcher, Limits, shown
 from services.core.media.scaling import Scaler
-from services.core.media.sniffing import Found, sniff
+from services.core.media.sniffing import CONTAINERS, EITHER, Found, sniff
 from services.core.media.sources import expected_bytes, is_url, read_inline
 from services.core.settings import Settings
 
@@ -31,8 +44,17 @@ _MAX_ASPECT = 200
 
 _MAX_DECODERS = 8
 _SERVED = frozenset({"JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF"})
-_NAMES = {Modality.IMAGE: "image", Modality.PDF: "PDF"}
+_NAMES = {
+    Modality.IMAGE: "image",
+    Modality.PDF: "PDF",
+    Modality.AUDIO: "audio",
+    Modality.VIDEO: "video",
+}
+_STREAMS = frozenset({Modality.AUDIO, Modality.VIDEO})
 _IN_THREAD_BYTES = 1 << 16
+_PIXEL_BYTES = 3
+_SOUND_BYTES = 4 * SOUND_RATE * SOUND_SECONDS
+_FRAMES = 32
 
 
 class MediaRoom:
@@ -53,22 +75,23 @@ class MediaRoom:
         self.decoders = Decoders(
             settings.media_decoders or min(_MAX_DECODERS, cores),
             memory_bytes=settings.media_decoder_memory_bytes,
-            cpu_seconds=settings.media_decoder_seconds,
         )
         self.budget = ByteBudget(settings.media_bytes_in_flight)
+        # Pictures and frames before they are scaled. Whoever has room here waits for nothing but a thread.
+        self._unscaled = ByteBudget(_PIXEL_BYTES * settings.media_max_pixels)
         self._scaler = Scaler(self.decoders.count)
 
     @asynccontextmanager
     async def open(
         self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
-    ) -> AsyncGenerator[list[tuple[Image, ...]]]:
+    ) -> AsyncGenerator[list[tuple[Opened, ...]]]:
         """Fetch and decode; see ``Opener.open``."""
         if not named:
             yield []
             return
         async with self.budget.reserved(self._expected(named, fit)) as reservation:
             opened = await self._all(named, fit)
-            reservation.shrink(sum(image.pixels.nbytes for images in opened for image in images))
+            reservation.shrink(sum(_bytes(one) for several in opened for one in several))
             yield opened
 
     async def aclose(self) -> None:
@@ -77,17 +100,17 @@ class MediaRoom:
         self._scaler.close()
         await self._fetcher.aclose()
 
-    async def _all(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> list[tuple[Image, ...]]:
+    async def _all(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> list[tuple[Opened, ...]]:
         turns = asyncio.Semaphore(_AT_ONCE)
 
-        async def one(name: str, media: Media) -> tuple[Image, ...]:
+        async def one(name: str, media: Media) -> tuple[Opened, ...]:
             async with turns:
                 try:
                     return await self._open(media, fit)
                 except MediaError as error:
                     raise error.of(f"The {_NAMES[media.kind]} of {name}") from error
 
-        tasks: list[asyncio.Task[tuple[Image, ...]]] = []
+        tasks: list[asyncio.Task[tuple[Opened, ...]]] = []
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(name, media)) for name, media in named]
@@ -96,14 +119,21 @@ class MediaRoom:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _open(self, media: Media, fit: Fit | None) -> tuple[Image, ...]:
-        data = await self._read(media.source)
-        _check_kind(sniff(data), media.kind)
-        finish = partial(self._scaler.scaled, fit) if isinstance(fit, Scaling) else None
-        return tuple(await self.decoders.decode(data, self._rules(media.kind, fit), finish))
+    async def _open(self, media: Media, fit: Fit | None) -> tuple[Opened, ...]:
+        data = await self._read(media.source, self._most_bytes(media.kind))
+        found = sniff(data)
+        _check_kind(found, media.kind)
+        pieces = _Pieces(self._unscaled, self._scaler, fit if isinstance(fit, Scaling) else None)
+        film = media.kind is Modality.VIDEO
+        seconds = self._settings.media_film_decoder_seconds if film else self._settings.media_decoder_seconds
+        await self.decoders.decode(data, self._rules(media.kind, found, fit), seconds, pieces.take)
+        return pieces.joined(media.kind)
 
-    async def _read(self, source: str | bytes) -> bytes:
-        limit = self._settings.media_max_bytes
+    def _most_bytes(self, kind: Modality) -> int:
+        settings = self._settings
+        return settings.media_max_film_bytes if kind in _STREAMS else settings.media_max_bytes
+
+    async def _read(self, source: str | bytes, limit: int) -> bytes:
         if isinstance(source, bytes):
             if len(source) > limit:
                 raise MediaError(f"it is larger than {limit:,} bytes")
@@ -119,35 +149,112 @@ class MediaRoom:
             return await asyncio.to_thread(read_inline, source, limit)
         return read_inline(source, limit)
 
-    def _rules(self, kind: Modality, fit: Fit | None) -> dict[str, Any]:
+    def _rules(self, kind: Modality, found: Found, fit: Fit | None) -> dict[str, Any]:
         settings = self._settings
-        return {
+        rules: dict[str, Any] = {
             "kind": str(kind),
             "max_pixels": settings.media_max_pixels,
-            "max_pages_pixels": settings.media_max_pixels if fit is None else 0,
             "max_aspect": _MAX_ASPECT,
-            "max_pages": settings.media_max_pages,
             "upright": settings.media_upright,
+        }
+        if kind in _STREAMS:
+            return rules | {
+                "container": CONTAINERS[found.name],
+                "rate": SOUND_RATE,
+                "sound_seconds": SOUND_SECONDS,
+                "frames": fit.frames if isinstance(fit, Scaling) else _FRAMES,
+                "max_seconds": settings.media_max_seconds,
+                "max_frames": settings.media_max_frames,
+            }
+        return rules | {
+            "max_pages": settings.media_max_pages,
+            "max_pages_pixels": settings.media_max_pixels if fit is None else 0,
             "fit": astuple(fit) if isinstance(fit, Square) else None,
         }
 
     def _expected(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> int:
-        """Return at most how many bytes media will take: the largest files in hand at a time, all pixels.
+        """Return at most how many bytes media will take: the largest files in hand at a time, all pixels."""
+        limits = [(media, self._most_bytes(media.kind)) for _, media in named]
+        files = sorted((min(_file_bytes(each.source, limit), limit) for each, limit in limits), reverse=True)
+        return sum(files[:_AT_ONCE]) + sum(self._expected_of(media.kind, fit) for _, media in named)
 
-        Beside them each decoding process may have given one picture that is not scaled yet.
-        """
-        limit = self._settings.media_max_bytes
-        files = sorted((min(_file_bytes(media.source, limit), limit) for _, media in named), reverse=True)
-        image = 3 * _pixels(fit, self._settings.media_max_pixels)
-        pages = sum(self._settings.media_max_pages if media.kind is Modality.PDF else 1 for _, media in named)
-        return sum(files[:_AT_ONCE]) + image * pages
+    def _expected_of(self, kind: Modality, fit: Fit | None) -> int:
+        pixels = self._settings.media_max_pixels
+        if isinstance(fit, Square):
+            pixels = fit.side**2
+        elif fit is not None:
+            pixels = fit.film_max_pixels if kind is Modality.VIDEO else fit.max_pixels
+        match kind:
+            case Modality.AUDIO:
+                return _SOUND_BYTES
+            case Modality.VIDEO:
+                return _SOUND_BYTES + _PIXEL_BYTES * pixels
+            case Modality.PDF:
+                return _PIXEL_BYTES * pixels * self._settings.media_max_pages
+            case _:
+                return _PIXEL_BYTES * pixels
 
 
-def _pixels(fit: Fit | None, most: int) -> int:
-    """Return at most how many pixels a picture of up to ``most`` has when it is fitted."""
-    if fit is None:
-        return most
-    return fit.side**2 if isinstance(fit, Square) else fit.max_pixels
+class _Pieces:
+    """What comes of one file, put together as its pieces come."""
+
+    def __init__(self, unscaled: ByteBudget, scaler: Scaler, fit: Scaling | None) -> None:
+        """With ``fit`` pictures and frames are scaled as they come, within the budget ``unscaled``."""
+        self._unscaled = unscaled
+        self._scaler = scaler
+        self._fit = fit
+        self._images: list[Image] = []
+        self._sound: Sound | None = None
+        self._frames: list[NDArray[np.uint8]] = []
+        self._promised = 0
+
+    async def take(self, head: Head, read: Callable[[], Awaitable[bytearray]]) -> None:
+        """Take the next piece; see ``decoders.Take``."""
+        if "film" in head:
+            # A second one comes where the film is shorter than it seemed.
+            self._promised, self._frames = head["film"], []
+            await read()
+        elif "sound" in head:
+            self._sound = Sound(np.frombuffer(await read(), "<f4"))
+        elif "frame" in head:
+            width, height = size = tuple(head["frame"])
+            if self._fit is not None:
+                size = self._fit.frame_size(self._promised, width, height)
+            self._frames.append(await self._scaled(width, height, size, read))
+        else:
+            width, height = size = tuple(head["image"])
+            if self._fit is not None:
+                size = self._fit.size(width, height)
+            pixels = await self._scaled(width, height, size, read)
+            self._images.append(Image(pixels, tuple(head["source"])))
+
+    async def _scaled(
+        self, width: int, height: int, size: tuple[int, int], read: Callable[[], Awaitable[bytearray]]
+    ) -> NDArray[np.uint8]:
+        if size == (width, height):
+            return np.frombuffer(await read(), np.uint8).reshape(height, width, _PIXEL_BYTES)
+        async with self._unscaled.reserved(height * width * _PIXEL_BYTES):
+            pixels = np.frombuffer(await read(), np.uint8).reshape(height, width, _PIXEL_BYTES)
+            return await self._scaler.scaled(pixels, size)
+
+    def joined(self, kind: Modality) -> tuple[Opened, ...]:
+        """Return what a file of ``kind`` has become."""
+        if kind is Modality.VIDEO:
+            return (Film(np.stack(self._frames), self._sound),)
+        if kind is Modality.AUDIO:
+            assert self._sound is not None
+            return (self._sound,)
+        return tuple(self._images)
+
+
+def _bytes(opened: Opened) -> int:
+    match opened:
+        case Image():
+            return opened.pixels.nbytes
+        case Sound():
+            return opened.samples.nbytes
+        case Film():
+            return opened.frames.nbytes + (0 if opened.sound is None else opened.sound.samples.nbytes)
 
 
 def _file_bytes(source: str | bytes, limit: int) -> int:
@@ -157,9 +264,17 @@ def _file_bytes(source: str | bytes, limit: int) -> int:
 
 
 def _check_kind(found: Found, kind: Modality) -> None:
-    """Raise MediaError unless a file of what was found can be read in a field of ``kind``."""
-    if found.kind != kind:
+    """Raise MediaError unless a file of what was found can be read in a field of ``kind``.
+
+    Of a container that may hold a film or only its sound, the decoder tells which.
+    """
+    either = kind in _STREAMS and found.name in EITHER
+    if found.kind != kind and not either:
         was = f"it is {found.name}" if found.kind != "unknown" else "its format is not known"
-        raise MediaError(f"{was}, not {'an' if kind is Modality.IMAGE else 'a'} {_NAMES[kind]}")
+        raise MediaError(
+            f"{was}, not {'a' if kind in (Modality.PDF, Modality.VIDEO) else 'an'} {_NAMES[kind]}"
+        )
     if kind is Modality.IMAGE and found.name not in _SERVED:
         raise MediaError(f"{found.name} is not read; send {', '.join(sorted(_SERVED))}")
+    if kind in _STREAMS and found.name not in CONTAINERS:
+        raise MediaError(f"{found.name} is not read; send {', '.join(sorted(CONTAINERS))}")

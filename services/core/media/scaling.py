@@ -10,8 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from services.core.content import Image, Scaling
-
 
 class Scaler:
     """At most ``count`` threads that scale, one core each."""
@@ -22,12 +20,9 @@ class Scaler:
             count, thread_name_prefix="scale", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    async def scaled(self, wanted: Scaling, image: Image) -> Image:
-        """Return ``image`` in the size that ``wanted`` gives it."""
-        size = wanted.size(*image.source_size)
-        loop = asyncio.get_running_loop()
-        pixels = await loop.run_in_executor(self._threads, scale, image.pixels, size)
-        return Image(pixels, image.source_size)
+    async def scaled(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return ``pixels`` (height, width, 3) in ``size``, a width and a height."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, scale, pixels, size)
 
     def close(self) -> None:
         """End the threads; what is being scaled is finished."""

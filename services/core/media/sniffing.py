@@ -30,15 +30,39 @@ _STARTS: tuple[tuple[bytes, Found], ...] = (
     (b"8BPS", Found("image", "Photoshop")),
     (b"%!PS", Found("image", "PostScript")),
     (b"ID3", Found("audio", "MP3")),
-    (b"\xff\xfb", Found("audio", "MP3")),
-    (b"\xff\xf3", Found("audio", "MP3")),
-    (b"\xff\xf2", Found("audio", "MP3")),
+    *((bytes([0xFF, second]), Found("audio", "MP3")) for second in (0xFB, 0xFA, 0xF3, 0xF2, 0xE3, 0xE2)),
+    *((bytes([0xFF, second]), Found("audio", "AAC")) for second in (0xF0, 0xF1, 0xF8, 0xF9)),
     (b"fLaC", Found("audio", "FLAC")),
     (b"OggS", Found("audio", "Ogg")),
+    (b".snd", Found("audio", "AU")),
+    (b"#!AMR", Found("audio", "AMR")),
+    (b"\0\0\x01\xba", Found("video", "MPEG program stream")),
     (b"\x1a\x45\xdf\xa3", Found("video", "Matroska or WebM")),
     (b"FLV", Found("video", "FLV")),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Found("video", "Windows Media")),
 )
+CONTAINERS = {
+    "MP3": "mp3",
+    "AAC": "aac",
+    "FLAC": "flac",
+    "Ogg": "ogg",
+    "AU": "au",
+    "AIFF": "aiff",
+    "WAV": "wav",
+    "M4A": "mov",
+    "MP4 or QuickTime": "mov",
+    "Matroska or WebM": "matroska",
+    "AVI": "avi",
+    "FLV": "flv",
+    "Windows Media": "asf",
+    "MPEG transport stream": "mpegts",
+    "MPEG program stream": "mpeg",
+}
+"""Formats of sounds and films that are read, with the one demuxer of FFmpeg that is given them."""
+
+EITHER = frozenset(CONTAINERS) - {"MP3", "AAC", "FLAC", "AU", "AIFF", "WAV"}
+"""Formats that hold a film, or nothing but sound."""
+
 _RIFF = {
     b"WEBP": Found("image", "WebP"),
     b"WAVE": Found("audio", "WAV"),
@@ -56,6 +80,12 @@ def sniff(data: bytes) -> Found:
             return found
     if data[:4] == b"RIFF":
         return _RIFF.get(data[8:12], UNKNOWN)
+    if data[:4] == b"FORM" and data[8:12] in (b"AIFF", b"AIFC"):
+        return Found("audio", "AIFF")
+    if data[:1] == b"\x47" and data[188:189] == b"\x47" and data[376:377] in (b"\x47", b""):
+        return Found("video", "MPEG transport stream")
+    if data[4:8] in (b"moov", b"mdat", b"wide") or (data[4:8] == b"free" and b"mdat" in data[8:64]):
+        return Found("video", "MP4 or QuickTime")
     if data[4:8] == b"ftyp":
         return _boxes(data)
     head = data[:_HEAD]
