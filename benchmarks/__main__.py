@@ -83,6 +83,11 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
         "Pictures in jina-clip, random weights: each stage alone, and all through the engine.",
         _module("images"),
     ),
+    "media": (
+        "Pictures, sounds and films in jina-embeddings-v5-omni, random weights: each stage alone, and all "
+        "through the engine.",
+        _module("media"),
+    ),
     "reranker": (
         "The listwise reranker of published size, random weights: one block, and its memory.",
         _module("long_texts", "--only", "reranker"),

@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "run the gRPC server of some capabilities",
     "gateway": "run Envoy in front of the services",
     "keys": "create, list and revoke API keys",
+    "embed": "print vectors of texts, pictures, sounds and films",
     "batch": "submit embedding jobs, watch them, bring their files",
     "chat": "ask a model that answers",
     "webhooks": "print and change the secret that signs webhooks",

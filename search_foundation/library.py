@@ -166,10 +166,11 @@ class Model:
         multivector: bool | None = None,
         truncate: bool | None = None,
     ) -> Any:
-        """Embed one input or several, in order: texts, and with some models pictures.
+        """Embed one input or several, in order: texts, and with some models pictures, sounds and films.
 
-        A picture is the bytes of its file, the path of one, or an object as in a request, as
-        ``{"image": "https://..."}``. So is a PDF, which stands alone and gives a vector for each page.
+        Such a file is its bytes, its path, or an object as in a request, as ``{"image": "https://..."}``,
+        whose value may be bytes or a path too. So is a PDF, which stands alone and gives a vector for each
+        page. With models that take groups ``{"content": [...]}`` joins several to one vector.
 
         Returns, by the kind of model and for several inputs: (inputs, width) float32; or a list of (vectors,
         width) float32, one vector for each token; or a list of dicts of tokens and their weights, the largest
@@ -177,7 +178,7 @@ class Model:
         ``/v1/embeddings``, and None the model's default. ``role`` is ``input_type`` there; ``multivector``,
         which asks a model that can do both for a vector of each token, is ``return_multivector``. Raises
         ModelError for an option that the model does not have, a value out of its range, a text that is too
-        long, or a picture that cannot be had.
+        long, or a file that cannot be had.
         """
         alone = isinstance(inputs, str | bytes | Path | Mapping)
         several = [inputs] if alone else list(inputs)
@@ -393,16 +394,34 @@ def _turns(
 def _field(one: One) -> str | dict[str, Any]:
     """Put an input into the form that it has in a request."""
     if isinstance(one, Mapping):
-        return dict(one)
+        return {name: _value(name, value) for name, value in one.items()}
     if isinstance(one, Path):
-        try:
-            one = one.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{one} cannot be read: {error.strerror}") from None
+        one = _read(one)
     if isinstance(one, bytes):
-        kind = Modality.PDF if sniff(one).kind == Modality.PDF else Modality.IMAGE
+        found = sniff(one).kind
+        kind = Modality(found) if found in _FILES else Modality.IMAGE
         return {str(kind): Media(kind, one)}
     return one
+
+
+_FILES = frozenset({Modality.IMAGE, Modality.PDF, Modality.AUDIO, Modality.VIDEO})
+
+
+def _value(name: str, value: Any) -> Any:
+    """Put what stands under ``name`` in an object into the form of a request: files, and parts of a group."""
+    if name == "content" and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        parts = [_field(cast(One, part)) for part in cast("Sequence[Any]", value)]
+        return [{"text": part} if isinstance(part, str) else part for part in parts]
+    if name in _FILES and isinstance(value, bytes | Path):
+        return Media(Modality(name), value if isinstance(value, bytes) else _read(value))
+    return value
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _call() -> Call:

@@ -258,9 +258,9 @@ class FieldError:
 class ServiceError(Exception):
     """A failure the caller is told about.
 
-    ``fields`` fill the code's message template. ``retry_after`` is in seconds and becomes the
-    ``Retry-After`` header; ``field_errors`` the ``errors`` of a 422 body; ``headers`` (lower-case
-    names) go with the answer on both wires.
+    ``fields`` fill the code's message template, unless there are ``words`` instead. ``retry_after`` is in
+    seconds and becomes the ``Retry-After`` header; ``field_errors`` the ``errors`` of a 422 body;
+    ``headers`` (lower-case names) go with the answer on both wires.
     """
 
     def __init__(
@@ -270,15 +270,26 @@ class ServiceError(Exception):
         retry_after: float | None = None,
         field_errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
+        words: str | None = None,
         **fields: Any,
     ) -> None:
         self.code = code
         self.spec = ERRORS[code]
-        self.detail = clip(self.spec.template.format(**fields), _DETAIL_BYTES)
+        text = self.spec.template.format(**fields) if words is None else words
+        self.detail = clip(text, _DETAIL_BYTES)
         self.retry_after = retry_after
         self.field_errors = tuple(field_errors)
         self.headers: Mapping[str, str] = headers or {}
         super().__init__(self.detail)
+
+
+def media_too_long(name: str, tokens: int, limit: int) -> ServiceError:
+    """Build the refusal of an input with media, which is never cut; ``name`` as in ``input 3``."""
+    words = (
+        f"{name[:1].upper()}{name[1:]} has {tokens} tokens, the model takes at most {limit}. "
+        "Media are never cut: send fewer, smaller or shorter ones."
+    )
+    return ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, words=words)
 
 
 def error_body(

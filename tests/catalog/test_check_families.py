@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from search_foundation.commands.models_check import check
 from services.core.catalog import Catalog
 from services.core.settings import Settings
-from tests import clip_checkpoints, vision_checkpoints
+from tests import clip_checkpoints, omni_checkpoints, vision_checkpoints
 from tests.text_checkpoints import FAMILIES, write_model
 
 
@@ -44,12 +45,19 @@ def test_a_whole_folder_loads_and_one_that_lacks_a_tensor_does_not(
 
 
 @pytest.mark.parametrize(
-    "model", [clip_checkpoints.V1, clip_checkpoints.V2, vision_checkpoints.V4, vision_checkpoints.M0]
+    ("model", "write"),
+    [
+        (clip_checkpoints.V1, clip_checkpoints.write_model),
+        (clip_checkpoints.V2, clip_checkpoints.write_model),
+        (vision_checkpoints.V4, vision_checkpoints.write_served),
+        (vision_checkpoints.M0, vision_checkpoints.write_served),
+        (omni_checkpoints.NANO, omni_checkpoints.write_served),
+        (omni_checkpoints.SMALL, omni_checkpoints.write_served),
+    ],
 )
-def test_two_towers_are_checked_as_one_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str
+def test_towers_are_checked_as_one_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, write: Callable[[Path, str], Path]
 ) -> None:
-    write = clip_checkpoints.write_model if "clip" in model else vision_checkpoints.write_served
     folder = write(tmp_path, model)
     facts = checked(capsys, folder)
     assert (facts["model"], facts["loads"], facts["problems"]) == (model, True, [])

@@ -9,6 +9,7 @@ import pytest
 
 from tests.clip_checkpoints import V1, write_model
 from tests.docs.examples import ROOT, Example, examples
+from tests.omni_checkpoints import NANO, write_served
 from tests.stack import Stack
 from tests.vlm_checkpoints import write_parrot
 from tests.vlm_served import CACHE_BYTES
@@ -31,10 +32,11 @@ VLM = "jina-vlm"
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("docs")
     write_model(folder / "models", V1)
+    write_served(folder / "models", NANO)
     write_parrot(folder / "models" / VLM, "Two cats.", positions=40960)
     settings = {"SF_MODEL_DIR": str(folder / "models"), "SF_CHAT_CACHE_BYTES": str(CACHE_BYTES)}
     with Stack(folder, settings) as running:
-        models = ("all-MiniLM-L6-v2", V1, VLM)
+        models = ("all-MiniLM-L6-v2", V1, NANO, VLM)
         running.serve("embed", "rerank", "classify", "batch", "chat", models=models)
         running.gateway()
         yield running

@@ -175,10 +175,10 @@ class ChatModel:
             if isinstance(part, Media)
         ]
         async with self._opener.open(media, room.processor.fit, call) as opened:
-            images = iter(opened)
+            images = iter([image for (image, *_) in opened if isinstance(image, Image)])
 
             def part_of(part: str | Media) -> str | Image:
-                return part if isinstance(part, str) else next(images)[0]
+                return part if isinstance(part, str) else next(images)
 
             messages = [Message(turn.role, tuple(map(part_of, turn.parts))) for turn in turns]
             return await self._threads.run(partial(room.processor.prepare, messages))

@@ -25,8 +25,8 @@ _CHANGED_INSIDE = ".parametrizations.weight.original"
 _CHANGED_BESIDE = "_proj.weight"
 """In the names of tensors that adapters change: those of the same checkpoint, those of folders beside it."""
 
-_TOWER = "visual."
-"""In the names of a tower's tensors, which adapters beside a checkpoint leave alone."""
+_TOWERS = ("visual.", "vision_tower.", "audio_tower.")
+"""In the names of towers' tensors, which adapters beside a checkpoint leave alone."""
 
 
 class NotEnoughMemoryError(Exception):
@@ -116,7 +116,9 @@ def weight_bytes(directory: Path, dtype: torch.dtype, *, merged: bool = False) -
         if merged:
             changed = _CHANGED_BESIDE if adapters else _CHANGED_INSIDE
             elements += sum(
-                tensor.elements for tensor in tensors if changed in tensor.name and _TOWER not in tensor.name
+                tensor.elements
+                for tensor in tensors
+                if changed in tensor.name and not any(tower in tensor.name for tower in _TOWERS)
             )
         return dtype.itemsize * elements
     except BrokenFileError as error:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 from services.core.call import Call
 from services.core.catalog.types import InputType, Modality, ModelSpec
-from services.core.content import Content, Fit, Group, Image, Input, Media, Opener, Usage
-from services.core.errors import ErrorCode, ServiceError
+from services.core.content import Content, Fit, Group, Input, Media, Opened, Opener, Usage
+from services.core.errors import ErrorCode, ServiceError, media_too_long
 from services.core.inference.jobs import Job
 from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
-from services.core.modeling.types import Prepared, PrepareOptions, Processor, UnfitInputError
+from services.core.modeling.types import Prepared, PrepareOptions, Processor, TooLongError, UnfitInputError
 
 if TYPE_CHECKING:
     from services.core.inference.runtime import Runtime
@@ -85,7 +85,7 @@ class NoOpener:
     @asynccontextmanager
     async def open(
         self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
-    ) -> AsyncGenerator[list[tuple[Image, ...]]]:
+    ) -> AsyncGenerator[list[tuple[Opened, ...]]]:
         """Refuse the first of them: ServiceError INPUT_INVALID."""
         for name, media in named:
             reason = (
@@ -159,15 +159,20 @@ class Submission(Generic[P, R]):
             images = iter(opened)
             inputs = [_inputs(content, images) for content in contents]
             flat = [each for several in inputs for each in several]
-            return Applied(await self._apply_each(flat, work, extra), list(map(len, inputs)))
+            names = [f"{name} {number}" for number, several in enumerate(inputs) for _ in several]
+            return Applied(await self._apply_each(flat, names, work, extra), list(map(len, inputs)))
 
     async def _apply_each(
-        self, inputs: Sequence[Input], work: Callable[[Sequence[Input]], list[T]], extra: int
+        self,
+        inputs: Sequence[Input],
+        names: Sequence[str],
+        work: Callable[[Sequence[Input]], list[T]],
+        extra: int,
     ) -> list[T]:
         """Apply ``work`` to texts together and to the others one by one, side by side."""
         others = [
-            asyncio.ensure_future(self.threads.run(partial(work, [each])))
-            for each in inputs
+            asyncio.ensure_future(self._apply_one(each, name, work))
+            for each, name in zip(inputs, names, strict=True)
             if not isinstance(each, str)
         ]
         try:
@@ -178,6 +183,17 @@ class Submission(Generic[P, R]):
             for future in others:
                 future.cancel()
         return [next(of_texts) if isinstance(each, str) else next(of_others) for each in inputs]
+
+    async def _apply_one(
+        self, input: Input, name: str, work: Callable[[Sequence[Input]], list[T]]
+    ) -> list[T]:
+        try:
+            return await self.threads.run(partial(work, [input]))
+        except TooLongError as long:
+            raise media_too_long(name, long.tokens, long.limit) from None
+        except UnfitInputError as unfit:
+            reason = f"{name[:1].upper()}{name[1:]} cannot be used: {unfit}"
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason) from None
 
 
 def expected_cost(processor: Processor, group: Inputs) -> int:
@@ -213,7 +229,7 @@ def _named_media(contents: Sequence[Content], name: str) -> Iterator[tuple[str, 
                     yield f"part {part} of {name} {number}", inner
 
 
-def _inputs(content: Content, opened: Iterator[tuple[Image, ...]]) -> tuple[Input, ...]:
+def _inputs(content: Content, opened: Iterator[tuple[Opened, ...]]) -> tuple[Input, ...]:
     if isinstance(content, str):
         return (content,)
     if isinstance(content, Media):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.catalog.types import InputType, Modality
-from services.core.content import Fit, Input, Part, Usage
+from services.core.content import Fit, Image, Input, Usage
 from services.core.modeling.layers.causal import Chunk
 from services.core.modeling.layers.packed import PackedBatch
 
@@ -100,6 +100,15 @@ class Prepared(NamedTuple):
 
 class UnfitInputError(ValueError):
     """An input that a model cannot take, whatever its form; the text says why, in words for the caller."""
+
+
+class TooLongError(UnfitInputError):
+    """An input with media that does not fit the context; it is not cut, since that would cut a picture."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        self.tokens = tokens
+        self.limit = limit
+        super().__init__(f"It has {tokens:,} tokens, {limit:,} are allowed.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +208,7 @@ class Message(NamedTuple):
     """One turn of a conversation: who speaks (``system``, ``user``, ``assistant``), and what."""
 
     role: str
-    parts: tuple[Part, ...]
+    parts: tuple[str | Image, ...]
 
 
 class PreparedChat(NamedTuple):

@@ -316,11 +316,12 @@ class _Block:
         """Return the states behind the block; each patch sees those of its item of ``batch``."""
         joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
         turns.rope(joined[:, : 2 * self.heads])
-        x = self.attended.add_to(x, _attend(joined, batch))
+        x = self.attended.add_to(x, attend(joined, batch))
         return self.down.add_to(x, self.widened(self.inner_norm(x)))
 
 
-def _attend(joined: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+def attend(joined: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
+    """Attend inside each item of ``batch``: from heads of query, key and value to (rows, width)."""
     query, key, value = joined.chunk(3, 1)
     if joined.device.type == "cpu" and not ops.serves_attention(query, key, value):
         # Where the processor has no products of bf16, torch's attention of it takes many times as long.

@@ -24,6 +24,7 @@ from services.core.modeling.families import (
     xlm_absolute,
 )
 from services.core.modeling.families.jina_bert import is_jina_bert
+from services.core.modeling.families.jina_v5_omni import is_jina_v5_omni, load_jina_v5_omni
 from services.core.modeling.types import Backend, Door, Generator
 
 Network: TypeAlias = Backend[Any] | Generator
@@ -69,6 +70,7 @@ FAMILIES: Mapping[str, Family] = {
     "colbert_v2": _embeds(colbert.is_colbert_v2, colbert.load_colbert_v2),
     "jina_v4": _embeds(jina_v4.is_jina_v4, jina_v4.load_jina_v4),
     "jina_v5_text": _embeds(dense_decoder.is_jina_v5_text, dense_decoder.load_jina_v5_text),
+    "jina_v5_omni": _embeds(is_jina_v5_omni, load_jina_v5_omni),
     "jina_code": _embeds(dense_decoder.is_jina_code, dense_decoder.load_jina_code),
     "jina_clip": _embeds(clip.is_jina_clip, clip.load_jina_clip),
     "elser": _embeds(sparse.is_masked_language_model, sparse.load_sparse),
