@@ -11,28 +11,26 @@ JOBS   ?= 2
 setup: $(VENV)/.stamp protos
 
 $(VENV)/.stamp: pyproject.toml constraints.txt $(wildcard services/core/modeling/native/*.[ch])
-	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@PYTHON=$(PYTHON) scripts/install $(VENV)
+	@touch $@
 
 protos: $(VENV)/.protos
 
 # google/api/*.proto come with googleapis-common-protos, google/protobuf/*.proto with grpcio-tools.
 $(VENV)/.protos: $(VENV)/.stamp $(PROTOS)
-	$(BIN)/python -m grpc_tools.protoc -I protos \
+	@echo "  code from protos/"
+	@$(BIN)/python -m grpc_tools.protoc -I protos \
 	  -I $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=protos --mypy_out=quiet:protos --grpc_python_out=protos --mypy_grpc_out=quiet:protos $(PROTOS)
-	touch $@
+	@touch $@
 
 servers:
 	scripts/install-servers
 
 run: setup
-	$(BIN)/search-foundation up
+	@$(BIN)/search-foundation up
 
 test: setup servers
 	$(BIN)/pytest -n $(JOBS) --dist loadfile

@@ -1,12 +1,12 @@
-"""One line of JSON for each call."""
+"""One line for each call: JSON, or short ones for a terminal."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from gateway.call_kind import is_grpc, is_rest, is_unread
+from gateway.call_kind import is_grpc, is_rest, is_true, is_unread
 from gateway.replies import UNREAD_REQUEST_ID
-from gateway.topology import LogTarget
+from gateway.topology import LogFormat, LogTarget
 
 Config = dict[str, Any]
 
@@ -33,15 +33,27 @@ _ANY_CALL = {
 _GRPC_CALL = _ANY_CALL | {"grpc_status": "%GRPC_STATUS_NUMBER%"}
 _UNREAD_CALL = _ANY_CALL | {"request_id": UNREAD_REQUEST_ID}
 
+# What a service has answered stands in its own line already.
+_OURS = "response.code_details != 'via_upstream'"
+_SHORT = (
+    "%START_TIME_LOCAL(%H:%M:%S)%  %REQ(:METHOD)% %PATH(NQ:ORIG_OR_PATH)%  %RESPONSE_CODE%  %DURATION% ms\n"
+)
 
-def access_log(target: LogTarget | None) -> list[Config]:
-    """Envoy's loggers: ``grpc_status`` stands in the lines of gRPC calls only."""
+
+def access_log(target: LogTarget | None, form: LogFormat = "json") -> list[Config]:
+    """Envoy's loggers: ``grpc_status`` stands in the lines of gRPC calls only.
+
+    In the form ``text`` only calls that the gateway answered itself have a line.
+    """
     if target is None:
         return []
     if target in ("stdout", "stderr"):
         kind = {"@type": f"{_LOGGERS}.stream.v3.{str(target).capitalize()}AccessLog"}
     else:
         kind = {"@type": f"{_LOGGERS}.file.v3.FileAccessLog", "path": str(target)}
+    if form == "text":
+        short = {"text_format_source": {"inline_string": _SHORT}}
+        return [{"name": "short", "filter": is_true(_OURS), "typed_config": kind | {"log_format": short}}]
     return [
         {"name": name, "filter": calls, "typed_config": kind | {"log_format": {"json_format": fields}}}
         for name, calls, fields in (

@@ -9,6 +9,7 @@ Config = dict[str, Any]
 # The transcoder has made a gRPC call of a REST call, too, and left the original path behind.
 _ORIGINAL_PATH = "x-envoy-original-path"
 _REQUEST_ID = "x-request-id"
+_CEL = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 
 
 def is_unread() -> Config:
@@ -35,6 +36,14 @@ def has_path(pattern: str) -> Config:
     whole = {"safe_regex": {"regex": f"({pattern})/?(\\?.*)?"}}
     names = (_ORIGINAL_PATH, ":path")
     return {"or_filter": {"filters": [_header({"name": name, "string_match": whole}) for name in names]}}
+
+
+def is_true(expression: str) -> Config:
+    """Calls of which an expression of CEL holds."""
+    config = {"@type": f"type.googleapis.com/{_CEL}", "expression": expression}
+    return {
+        "extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": config}
+    }
 
 
 def _content(**fields: bool) -> Config:

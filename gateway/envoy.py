@@ -18,7 +18,10 @@ Config = dict[str, Any]
 _DUMPER: type[yaml.SafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 """libyaml's is ten times as fast, where PyYAML was built with it."""
 
-_LOG = {"time": "%Y-%m-%dT%T.%eZ", "level": "%l", "logger": "%n", "message": "%j"}
+_LOGS: Mapping[str, Config] = {
+    "json": {"json_format": {"time": "%Y-%m-%dT%T.%eZ", "level": "%l", "logger": "%n", "message": "%j"}},
+    "text": {"text_format": "%T  %l: %v"},
+}
 
 
 def render(
@@ -49,7 +52,7 @@ def render(
         "node": {"id": "gateway", "cluster": "search-foundation"},
         "static_resources": {"listeners": listeners, "clusters": clusters},
         "overload_manager": _overload_manager(topology),
-        "application_log_config": {"log_format": {"json_format": _LOG}},
+        "application_log_config": {"log_format": _LOGS[topology.log_format]},
     }
     if topology.admin is not None:
         address = {"address": topology.admin.host, "port_value": topology.admin.port}

@@ -119,7 +119,7 @@ def _manager(
             "validate_clusters": True,
         },
         "http_filters": filters,
-        "access_log": access_log(topology.access_log),
+        "access_log": access_log(topology.access_log, topology.log_format),
         "server_name": "search-foundation",
         "use_remote_address": True,
         "xff_num_trusted_hops": topology.trusted_proxies,

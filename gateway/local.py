@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -46,6 +47,7 @@ def local_topology(
         },
         "timeouts": {"request": settings.request_timeout_seconds, "drain": settings.drain_seconds},
         "access_log": "stdout" if settings.access_log else None,
+        "log_format": "text" if settings.logs_text(sys.stderr) else "json",
     }
     own = _read(settings)
     try:

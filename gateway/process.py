@@ -95,12 +95,21 @@ class Envoy:
         if self._topology.admin is not None:
             with contextlib.suppress(EnvoyError):
                 await drain(self._topology.admin, self._topology.timeouts.drain, seconds)
-        self._process.terminate()
+        await self._tell_to_end()
         try:
             await asyncio.wait_for(self._process.wait(), max(1.0, seconds))
         except TimeoutError:
             self._process.kill()
             await self._process.wait()
+
+    async def _tell_to_end(self) -> None:
+        """Ask by the admin page, which is no news to Envoy; of a signal it warns."""
+        if self._topology.admin is not None:
+            with contextlib.suppress(EnvoyError):
+                await _ask(self._topology.admin, "POST", "/quitquitquit")
+                return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
 
 
 def find_envoy() -> Path:

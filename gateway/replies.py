@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from gateway.call_kind import has_path, is_grpc, is_unread
+from gateway.call_kind import has_path, is_grpc, is_true, is_unread
 from gateway.topology import Topology
 from gateway.unpacking import CODINGS
 from services.core.errors import ERRORS, ErrorCode
@@ -27,7 +27,6 @@ UNREAD_REQUEST_ID = "%CONNECTION_ID%-%START_TIME(%s%9f)%"
 
 _JSON = "application/json"
 _LARGEST = f"%METADATA(ROUTE:{METADATA_NAMESPACE}:{LARGEST_BODY})%"
-_CEL = "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
 _INVALID_HTTP = "The request is not valid HTTP."
 _UPGRADE = "No connection is upgraded to another protocol here."
 _TOO_LARGE_HEADERS = "Request headers exceed the maximum of {kib} KiB."
@@ -193,11 +192,7 @@ def _header(key: str, value: str) -> Config:
 
 def _because(details: str) -> Config:
     """Match what Envoy answers for a reason: its whole name, or what follows the name of the codec."""
-    expression = f"response.code_details.endsWith({json.dumps(details)})"
-    config = {"@type": f"type.googleapis.com/{_CEL}", "expression": expression}
-    return {
-        "extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": config}
-    }
+    return is_true(f"response.code_details.endsWith({json.dumps(details)})")
 
 
 def _status_is(status: int) -> Config:

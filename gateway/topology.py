@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from services.core.catalog.types import Capability
 
 LogTarget = Literal["stdout", "stderr"] | Path
+LogFormat = Literal["json", "text"]
 
 
 class _Part(BaseModel):
@@ -204,6 +205,7 @@ class Topology(_Part):
     workers: int = Field(default=1, ge=1)
     trusted_proxies: int = Field(default=0, ge=0)
     access_log: LogTarget | None = "stdout"
+    log_format: LogFormat = "json"
 
     @model_validator(mode="after")
     def _each_model_has_a_pool_that_takes_calls(self) -> Self:

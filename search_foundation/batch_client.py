@@ -11,8 +11,10 @@ from urllib.parse import quote
 
 import httpx
 
+from services.core.settings import Settings, load_settings
+
 KEY_VARIABLE = "API_KEY"
-DEFAULT_URL = "http://127.0.0.1:8080"
+URL_HELP = "the gateway, with or without /v1; SF_PUBLIC_URL by default, or this machine's SF_HTTP_PORT"
 _TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 _POLL_SECONDS = 2.0
 _MAX_POLL_SECONDS = 10.0
@@ -32,11 +34,22 @@ class CallError(Exception):
         self.temporary = temporary
 
 
+def gateway_url(given: str | None) -> str:
+    """The gateway without ``/v1``: what was given, else where the settings say that callers reach it."""
+    return (given or _by_settings(load_settings())).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _by_settings(settings: Settings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    bracketed = f"[{host}]" if ":" in host else host
+    return settings.public_url or f"http://{bracketed}:{settings.http_port}"
+
+
 class BatchClient:
     """Calls one server with the key of API_KEY, or without a key if that is unset; closes with ``with``."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = url
         key = os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:

@@ -258,6 +258,9 @@ class Model:
         """Let the model go; later calls raise ModelError."""
         self._closed = True
         self._network = None
+        if not threading.main_thread().is_alive():
+            # The interpreter is ending, and with it what would be stopped in order.
+            return
         if self._engine is not None:
             self._run(self._engine.stop(5.0))
             self._engine = None

@@ -13,7 +13,8 @@ from typing import Any
 
 import orjson
 
-from search_foundation.batch_client import DEFAULT_URL, KEY_VARIABLE, BatchClient, CallError, Status
+from search_foundation.arguments import positive
+from search_foundation.batch_client import KEY_VARIABLE, URL_HELP, BatchClient, CallError, Status, gateway_url
 from search_foundation.batch_download import download, to_stdout
 from search_foundation.batch_input import InputError, source
 from search_foundation.commands.batch_progress import Show, bytes_progress, counts, job_progress
@@ -21,7 +22,9 @@ from search_foundation.commands.batch_progress import Show, bytes_progress, coun
 Parsers = Any
 """What ``add_subparsers`` returns; argparse has no public name for it."""
 
+_ID = "the job's id, as 'batch submit' prints it"
 _RUNNING = ("pending", "processing")
+_SHORTEST_WAIT = 0.25
 _LONGEST_WAIT = 10.0
 _ENDS = {
     "failed": "The job has failed",
@@ -41,29 +44,29 @@ def add_parser(subparsers: Parsers) -> None:
 
     def command(name: str, text: str, run: Callable[[argparse.Namespace, BatchClient], int]) -> Any:
         added = commands.add_parser(name, help=text, description=text)
-        added.add_argument("--url", default=DEFAULT_URL, help=f"the gateway; {DEFAULT_URL} by default")
+        added.add_argument("--url", help=URL_HELP)
         added.set_defaults(batch_run=run)
         return added
 
     _add_submit(command("submit", "make a job; its id is printed", _submit))
 
     watch = command("watch", "show the progress of a job until it ends", _watch_command)
-    watch.add_argument("id")
+    watch.add_argument("id", help=_ID)
     _add_output(watch, "then bring the output there")
 
     status = command("status", "tell of a job", _status)
-    status.add_argument("id")
-    status.add_argument("--json", action="store_true")
+    status.add_argument("id", help=_ID)
+    status.add_argument("--json", action="store_true", help="print it as JSON")
 
     listing = command("list", "list the newest jobs", _list)
-    listing.add_argument("--limit", type=int, default=20, metavar="N")
-    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--limit", type=positive, default=20, metavar="N", help="how many; 20 by default")
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
 
     cancel = command("cancel", "cancel a job", _cancel)
-    cancel.add_argument("id")
+    cancel.add_argument("id", help=_ID)
 
     bring = command("download", "bring the output of a job; goes on after a break", _download)
-    bring.add_argument("id")
+    bring.add_argument("id", help=_ID)
     _add_output(bring, "where to; - is standard output; ID_output.jsonl by default")
     bring.add_argument("--errors", action="store_true", help="bring the failed lines instead")
 
@@ -72,9 +75,14 @@ def _add_submit(submit: argparse.ArgumentParser) -> None:
     submit.add_argument(
         "file", metavar="FILE|-|URL", help="JSONL; an https://, s3:// or gs:// URL is sent on"
     )
-    submit.add_argument("--model", required=True)
-    submit.add_argument("--task")
-    submit.add_argument("--dimensions", type=int, metavar="N")
+    submit.add_argument("--model", required=True, help="id of the model that embeds the lines")
+    submit.add_argument("--task", help="what the vectors are for, as retrieval.passage; the model's default")
+    submit.add_argument(
+        "--dimensions",
+        type=positive,
+        metavar="N",
+        help="numbers of a vector; by default all it has",
+    )
     submit.add_argument("--raw", action="store_true", help="vectors as they are, not of length 1")
     submit.add_argument("--webhook", metavar="URL", help="is told when the job ends")
     submit.add_argument("--watch", action="store_true", help="show the progress until the job ends")
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the sub-command; 0 if done, 1 if the server or the job says no, 2 for a wrong file or argument."""
     command: Callable[[argparse.Namespace, BatchClient], int] = args.batch_run
     try:
-        with BatchClient(args.url) as client:
+        with BatchClient(gateway_url(args.url)) as client:
             return command(args, client)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -134,6 +142,7 @@ def _watch(args: argparse.Namespace, client: BatchClient, batch_id: str) -> int:
 def _until_ended(client: BatchClient, batch_id: str, show: Show) -> Status:
     """Follow a job, also over times in which the server does not answer."""
     failures = 0
+    began = time.monotonic()
     while True:
         try:
             status, wait = client.status(batch_id)
@@ -149,6 +158,8 @@ def _until_ended(client: BatchClient, batch_id: str, show: Show) -> Status:
             show(status)
             if status["status"] not in _RUNNING:
                 return status
+            # At first more often than the server asks for: a small job would be over between two looks.
+            wait = min(wait, max(_SHORTEST_WAIT, (time.monotonic() - began) / 8))
         time.sleep(wait)
 
 
@@ -197,7 +208,7 @@ def _bring(args: argparse.Namespace, client: BatchClient, batch_id: str, file: s
 
 
 def _again(args: argparse.Namespace, command: str, batch_id: str, *more: str) -> str:
-    url = () if args.url == DEFAULT_URL else ("--url", args.url)
+    url = () if args.url is None else ("--url", args.url)
     return shlex.join(["search-foundation", "batch", command, batch_id, *more, *url])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from search_foundation.batch_client import DEFAULT_URL, KEY_VARIABLE
+from search_foundation.batch_client import KEY_VARIABLE, URL_HELP, gateway_url
 
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 _MODEL = "jina-vlm"
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--system", metavar="TEXT", help="what the model is told beforehand")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 to 2; 0 by default")
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"the gateway; {DEFAULT_URL} by default")
+    parser.add_argument("--url", help=URL_HELP)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,7 +98,8 @@ def _answer(args: argparse.Namespace, messages: list[dict[str, Any]]) -> Iterato
     body |= {} if args.temperature is None else {"temperature": args.temperature}
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    url = args.url.rstrip("/") + "/v1/chat/completions"
+    house = gateway_url(args.url)
+    url = f"{house}/v1/chat/completions"
     try:
         with httpx.stream("POST", url, json=body, headers=headers, timeout=_TIMEOUT) as answer:
             if not answer.is_success:
@@ -116,7 +117,7 @@ def _answer(args: argparse.Namespace, messages: list[dict[str, Any]]) -> Iterato
                     yield choice["delta"].get("content") or ""
             raise ChatError("The answer has broken off.")
     except httpx.HTTPError as error:
-        raise ChatError(f"No answer from {args.url}: {error or type(error).__name__}.") from None
+        raise ChatError(f"No answer from {house}: {error or type(error).__name__}.") from None
     except httpx.InvalidURL as error:
         raise ChatError(f"Wrong --url: {error}.") from None
 

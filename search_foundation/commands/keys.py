@@ -27,6 +27,7 @@ from services.core.storage import Database
 Parsers = Any
 """What ``add_subparsers`` returns; argparse has no public name for it."""
 
+_ID = "the key's id, as 'keys list' shows it"
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -55,7 +56,7 @@ def add_parser(subparsers: Parsers) -> None:
     create.set_defaults(keys_run=_create)
 
     listing = commands.add_parser("list", help="list the keys of the database, without the keys themselves")
-    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
     listing.set_defaults(keys_run=_list)
 
     usage = commands.add_parser(
@@ -65,12 +66,12 @@ def add_parser(subparsers: Parsers) -> None:
     usage.set_defaults(keys_run=_usage)
 
     top_up = commands.add_parser("top-up", help="grant more tokens to a key that has a balance")
-    top_up.add_argument("id")
-    top_up.add_argument("tokens", type=_tokens)
+    top_up.add_argument("id", help=_ID)
+    top_up.add_argument("tokens", type=_tokens, help="tokens to grant, as 1000000 or 1_000_000")
     top_up.set_defaults(keys_run=_top_up)
 
     revoke = commands.add_parser("revoke", help="close a key for good")
-    revoke.add_argument("id")
+    revoke.add_argument("id", help=_ID)
     revoke.set_defaults(keys_run=_revoke)
 
 
@@ -107,7 +108,8 @@ async def _create(args: argparse.Namespace, settings: Settings, table: KeyTable)
         balance=args.balance,
         expires_at=args.expires.timestamp() if args.expires else None,
     )
-    print(f"{record.id}, tier {record.tier}. The key is shown this once:", file=sys.stderr)
+    where = table.database.name
+    print(f"{record.id}, tier {record.tier}, in {where}. The key is shown this once:", file=sys.stderr)
     print(key)
     return 0
 

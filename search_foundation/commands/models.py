@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from search_foundation.commands.models_check import check
@@ -28,18 +28,23 @@ def add_parser(subparsers: Parsers) -> None:
     )
     commands = parser.add_subparsers(dest="models_command", required=True, metavar="COMMAND")
 
-    listing = commands.add_parser("list", help="list the models of the catalogue and where their weights are")
-    listing.add_argument("--capability", choices=[str(name) for name in Capability])
-    listing.add_argument("--json", action="store_true")
+    listing = commands.add_parser(
+        "list",
+        help="list the models of the catalogue: which are served, and whose weights are here",
+    )
+    listing.add_argument(
+        "--capability", choices=[str(name) for name in Capability], help="only models that can do this"
+    )
+    listing.add_argument("--json", action="store_true", help="print it as JSON")
     listing.set_defaults(models_run=_list)
 
     show = commands.add_parser("show", help="show one entry of the catalogue")
-    show.add_argument("id")
-    show.add_argument("--json", action="store_true")
+    show.add_argument("id", help="the model's id, alias or repository")
+    show.add_argument("--json", action="store_true", help="print it as JSON")
     show.set_defaults(models_run=_show)
 
     pull = commands.add_parser("pull", help="fetch the weights of models into SF_MODEL_DIR")
-    pull.add_argument("id", nargs="+")
+    pull.add_argument("id", nargs="+", help="ids of models")
     pull.add_argument(
         "--accept-license", action="store_true", help="accept a licence that does not allow commercial use"
     )
@@ -53,9 +58,9 @@ def add_parser(subparsers: Parsers) -> None:
     pull.set_defaults(models_run=_pull)
 
     checking = commands.add_parser("check", help="say what a folder holds and whether it would load")
-    checking.add_argument("folder", metavar="DIR|ID")
+    checking.add_argument("folder", metavar="DIR|ID", help="a folder of weights, or a model's id")
     checking.add_argument("--model", help="the model it should be; by default known by the folder's name")
-    checking.add_argument("--json", action="store_true")
+    checking.add_argument("--json", action="store_true", help="print it as JSON")
     checking.set_defaults(models_run=check)
 
     converting = commands.add_parser("convert", help="make a folder of weights of an ELSER or SPLADE you own")
@@ -76,14 +81,18 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
     specs = [spec for spec in catalog.models.values() if args.capability in (None, *spec.capabilities)]
-    rows = [_row(spec, settings) for spec in sorted(specs, key=lambda spec: spec.id.lower())]
+    # A wrong name in SF_MODELS is no reason to hide the right ones.
+    served = {spec.id for spec in catalog.select(filter(catalog.get, settings.models))}
+    rows = [_row(spec, settings, served) for spec in sorted(specs, key=lambda spec: spec.id.lower())]
     print(json.dumps(rows, indent=1) if args.json else _table(rows))
     return 0
 
 
-def _row(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+def _row(spec: ModelSpec, settings: Settings, served: Container[str]) -> dict[str, Any]:
     return {
         "id": spec.id,
+        "built": spec.family.built,
+        "served": spec.id in served,
         "serves": sorted(map(str, spec.capabilities)),
         "context": spec.context_length,
         "dimensions": spec.dimensions or None,
@@ -94,12 +103,22 @@ def _row(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> str:
-    lines = [[name.upper() for name in next(iter(rows), {})]]
+    lines: list[list[str]] = []
     for row in rows:
         shown = {**row, "serves": ",".join(row["serves"]), "parameters": amount(row["parameters"])}
-        lines.append(["-" if value is None else str(value) for value in shown.values()])
+        shown |= {"state": _state(row), "weights": row["weights"] or "-"}
+        order = ("id", "state", "serves", "context", "dimensions", "parameters", "licence", "weights")
+        lines = lines or [[name.upper() for name in order]]
+        lines.append(["-" if shown[name] is None else str(shown[name]) for name in order])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    if not row["built"]:
+        return "not built yet"
+    downloaded = "downloaded" if row["weights"] else "not downloaded"
+    return f"served, {downloaded}" if row["served"] else downloaded
 
 
 def amount(number: int) -> str:
@@ -170,6 +189,8 @@ def _pull_one(spec: ModelSpec, args: argparse.Namespace, settings: Settings, htt
             file=sys.stderr,
         )
         return 1
+    if not spec.family.built:
+        print(f"{spec.id} cannot be served yet: this version has no network of its family.", file=sys.stderr)
     snapshot = describe(spec, http)
     pinned = "" if spec.pinned else f", the head of {spec.revision} (none is pinned)"
     print(f"{spec.weights_id}: {snapshot.repository} at {snapshot.commit}{pinned}")

@@ -33,7 +33,7 @@ def check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
     report = inspect(folder)
     if spec is None:
         spec = _by_repository(report.repository, catalog)
-    problems = list(report.problems) or _load_problems(spec, folder, catalog)
+    problems = [*_not_built(spec), *report.problems] or _load_problems(spec, folder, catalog)
     facts = _facts_of(report, spec, problems) | {"computes with": describe()}
     if args.json:
         print(json.dumps(facts, indent=1))
@@ -51,6 +51,8 @@ def _folder(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> t
     spec = catalog.get(args.folder)
     if spec is None:
         raise CatalogError(f"'{args.folder}' is neither a folder nor a model of the catalogue.")
+    if sentences := _not_built(named or spec):
+        raise WeightsNotFound(*sentences)
     return locate(spec, settings), named or spec
 
 
@@ -58,6 +60,12 @@ def _by_repository(repository: str, catalog: Catalog) -> ModelSpec | None:
     return next(
         (spec for spec in catalog.models.values() if repository and spec.repository == repository), None
     )
+
+
+def _not_built(spec: ModelSpec | None) -> list[str]:
+    if spec is None or spec.family.built:
+        return []
+    return [f"{spec.id} cannot be loaded: this version has no network of its family '{spec.family}' yet."]
 
 
 def _load_problems(spec: ModelSpec | None, folder: Path, catalog: Catalog) -> list[str]:
@@ -75,6 +83,8 @@ def _load_problems(spec: ModelSpec | None, folder: Path, catalog: Catalog) -> li
         load_network(spec, folder, device=cpu, dtype=choose_dtype(cpu))
     except CheckpointError as error:
         return [str(error)]
+    except Exception as error:  # noqa: BLE001 - whatever a foreign folder brings about is the answer
+        return [f"Loading it failed unexpectedly: {type(error).__name__}: {error}"]
     return []
 
 

@@ -18,6 +18,7 @@ import uvloop
 
 from search_foundation.arguments import positive
 from search_foundation.capabilities import CAPABILITIES, STORING
+from search_foundation.servable import NotServableError, require_servable
 from services.core.folders import data_folder
 from services.core.serving import PortInUseError, Server, StopReason
 from services.core.serving.doors import Capability
@@ -44,7 +45,14 @@ _GC_THRESHOLDS = (10_000, 20, 50)
 def add_parser(subparsers: Any) -> None:
     """Add the command."""
     parser: argparse.ArgumentParser = subparsers.add_parser("serve", help="run a gRPC server")
-    parser.add_argument("capabilities", nargs="+", choices=tuple(CAPABILITIES), metavar="CAPABILITY")
+    names = ", ".join(CAPABILITIES)
+    parser.add_argument(
+        "capabilities",
+        nargs="+",
+        choices=tuple(CAPABILITIES),
+        metavar="CAPABILITY",
+        help=f"what to serve, one or more of: {names}",
+    )
     parser.add_argument("--workers", type=positive, help="processes sharing the port (SF_WORKERS)")
 
 
@@ -54,17 +62,22 @@ def run(args: argparse.Namespace) -> int:
     if args.workers is not None:
         settings = settings.model_copy(update={"workers": args.workers})
     names = tuple(dict.fromkeys(args.capabilities))
-    configure(settings.log_level)
+    _configure_logs(settings)
     try:
+        require_servable(settings)
         if settings.workers > 1:
             return asyncio.run(_supervise(settings, names))
         return uvloop.run(_serve(settings, names, None))
-    except (PortInUseError, OSError) as error:
+    except (NotServableError, PortInUseError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except _engine_errors() as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _configure_logs(settings: Settings) -> None:
+    configure(settings.log_level, text=settings.logs_text(sys.stderr))
 
 
 async def _supervise(settings: Settings, names: Sequence[str]) -> int:
@@ -83,7 +96,7 @@ async def _supervise(settings: Settings, names: Sequence[str]) -> int:
 
 def _work(settings: Settings, names: Sequence[str], link: WorkerLink) -> None:
     """Be one worker process."""
-    configure(settings.log_level)
+    _configure_logs(settings)
     try:
         status = uvloop.run(_serve(settings, names, link))
     except (ConfigurationError, PortInUseError, OSError, *_engine_errors()) as error:

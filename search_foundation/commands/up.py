@@ -21,12 +21,13 @@ from gateway.xds import BOOTSTRAP, Publisher
 from search_foundation.arguments import port
 from search_foundation.capabilities import implemented
 from search_foundation.commands.gateway import configuration
-from search_foundation.first_key import first_key
+from search_foundation.first_key import FirstKey, first_key
 from search_foundation.keeping import ChildEndedError, Kept, keep_all, let_end
-from search_foundation.local_ports import settle_ports
+from search_foundation.local_ports import PORTS, settle_ports
+from search_foundation.servable import NotServableError, require_servable
 from search_foundation.services_process import ServicesProcess
 from search_foundation.signals import stop_signal
-from services.core.catalog import CatalogError
+from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability
 from services.core.errors import ServiceError
 from services.core.folders import data_folder
@@ -55,16 +56,19 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run both until told to stop; 0 after that, 1 when one of them failed, 2 for wrong settings."""
     asked = {"host": args.host, "http_port": args.port}
-    settings = load_settings().model_copy(update={k: v for k, v in asked.items() if v is not None})
-    settings = settle_ports(settings)
+    wanted = load_settings().model_copy(update={k: v for k, v in asked.items() if v is not None})
+    settings = settle_ports(wanted)
     capabilities = tuple(dict.fromkeys(args.capabilities)) or implemented()
     try:
+        require_servable(settings)
         data_folder(settings.data_dir)
+        _tell_ports(wanted, settings)
+        _say(f"starting, with {', '.join(settings.models)}")
         return asyncio.run(_up(settings, capabilities))
     except (CatalogError, ConfigurationError) as error:
         print(error, file=sys.stderr)
         return 2
-    except (ChildEndedError, EnvoyError, UpError, OSError) as error:
+    except (ChildEndedError, EnvoyError, NotServableError, UpError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -96,9 +100,9 @@ async def _up(settings: Settings, capabilities: Sequence[Capability]) -> int:
             services.works = envoy.works = True
             # Made only now: a start that fails would leave a key behind that nobody has seen.
             key = await _first_key(settings)
-            _welcome(settings, topology, key, time.monotonic() - started)
+            _welcome(settings, topology, capabilities, key, time.monotonic() - started)
             await _first_of(watching, stop)
-        print("search-foundation: stopping, once the calls in flight are answered", file=sys.stderr)
+        _say("stopping, once the calls in flight are answered")
     return 0
 
 
@@ -107,7 +111,18 @@ def _topology(settings: Settings, capabilities: Sequence[Capability]) -> Topolog
     return local_topology(settings.model_copy(update={"drain_seconds": 0.0}), capabilities, services=LOOPBACK)
 
 
-async def _first_key(settings: Settings) -> str | None:
+def _tell_ports(wanted: Settings, settled: Settings) -> None:
+    for name in PORTS:
+        asked, given = getattr(wanted, name), getattr(settled, name)
+        if asked not in (0, given):
+            _say(f"port {asked} is taken, {given} is used instead (SF_{name.upper()})")
+
+
+def _say(sentence: str) -> None:
+    print(f"search-foundation: {sentence}", file=sys.stderr, flush=True)
+
+
+async def _first_key(settings: Settings) -> FirstKey | None:
     try:
         return await first_key(settings)
     except ServiceError as error:
@@ -130,31 +145,56 @@ async def _until_ready(envoy: Envoy) -> None:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _welcome(settings: Settings, topology: Topology, key: str | None, seconds: float) -> None:
+def _welcome(
+    settings: Settings,
+    topology: Topology,
+    capabilities: Sequence[Capability],
+    key: FirstKey | None,
+    seconds: float,
+) -> None:
     host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(topology.listener.host, topology.listener.host)
     scheme = "http" if topology.listener.tls is None else "https"
     url = f"{scheme}://{Address(host, topology.listener.port)}"
-    lines = [f"search-foundation is ready after {seconds:.1f} s. Ctrl-C stops it.", "", f"  URL   {url}/v1"]
-    lines.append(f"  gRPC  {Address(LOOPBACK, settings.grpc_port)}")
-    lines.append(f"  Key   {_about_key(settings, key)}")
-    lines += ["", _curl(url, settings, key), ""]
+    models = ", ".join(settings.models)
+    lines = [
+        "",
+        f"search-foundation is ready after {seconds:.1f} s, with {models}. Ctrl-C stops it.",
+        "",
+        _curl(url, settings, capabilities, key),
+        "",
+        f"  URL   {url}/v1",
+        f"  gRPC  {Address(LOOPBACK, settings.grpc_port)}",
+        *_about_key(settings, key),
+        "",
+    ]
     print("\n".join(lines), flush=True)
 
 
-def _about_key(settings: Settings, key: str | None) -> str:
+def _about_key(settings: Settings, key: FirstKey | None) -> list[str]:
+    """The last lines, so that a new key stays in sight."""
     if not settings.auth:
-        return "none needed (SF_AUTH is false)"
+        return ["  Key   none needed (SF_AUTH is false)"]
     if key is None:
-        return "one of those made before; 'search-foundation keys create' makes another"
-    return f"{key}\n        (shown this once: only its hash is kept, in {settings.data_dir})"
+        return ["  Key   one of those made before; 'search-foundation keys create' makes another"]
+    kept = f"kept for you alone in {key.path}"
+    return [f"  Key   {kept}"] if key.key is None else [f"        ({kept})", f"  Key   {key.key}"]
 
 
-def _curl(url: str, settings: Settings, key: str | None) -> str:
-    body = json.dumps({"model": settings.models[0], "input": "hello world"})
-    words = ["curl", f"{url}/v1/embeddings", "-H", "Content-Type: application/json", "-d", body]
+def _curl(url: str, settings: Settings, capabilities: Sequence[Capability], key: FirstKey | None) -> str:
+    spec = Catalog.load(settings.catalog_file, settings.model_aliases).require(settings.models[0])
+    path, body = "/v1/models", None
+    if Capability.EMBED in capabilities and spec.supports(Capability.EMBED):
+        path, body = "/v1/embeddings", {"model": spec.id, "input": "hello world"}
+    elif Capability.RERANK in capabilities and spec.supports(Capability.RERANK):
+        path, body = "/v1/rerank", {"model": spec.id, "query": "hello", "documents": ["hello world"]}
+    words = ["curl", f"{url}{path}"]
+    if body is not None:
+        words += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
     line = shlex.join(words)
     if settings.auth:
-        line += f' -H "Authorization: Bearer {key or "$KEY"}"'
+        # Not the key itself: the line ends in the histories of shells.
+        secret = "$API_KEY" if key is None else f"$(cat {shlex.quote(str(key.path))})"
+        line += f' -H "Authorization: Bearer {secret}"'
     return line
 
 

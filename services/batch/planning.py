@@ -14,6 +14,10 @@ from services.core.media.lines import Line, read_lines
 
 MAX_CHUNK_LINES = 256
 
+_LEAST_BYTES = 4096
+_STEPS = 8
+"""A chunk is at most this part of what stands before it in its input, or ``_LEAST_BYTES``."""
+
 _PAUSE = 256
 """Lines read before the event loop gets its turn."""
 
@@ -58,7 +62,7 @@ class _Planner:
             self._append(1, line.start, 0, {0: TOO_LONG}, line.number)
             return
         end = line.start + line.length
-        if end - self._start > self._chunk_bytes or self._lines >= MAX_CHUNK_LINES:
+        if end - self._start > self._room() or self._lines >= MAX_CHUNK_LINES:
             self._close()
         if not self._lines:
             self._start, self._place = line.start, line.number
@@ -66,6 +70,10 @@ class _Planner:
             self._faults[self._lines] = f"{DUPLICATE}:{earlier}"
         self._lines += 1
         self._end = end
+
+    def _room(self) -> int:
+        """Bytes of the open chunk: few at first, so that who watches a small job sees it move as well."""
+        return min(self._chunk_bytes, max(_LEAST_BYTES, self._start // _STEPS))
 
     def finish(self) -> list[Plan]:
         self._close()

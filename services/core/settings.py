@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TextIO
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     IPvAnyNetwork,
@@ -19,11 +22,34 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 PREFIX = "SF_"
 CONFIG_VARIABLE = "SF_CONFIG"
 """Names the YAML file; the one variable with the prefix that is not a field."""
+
+
+def _listed(value: Any) -> Any:
+    """Read a list as it is typed in a variable: ``a,b``, or in JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f'not a list, as a,b or ["a", "b"] ({error})') from None
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+_READ_LISTS = (NoDecode, BeforeValidator(_listed))
+Words = Annotated[tuple[str, ...], *_READ_LISTS]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], *_READ_LISTS]
 
 
 class Tier(BaseModel):
@@ -120,7 +146,13 @@ class Settings(BaseSettings):
 
     # Addresses
     host: str = Field("127.0.0.1", description="Address the gRPC server and the gateway listen on.")
-    grpc_port: int = Field(50051, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one.")
+    grpc_port: int = Field(
+        50051,
+        ge=0,
+        le=65535,
+        description="Port of the gRPC server; 0 takes a free one. `up` takes the next free one for each of "
+        "these ports that is taken and not set.",
+    )
     http_port: int = Field(8080, ge=0, le=65535, description="Port of the gateway's REST listener.")
     metrics_port: int = Field(9090, ge=0, le=65535, description="Port of /metrics; 0 takes a free one.")
     admin_port: int = Field(
@@ -132,7 +164,9 @@ class Settings(BaseSettings):
     )
 
     # Models
-    models: tuple[str, ...] = Field(("all-MiniLM-L6-v2",), description="Model ids this process serves.")
+    models: Words = Field(
+        ("all-MiniLM-L6-v2",), min_length=1, description="Model ids this process serves, as `a,b`."
+    )
     catalog_file: Path | None = Field(
         None, description="YAML file of your own catalogue entries and aliases; see docs/models.md."
     )
@@ -242,7 +276,7 @@ class Settings(BaseSettings):
         description="s3://bucket/prefix or gs://bucket/prefix for batch files; in SF_DATA_DIR when unset. "
         "Credentials come from the cloud's own variables.",
     )
-    batch_models: tuple[str, ...] | None = Field(
+    batch_models: Annotated[tuple[str, ...] | None, *_READ_LISTS] = Field(
         None,
         min_length=1,
         description="Those of SF_MODELS that batch jobs may name, aliases included; all that can when unset.",
@@ -254,9 +288,10 @@ class Settings(BaseSettings):
     batch_expire_seconds: float = Field(
         86_400.0, gt=0, description="From making a batch job to deleting its files."
     )
-    batch_input_buckets: tuple[str, ...] = Field(
+    batch_input_buckets: Words = Field(
         (),
-        description='s3:// and gs:// URLs below which batch jobs may read their input, as ["s3://inputs"].',
+        description="s3:// and gs:// URLs below which batch jobs may read their input, as "
+        "`s3://inputs,gs://more`.",
     )
     batch_max_input_bytes: int = Field(
         1 << 30, ge=1, description="Largest input file of a batch job, packed or unpacked."
@@ -312,7 +347,7 @@ class Settings(BaseSettings):
     )
 
     # Outgoing requests
-    fetch_allow_networks: tuple[IPvAnyNetwork, ...] = Field(
+    fetch_allow_networks: Networks = Field(
         (),
         description="Networks, as `10.1.0.0/16`, that URLs given by callers may lead to though not public.",
     )
@@ -358,7 +393,7 @@ class Settings(BaseSettings):
     tiers: Mapping[str, Tier] = Field(TIERS, description="Plans by name, added to the built-in ones.")
     default_tier: str = Field("unlimited", description="Tier of keys made without one and of keyless calls.")
     ip_requests_per_minute: int | None = Field(None, ge=1, description="Request limit per client address.")
-    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+    trusted_proxies: Networks = Field(
         (),
         description="Networks, as `10.1.0.0/16`, of the gateways in front: only their word for a caller's "
         "address is believed. `up` adds this machine.",
@@ -369,8 +404,15 @@ class Settings(BaseSettings):
 
     # Seeing
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto writes short lines on a terminal, and JSON elsewhere."
+    )
     access_log: bool = Field(True, description="One log line per call.")
     otlp_endpoint: str | None = Field(None, description="OTLP/gRPC endpoint for traces; none when unset.")
+
+    def logs_text(self, stream: TextIO) -> bool:
+        """Whether what is logged to ``stream`` is for a reader: short lines, no JSON."""
+        return self.log_format == "text" or (self.log_format == "auto" and stream.isatty())
 
     @field_validator("tiers")
     @classmethod
@@ -410,7 +452,7 @@ def load_settings(config: Path | None = None) -> Settings:
     try:
         return Settings(**values)
     except SettingsError as error:
-        raise ConfigurationError(f"Wrong setting: {error}: {error.__cause__}.") from error
+        raise ConfigurationError(_not_read(error)) from error
     except ValidationError as error:
         raise ConfigurationError(_sentence(error)) from error
 
@@ -434,6 +476,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigurationError(f"The settings file {path} must hold a mapping of names to values.")
     return {str(name): value for name, value in values.items()}
+
+
+def _not_read(error: SettingsError) -> str:
+    """Word that a variable is no JSON; pydantic tells its field by a sentence alone, and never the value."""
+    named = re.search(r'field "(\w+)"', str(error))
+    variable = PREFIX + named[1].upper() if named else "a variable"
+    return f"Wrong settings: {variable}: not a JSON object ({error.__cause__})."
 
 
 def _sentence(error: ValidationError) -> str:

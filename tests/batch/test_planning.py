@@ -76,6 +76,15 @@ async def test_chunks_have_a_bounded_number_of_lines() -> None:
     assert sum(plan.lines for plan in plans) == 1_000
 
 
+async def test_who_watches_sees_small_jobs_move_as_well() -> None:
+    """No chunk is more than an eighth of what is before it, until the operator's size is reached."""
+    plans = await _cut(b"\n".join(_line(f"c{n}") for n in range(30_000)), tokens=10_000)
+    sizes = [plan.length for plan in plans]
+    assert all(size <= max(4096, plan.start // 8) for size, plan in zip(sizes, plans, strict=True))
+    small = [size for size, plan in zip(sizes, plans, strict=True) if plan.start < 1 << 17]
+    assert len(small) > 16
+
+
 async def test_fifty_thousand_lines_and_one_more() -> None:
     data = b"{}\n" * 50_000
     assert sum(plan.lines for plan in await _cut(data)) == 50_000

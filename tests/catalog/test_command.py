@@ -14,12 +14,15 @@ import pytest
 
 from services.core.catalog import Catalog
 from services.core.catalog.pull import pulled_commit
+from services.core.catalog.types import Family
+from services.core.modeling.families.table import FAMILIES
 from tests.catalog.conftest import Command, tiny_files, write_files
 from tests.catalog.fake_hub import COMMIT, FakeHub
 
 V2 = "jina-embeddings-v2-base-en"
 V3 = "jina-embeddings-v3"
 PINNED = Catalog.load().require(V2).revision
+UNBUILT = [spec for spec in Catalog.load().models.values() if not spec.family.built]
 
 
 @pytest.fixture
@@ -38,12 +41,38 @@ def test_list_shows_every_model_and_where_its_weights_are(command: Command, tmp_
     listed = command("list")
     assert listed.returncode == 0, listed.stderr
     header, *rows = (line.split() for line in listed.stdout.splitlines())
-    assert header == ["ID", "SERVES", "CONTEXT", "DIMENSIONS", "PARAMETERS", "LICENCE", "WEIGHTS"]
-    by_id = {row[0]: row[1:] for row in rows}
+    assert header == ["ID", "STATE", "SERVES", "CONTEXT", "DIMENSIONS", "PARAMETERS", "LICENCE", "WEIGHTS"]
+    by_id = {row[0]: " ".join(row[1:]) for row in rows}
     assert by_id.keys() == Catalog.load().models.keys()
-    assert by_id["all-MiniLM-L6-v2"][-1] == "package"
-    assert by_id[V2] == ["classify,embed", "8192", "768", "137.4M", "Apache-2.0", "model", "folder"]
-    assert by_id["jina-vlm"][-1] == "-"
+    assert by_id["all-MiniLM-L6-v2"].startswith("served, downloaded batch,classify,embed,rerank 512 ")
+    assert by_id[V2] == "downloaded classify,embed 8192 768 137.4M Apache-2.0 model folder"
+    assert by_id[V3].startswith("not downloaded ")
+    assert all(by_id[spec.id].startswith("not built yet ") for spec in UNBUILT)
+
+
+def test_list_marks_what_is_served_and_what_cannot_be_yet(command: Command) -> None:
+    command.variables["SF_MODELS"] = f"{V3},no-such-model"
+    rows = {row["id"]: row for row in json.loads(command("list", "--json").stdout)}
+    assert [name for name, row in rows.items() if row["served"]] == [V3]
+    assert {name for name, row in rows.items() if row["built"]} == {
+        spec.id for spec in Catalog.load().models.values() if spec.family in FAMILIES
+    }
+    assert command("list").stdout.count("served, not downloaded") == 1
+
+
+def test_what_the_catalogue_says_is_built_is_what_there_is() -> None:
+    assert {family for family in Family if family.built} == set(FAMILIES)
+
+
+@pytest.mark.skipif(not UNBUILT, reason="every family has its network")
+def test_check_of_a_model_that_cannot_be_served_yet(command: Command, tmp_path: Path) -> None:
+    spec = UNBUILT[0]
+    sentence = f"{spec.id} cannot be loaded: this version has no network of its family '{spec.family}' yet."
+    checked = command("check", spec.id)
+    assert (checked.returncode, checked.stderr) == (1, f"{sentence}\n")
+    write_files(tmp_path / spec.id, tiny_files())
+    checked = command("check", str(tmp_path / spec.id), "--json")
+    assert (checked.returncode, json.loads(checked.stdout)["problems"]) == (1, [sentence])
 
 
 def test_list_as_json_by_capability(command: Command) -> None:

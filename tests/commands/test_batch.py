@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 
 from search_foundation.cli import main
 from tests.commands.scripted_batches import ID, ScriptedBatches, scripted_batches, status
+from tests.terminal import Terminal
 
 OUTPUT = b"".join(b'{"id": "batch_req_%06d", "custom_id": "c%d"}\n' % (n, n) for n in range(4000))
 
@@ -135,6 +134,26 @@ def test_a_refusal_is_told(server: ScriptedBatches, capsys: pytest.CaptureFixtur
 def test_wrong_urls_are_told(url: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["batch", "status", ID, "--url", url]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+def test_the_url_that_up_prints_is_taken(server: ScriptedBatches, ending: str) -> None:
+    assert main(["batch", "list", "--url", server.url + ending]) == 0
+    assert server.calls[-1][1] == "/v1/batches?limit=20"
+
+
+def test_without_a_url_the_settings_name_it(
+    server: ScriptedBatches, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SF_HTTP_PORT", server.url.rpartition(":")[2])
+    assert main(["batch", "watch", ID]) == 0
+    assert f"search-foundation batch download {ID}\n" in capsys.readouterr().err
+    monkeypatch.setenv("SF_HTTP_PORT", "1")
+    monkeypatch.setenv("SF_PUBLIC_URL", f"{server.url}/v1")
+    assert main(["batch", "status", ID]) == 0
+    monkeypatch.setenv("SF_HTTP_PROT", "1")
+    assert main(["batch", "status", ID]) == 2
+    assert "Did you mean SF_HTTP_PORT?" in capsys.readouterr().err
 
 
 def test_watch_follows_to_the_end_over_silence_and_refusals(
@@ -303,24 +322,20 @@ def test_ctrl_c_tells_how_to_see_the_job_again(server: ScriptedBatches) -> None:
 
 
 def shown_on_a_terminal(server: ScriptedBatches, *words: str) -> bytes:
-    ours, theirs = pty.openpty()
-    shown = bytearray()
-
-    def read() -> None:
-        try:
-            while piece := os.read(ours, 65536):
-                shown.extend(piece)
-        except OSError:  # how Linux says that the other side is closed
-            return
-
-    reader = threading.Thread(target=read)
-    with start(server, *words, stderr=theirs) as command:
-        os.close(theirs)
-        reader.start()
-        assert command.wait(60) == 0
-    reader.join()
-    os.close(ours)
-    return bytes(shown)
+    root = str(Path(__file__).parents[2])
+    command = [
+        sys.executable,
+        "-m",
+        "search_foundation.cli",
+        "batch",
+        words[0],
+        "--url",
+        server.url,
+        *words[1:],
+    ]
+    with Terminal(command, {**os.environ, "PYTHONPATH": root}) as terminal:
+        assert terminal.process.wait(60) == 0
+    return bytes(terminal.shown)
 
 
 def test_the_bar_of_a_job_shows_rate_and_time_left(server: ScriptedBatches) -> None:

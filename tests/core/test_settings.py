@@ -30,6 +30,22 @@ def test_variables_win_over_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert (settings.http_port, settings.grpc_port, settings.models) == (9100, 9001, ("a", "b"))
 
 
+@pytest.mark.parametrize("value", ["a,b", " a , b,", '["a", "b"]'])
+def test_lists_are_read_as_they_are_typed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
+) -> None:
+    monkeypatch.setenv("SF_MODELS", value)
+    monkeypatch.setenv("SF_BATCH_MODELS", value)
+    monkeypatch.setenv("SF_TRUSTED_PROXIES", "10.0.0.0/8,::1/128")
+    settings = load_settings()
+    assert settings.models == settings.batch_models == ("a", "b")
+    assert list(map(str, settings.trusted_proxies)) == ["10.0.0.0/8", "::1/128"]
+    monkeypatch.delenv("SF_MODELS")
+    file = tmp_path / "sf.yaml"
+    file.write_text("models: a, b\n")
+    assert load_settings(file).models == ("a", "b")
+
+
 def test_the_file_may_be_named_by_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "sf.yaml"
     file.write_text("http_port: 9000\n")
@@ -44,7 +60,10 @@ def test_the_file_may_be_named_by_a_variable(monkeypatch: pytest.MonkeyPatch, tm
         ("SF_HTTP_PORT", "seventy", "SF_HTTP_PORT: Input should be a valid integer"),
         ("SF_HTTP_PORT", "70000", "SF_HTTP_PORT: Input should be less than or equal to 65535"),
         ("SF_DTYPE", "float16", "SF_DTYPE: Input should be 'auto', 'float32' or 'bfloat16'"),
-        ("SF_MODELS", "not json", "Wrong setting"),
+        ("SF_MODELS", "[a", 'SF_MODELS: not a list, as a,b or ["a", "b"]'),
+        ("SF_MODELS", " , ", "SF_MODELS: Tuple should have at least 1 item"),
+        ("SF_TRUSTED_PROXIES", "10.0.0.0/8,house", "SF_TRUSTED_PROXIES.1: value is not a valid IPv4"),
+        ("SF_MODEL_ALIASES", "a=b", "SF_MODEL_ALIASES: not a JSON object (Expecting value"),
         ("SF_TLS_CERT", "/cert.pem", "SF_TLS_CERT and SF_TLS_KEY go together"),
         ("SF_DEFAULT_TIER", "gold", "default_tier 'gold' is not one of the tiers"),
     ],

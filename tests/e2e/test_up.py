@@ -6,12 +6,13 @@ import http.client
 import ipaddress
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,27 @@ from tests.e2e.load import LOST, REFUSED, Load
 from tests.gateway.client import get, post
 from tests.servers import free_port
 from tests.stack import MODEL, Command, wait_for
+from tests.terminal import Terminal
 
 HELLO = {"model": MODEL, "input": "hello world"}
 PORTS = ("SF_HTTP_PORT", "SF_GRPC_PORT", "SF_METRICS_PORT", "SF_ADMIN_PORT")
+
+
+KEY = re.compile(r"jina_[A-Za-z0-9_-]{60}")
 
 
 class Up:
     """One run of ``up`` on free ports."""
 
     def __init__(self, folder: Path, *words: str, **settings: str) -> None:
+        self.data = Path(settings.get("SF_DATA_DIR", folder / "data"))
         self.ports = {name: free_port() for name in PORTS}
         environment = {
-            "SF_DATA_DIR": str(folder / "data"),
+            "SF_DATA_DIR": str(self.data),
             **{name: str(port) for name, port in self.ports.items()},
             **settings,
         }
+        environment = {name: value for name, value in environment.items() if value}
         self.command = Command.start(f"up-{time.monotonic_ns()}", ("up", *words), environment, folder)
 
     @property
@@ -42,13 +49,12 @@ class Up:
         return self.ports["SF_HTTP_PORT"]
 
     def welcome(self) -> str:
-        wait_for(lambda: "\ncurl " in self.command.text(), self.command)
+        wait_for(lambda: "\n  Key   " in self.command.text(), self.command)
         return self.command.text()
 
     def key(self) -> dict[str, str]:
-        found = re.search(r"jina_[A-Za-z0-9_-]{60}", self.welcome())
-        assert found, self.welcome()
-        return {"authorization": f"Bearer {found[0]}"}
+        self.welcome()
+        return {"authorization": f"Bearer {(self.data / 'first-key').read_text().strip()}"}
 
     def children(self) -> dict[str, int]:
         """Process ids by what they are."""
@@ -98,24 +104,108 @@ def started(tmp_path: Path) -> Iterator[list[Up]]:
         up.command.stop()
 
 
+def call_as_printed(welcome: str) -> bytes:
+    """What the line that is printed answers when it is pasted into a shell."""
+    line = next(line for line in welcome.splitlines() if line.startswith("curl "))
+    return subprocess.run(["bash", "-c", line], capture_output=True, timeout=100, check=True).stdout
+
+
 def test_from_nothing_to_an_answer(tmp_path: Path, started: list[Up]) -> None:
     up = Up(tmp_path)
     started.append(up)
     welcome = up.welcome()
-    line = next(line for line in welcome.splitlines() if line.startswith("curl "))
-    answered = subprocess.run(shlex.split(line), capture_output=True, timeout=100, check=True)
-    assert b'"embedding":[' in answered.stdout
+    assert b'"embedding":[' in call_as_printed(welcome)
     assert f"http://127.0.0.1:{up.port}/v1" in welcome
     assert get(up.port, "/ready").status == 200
     assert post(up.port, HELLO).error() == (401, "AUTH_MISSING_API_KEY")
-    assert up.key()["authorization"].partition(" ")[2] not in (tmp_path / "data").rglob("*")
+
+    file = up.data / "first-key"
+    key = file.read_text().strip()
+    assert [line for line in welcome.splitlines() if line][-1] == f"  Key   {key}"
+    assert welcome.count(key) == 1
+    assert str(file) in welcome
+    assert file.stat().st_mode & 0o777 == 0o600
+    others = [path for path in up.data.rglob("*") if path.is_file() and path != file]
+    assert not any(key.encode() in path.read_bytes() for path in others)
 
     up.command.signal(signal.SIGINT)
     assert up.command.wait() == 0
+    _, _, after = up.command.text().partition("stopping, once the calls in flight are answered\n")
+    assert all('"request_id"' in line for line in after.splitlines()), after  # calls, which Envoy writes late
     again = Up(tmp_path)
     started.append(again)
-    assert not re.search(r"jina_[A-Za-z0-9_-]{60}", again.welcome())
-    assert post(again.port, HELLO, up.key()).status == 200
+    assert not KEY.search(again.welcome())
+    assert str(file) in again.welcome()
+    assert b'"embedding":[' in call_as_printed(again.welcome())
+
+
+def test_a_key_of_another_installation_is_not_shown(tmp_path: Path, started: list[Up]) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "search_foundation.cli", "keys", "create"],
+        env={**os.environ, "SF_DATA_DIR": str(tmp_path / "data"), "GRPC_ENABLE_FORK_SUPPORT": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tmp_path / "data" / "first-key").write_text("jina_of_another\n")
+    up = Up(tmp_path)
+    started.append(up)
+    assert "one of those made before" in up.welcome()
+    assert '"Authorization: Bearer $API_KEY"' in up.welcome()
+    assert post(up.port, HELLO, {"authorization": f"Bearer {made.stdout.strip()}"}).status == 200
+
+
+def test_the_line_that_is_printed_asks_for_what_is_served(tmp_path: Path, started: list[Up]) -> None:
+    up = Up(tmp_path, "rerank", SF_AUTH="false")
+    started.append(up)
+    assert b'"relevance_score":' in call_as_printed(up.welcome())
+
+
+def test_a_second_copy_needs_one_variable(tmp_path: Path, started: list[Up]) -> None:
+    """Ports that nobody has named are the next free ones; one that was named is taken or refused."""
+    with ExitStack() as stack:
+        for port in (50051, 9090, 9901):
+            with suppress(OSError):  # taken by whatever else runs here, which is as good
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        up = Up(tmp_path, SF_GRPC_PORT="", SF_METRICS_PORT="", SF_ADMIN_PORT="")
+        started.append(up)
+        assert post(up.port, HELLO, up.key()).status == 200
+    text = up.command.text()
+    for port, variable in ((50051, "SF_GRPC_PORT"), (9090, "SF_METRICS_PORT"), (9901, "SF_ADMIN_PORT")):
+        assert re.search(rf"port {port} is taken, \d+ is used instead \({variable}\)", text)
+
+
+def test_on_a_terminal_a_call_is_one_short_line(tmp_path: Path) -> None:
+    ports = {name: str(free_port()) for name in PORTS}
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SF_")},
+        "SF_DATA_DIR": str(tmp_path / "data"),
+        **ports,
+    }
+    with Terminal([sys.executable, "-m", "search_foundation.cli", "up"], environment) as shown:
+        wait_for(lambda: KEY.search(shown.text()))
+        found = KEY.search(shown.text())
+        assert found
+        headers = {"authorization": f"Bearer {found[0]}"}
+        port = int(ports["SF_HTTP_PORT"])
+        assert post(port, HELLO, headers).status == 200
+        assert post(port, HELLO | {"model": "nope"}, headers).status == 400
+        assert get(port, "/nothing").status == 404
+        wait_for(lambda: "/nothing" in shown.text())
+        shown.process.send_signal(signal.SIGINT)
+        assert shown.process.wait(100) == 0
+    before, _, after = shown.text().partition(found[0])
+    assert "{" not in before.replace('{"model"', "")
+    clock = r"\d\d:\d\d:\d\d  "
+    lines = [line.strip() for line in after.splitlines() if line.strip()]
+    expected = {
+        clock + rf"CreateEmbeddings  {MODEL}  OK  4 tokens  \d+ ms",
+        clock + r"CreateEmbeddings  INPUT_MODEL_NOT_FOUND  \d+ ms",
+        clock + r"GET /nothing  404  \d+ ms",
+        "search-foundation: stopping, once the calls in flight are answered",
+    }
+    assert len(lines) == len(expected), lines
+    assert all(any(re.fullmatch(each, line) for line in lines) for each in expected), lines
 
 
 def test_it_listens_on_loopback_only(tmp_path: Path, started: list[Up]) -> None:
@@ -171,8 +261,21 @@ def status_of(port: int, headers: dict[str, str]) -> int:
         return 0
 
 
+def test_weights_are_looked_for_before_anything_starts(tmp_path: Path) -> None:
+    failed = Up(tmp_path, SF_MODELS="jina-embeddings-v3,all-MiniLM-L6-v2, jina-colbert-v2")
+    assert failed.command.wait() == 1
+    first, second = failed.command.text().splitlines()
+    assert first.startswith("There are no weights of jina-embeddings-v3 here. Fetch them with ")
+    assert second.startswith("There are no weights of jina-colbert-v2 here. ")
+    assert not failed.data.exists()
+
+
 def test_a_start_that_fails_makes_no_key(tmp_path: Path, started: list[Up]) -> None:
-    failed = Up(tmp_path, SF_MODELS='["jina-embeddings-v3"]')
+    folder = tmp_path / "models" / "jina-embeddings-v3"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    failed = Up(tmp_path, SF_MODELS="jina-embeddings-v3", SF_MODEL_DIR=str(tmp_path / "models"))
     assert failed.command.wait() == 1
     assert "services ended with status" in failed.command.text()
     again = Up(tmp_path)
@@ -222,7 +325,7 @@ def test_a_port_that_is_taken(tmp_path: Path, variable: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"SF_MODELS": '["nope"]'}, "Unknown model 'nope'"),
+        ({"SF_MODELS": "nope"}, "Unknown model 'nope'"),
         ({"SF_MODELZ": "x"}, "Unknown setting SF_MODELZ. Did you mean SF_MODELS?"),
         ({"SF_GATEWAY_FILE": "/nowhere.yaml"}, "Cannot read the gateway file /nowhere.yaml"),
         ({"SF_HTTP_PORT": "eighty"}, "SF_HTTP_PORT"),

@@ -16,12 +16,29 @@ from search_foundation import Model, ModelError, load
 from services.core.catalog import Catalog
 from services.core.modeling.registry import load_cross_encoder, load_text_encoder
 from services.core.modeling.types import EncodeItem
+from tests.decoder_checkpoints import write_code
 from tests.text_checkpoints import write_model
 
 MINILM = "all-MiniLM-L6-v2"
 HELLO_WORLD = [-0.034478, 0.03102, 0.00673, 0.02611, -0.039362]
 V3, COLBERT, ELSER = "jina-embeddings-v3", "jina-colbert-v2", "elser-v2"
 V1, V2 = "jina-reranker-v1-tiny-en", "jina-reranker-v2-base-multilingual"
+BARE = """
+models:
+  - id: bare
+    name: Bare
+    owner: acme
+    family: jina_code
+    licence: MIT
+    released: 2026-01-02
+    description: Adds nothing to a text.
+    capabilities: [embed]
+    modalities: [text]
+    outputs: [dense]
+    context_length: 128
+    parameters: 1000
+    dimensions: 32
+"""
 TEXTS = ["the quick brown fox", "hello world", "a dog, a fox."]
 
 
@@ -209,6 +226,37 @@ def test_a_script_that_forgets_to_close_ends() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False
     )
     assert (done.returncode, done.stdout) == (0, "(384,)\n"), done.stderr
+
+
+@pytest.mark.parametrize("closing", ["atexit.register(model.close)", "keep = Keeper()"])
+def test_closing_at_the_end_of_the_interpreter_is_silent(closing: str) -> None:
+    script = f"""
+import atexit
+from search_foundation import load
+
+class Keeper:
+    def __del__(self):
+        model.close()
+
+model = load("all-MiniLM-L6-v2", dtype="float32")
+{closing}
+print(model.encode("hello world").shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(384,)\n", "")
+
+
+def test_a_text_of_no_tokens_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that adds nothing to a text, neither specials nor a prompt."""
+    (tmp_path / "catalog.yaml").write_text(BARE)
+    monkeypatch.setenv("SF_CATALOG_FILE", str(tmp_path / "catalog.yaml"))
+    write_code(tmp_path / "bare")
+    with load("bare", model_dir=tmp_path, device="cpu", dtype="float32") as model:
+        assert model.encode("a").shape == (32,)
+        with pytest.raises(ModelError, match=r"^Model 'bare' finds no tokens in the text ''\.$"):
+            model.encode(["a", ""])
 
 
 def test_the_package_does_not_import_torch_by_itself() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.serving import logs
 from services.core.serving.aggregate import merge
 from services.core.serving.exposition import Exposition
-from services.core.serving.logs import JsonFormatter, timestamp
+from services.core.serving.logs import JsonFormatter, TextFormatter, timestamp
 from services.core.serving.ports import PortInUseError
 from tests.serving.probe import MODEL, echo, failure, running
 
@@ -145,6 +147,27 @@ async def test_each_call_is_a_line_of_json(capfd: pytest.CaptureFixture[str]) ->
     assert line["method"] == "/probe.Probe/Unary"
     assert (line["code"], line["key"], line["model"], line["tokens"]) == ("OK", "anonymous", MODEL, 1)
     assert {"time", "seconds", "tokenize", "queue", "inference"} <= line.keys()
+
+
+async def test_in_text_each_call_is_a_short_line(capfd: pytest.CaptureFixture[str]) -> None:
+    async with running(access_log=True, log_format="text") as house:
+        await house.unary()
+        await house.stop()
+    assert re.fullmatch(rf"[\d:]{{8}}  Unary  {MODEL}  OK  1 tokens  \d+ ms\n", capfd.readouterr().err)
+
+
+def test_in_text_a_record_is_a_line_and_its_stack() -> None:
+    try:
+        raise ValueError("bad \ud800 value")
+    except ValueError:
+        stack = sys.exc_info()
+    info = logging.LogRecord("x", logging.INFO, "", 1, "%d models", (3,), None)
+    info.fields = {"pool": "a"}
+    assert re.fullmatch(r"[\d:]{8}  3 models pool=a", TextFormatter().format(info))
+    error = logging.LogRecord("x", logging.ERROR, "", 1, "no", (), stack)
+    first, *rest = TextFormatter().format(error).splitlines()
+    assert first.endswith("  error: no")
+    assert rest[-1] == "ValueError: bad ? value"
 
 
 async def test_lines_are_written_without_waiting_for_the_end(capfd: pytest.CaptureFixture[str]) -> None:

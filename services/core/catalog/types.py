@@ -44,6 +44,14 @@ class Family(StrEnum):
     RERANKER_V3 = "reranker_v3"
     JINA_VLM = "jina_vlm"
 
+    @property
+    def built(self) -> bool:
+        """Whether this version has the network; the catalogue knows models before they can be served."""
+        return self not in _UNBUILT
+
+
+_UNBUILT = frozenset({Family.JINA_V4, Family.JINA_V5_OMNI, Family.RERANKER_M0})
+
 
 class Modality(StrEnum):
     """Kinds of input a model takes."""

@@ -1,4 +1,4 @@
-"""JSON logs on standard error, every line with the request id of its call."""
+"""Logs on standard error: JSON, every line with the request id of its call, or short lines for a terminal."""
 
 from __future__ import annotations
 
@@ -49,16 +49,30 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(_clean(line), default=str).decode()
 
 
+class TextFormatter(logging.Formatter):
+    """The time, the level unless it is ``info``, and the message; for whoever sits before a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render the record as a line, and its stack below it."""
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        told = "".join(f" {name}={value}" for name, value in fields.items())
+        line = f"{_clock(record.created)}  {level}{record.getMessage()}{told}"
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line.encode("utf-8", "replace").decode()
+
+
 def _is_no_header(record: logging.LogRecord) -> bool:
     """Whether a record is not gRPC's stack over a header that is no UTF-8: a caller's, which nobody reads."""
     return not str(record.msg).startswith("Invalid encoding on")
 
 
-def configure(level: str) -> None:
-    """Send all of Python's logging to standard error as JSON lines of at least ``level``."""
+def configure(level: str, *, text: bool = False) -> None:
+    """Send all of Python's logging to standard error, of at least ``level``: JSON lines, or short ones."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_header)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(True)
 
@@ -67,6 +81,11 @@ def timestamp(seconds: float) -> str:
     """UTC time in RFC 3339 with milliseconds."""
     whole = int(seconds)
     return f"{_second(whole)}.{int((seconds - whole) * 1000):03d}Z"
+
+
+def _clock(seconds: float) -> str:
+    """Local time of day, as a reader's watch has it."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
 @lru_cache(maxsize=2)
@@ -80,7 +99,8 @@ class AccessLog:
     Lines are dropped, and counted, once a reader is ``_BACKLOG`` bundles behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, text: bool = False) -> None:
+        self._text = text
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self._bundles: queue.Queue[bytes | None] = queue.Queue(_BACKLOG)
@@ -89,8 +109,11 @@ class AccessLog:
 
     def write(self, fields: dict[str, Any]) -> None:
         """Queue a line; it is on standard error within a tenth of a second."""
-        line = {"time": timestamp(time.time()), "level": "info", "logger": "access", **fields}
-        self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        if self._text:
+            self._lines.append(_short(fields).encode())
+        else:
+            line = {"time": timestamp(time.time()), "level": "info", "logger": "access", **fields}
+            self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._flush)
 
@@ -116,6 +139,18 @@ class AccessLog:
         while (bundle := self._bundles.get()) is not None:
             sys.stderr.write(bundle.decode())
             sys.stderr.flush()
+
+
+def _short(fields: dict[str, Any]) -> str:
+    """What a reader wants of a call: its method, model, end, tokens and milliseconds."""
+    words = [
+        fields["method"].rpartition("/")[2],
+        fields["model"],
+        fields["code"],
+        f"{fields['tokens']} tokens" if fields["tokens"] else "",
+        f"{fields['seconds'] * 1000:.0f} ms",
+    ]
+    return f"{_clock(time.time())}  {'  '.join(word for word in words if word)}\n"
 
 
 def _clean(line: dict[str, Any]) -> dict[str, Any]:

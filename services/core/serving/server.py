@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from enum import Enum
@@ -65,7 +66,7 @@ class Server:
         self._names = [name for capability in capabilities for name in capability.service_names]
         self._health = Health(self._names)
         self._ready = ReadyServicer(self._engine_serves, access)
-        self._access_log = AccessLog() if settings.access_log else None
+        self._access_log = AccessLog(text=settings.logs_text(sys.stderr)) if settings.access_log else None
         self._tracing = _tracing(settings)
         known_models = frozenset(spec.id for spec in engine.served)
         self._pipeline = Pipeline(settings, access, known_models, self._access_log, self._tracing)

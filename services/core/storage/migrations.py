@@ -70,9 +70,12 @@ def apply(connection: Connection, schemas: Iterable[Schema]) -> None:
         if unknown := done - {m.version for m in schema.migrations}:
             # A newer release ran here and this one was rolled back to: its tables may still fit.
             logger.warning("database has newer migrations of '%s': %s", schema.component, sorted(unknown))
-        for migration in schema.migrations:
-            if migration.version not in done:
-                _apply_one(connection, schema.component, migration)
+        due = [migration for migration in schema.migrations if migration.version not in done]
+        for migration in due:
+            _apply_one(connection, schema.component, migration)
+        if due:
+            names = ", ".join(migration.name for migration in due)
+            logger.info("migrated '%s' to version %d (%s)", schema.component, due[-1].version, names)
 
 
 def _apply_one(connection: Connection, component: str, migration: Migration) -> None:
@@ -83,4 +86,3 @@ def _apply_one(connection: Connection, component: str, migration: Migration) -> 
             component=component, version=migration.version, name=migration.name, applied_at=time.time()
         )
     )
-    logger.info("migrated '%s' to version %d (%s)", component, migration.version, migration.name)

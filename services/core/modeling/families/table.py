@@ -80,4 +80,4 @@ FAMILIES: Mapping[str, Family] = {
     "reranker_v3": _scores_lists(listwise.is_listwise, listwise.load_listwise),
     "jina_vlm": _generates(jina_vlm.is_jina_vlm, jina_vlm.load_jina_vlm),
 }
-"""By the name that the catalogue gives them."""
+"""By the name that the catalogue gives them; who comes in here leaves ``_UNBUILT`` of its ``types``."""

@@ -47,16 +47,15 @@ class TextProcessor:
     def prepare(self, inputs: Sequence[Input], options: PrepareOptions) -> list[Prepared]:
         """Make one item of each text, behind the task's prompt."""
         texts = only_texts(inputs, self._spec)
-        adapter = self._spec.adapter(options.task)
-        return [
-            Prepared(
-                EncodeItem(each.ids, adapter),
-                Cost(len(each.ids)),
-                Usage(min(each.length, len(each.ids))),
-                each.truncated,
-            )
-            for each in self.tokenize(texts, self._spec.prompt(options.task), options)
-        ]
+        tokenized = self.tokenize(texts, self._spec.prompt(options.task), options)
+        return [self._prepared(text, each, options) for text, each in zip(texts, tokenized, strict=True)]
+
+    def _prepared(self, text: str, tokens: Tokens, options: PrepareOptions) -> Prepared:
+        size = len(tokens.ids)
+        if not size:
+            raise UnfitInputError(f"Model '{self._spec.id}' finds no tokens in the text {text[:40]!r}.")
+        item = EncodeItem(tokens.ids, self._spec.adapter(options.task))
+        return Prepared(item, Cost(size), Usage(min(tokens.length, size)), tokens.truncated)
 
     def tokenize(self, texts: Sequence[str], prompt: str, options: PrepareOptions) -> list[Tokens]:
         """Tokenise ``prompt + text`` for each text, cut to the limit."""
