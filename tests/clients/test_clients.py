@@ -68,6 +68,7 @@ def told(api: Api, python: Path) -> dict[str, tuple[bool, Any]]:
         "API_KEY": api.key,
         "MODEL": MODEL,
         "CHAT_MODEL": PARROT,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     }
     done = subprocess.run(
         [python, FOLDER / "calls.py"],
