@@ -83,6 +83,11 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
         "Pictures in jina-clip, random weights: each stage alone, and all through the engine.",
         _module("images"),
     ),
+    "vision": (
+        "Towers and decoders of jina-embeddings-v4 and jina-reranker-m0, of true width with fewer layers, "
+        "beside transformers' own classes; memory by patches.",
+        _module("vision"),
+    ),
     "media": (
         "Pictures, sounds and films in jina-embeddings-v5-omni, random weights: each stage alone, and all "
         "through the engine.",
