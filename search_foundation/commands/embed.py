@@ -20,7 +20,9 @@ def add_parser(subparsers: Any) -> None:
         description="Print a line of JSON for each input. An argument that names a file is that file, any "
         "other one a text; without arguments each line of the standard input is a text.",
     )
-    parser.add_argument("inputs", nargs="*", metavar="FILE|TEXT")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="FILE|TEXT", help="texts, and files of what the model takes beside texts"
+    )
     parser.add_argument("--model", default="all-MiniLM-L6-v2", help="id of the catalogue (%(default)s)")
     parser.add_argument("--task", help="what the vectors are for, of those that the model knows")
     parser.add_argument("--dimensions", type=int, metavar="N", help="shorter vectors")

@@ -50,7 +50,7 @@ class Family(StrEnum):
         return self not in _UNBUILT
 
 
-_UNBUILT = frozenset({Family.JINA_V4, Family.JINA_V5_OMNI, Family.RERANKER_M0})
+_UNBUILT: frozenset[Family] = frozenset()
 
 
 class Modality(StrEnum):
