@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -54,13 +55,18 @@ class _Scripted(grpc.GenericRpcHandler):
 
 
 async def _serve(pools: Sequence[int], sizes: Sequence[int], port: int) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    kept: list[grpc.aio.Server] = []  # one that nobody holds is closed
     for pool in pools:
         for number in range(sizes[pool]):
             server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
             server.add_generic_rpc_handlers((_Scripted(_name(pool)),))
             for second in (_FIRST, _MOVED):
-                server.add_insecure_port(_address(pool, number, second, port))
+                address = _address(pool, number, second, port)
+                assert server.add_insecure_port(address) == port, address
             await server.start()
+            kept.append(server)
     print("serving", flush=True)
     await asyncio.Event().wait()
 
