@@ -102,7 +102,7 @@ async def _times(sides: dict[str, Answer], texts: list[str], tokens: int) -> lis
 @asynccontextmanager
 async def _parts() -> AsyncIterator[tuple[Answer, Answer, Answer, Answer]]:
     """Give what makes the answers of: embedding, zero-shot, embedding of examples, training."""
-    from services.classify.few_shot import FewShot, Limits
+    from services.classify.few_shot import ClassifierLimits, FewShot
     from services.classify.rest import response_body as classified
     from services.classify.schema import CLASSIFIERS
     from services.classify.table import ClassifierTable
@@ -135,7 +135,7 @@ async def _parts() -> AsyncIterator[tuple[Answer, Answer, Answer, Answer]]:
 
     with tempfile.TemporaryDirectory() as folder:
         database = await Database.open(Settings(data_dir=Path(folder)), CLASSIFIERS)
-        few_shot = FewShot(engine, ClassifierTable(database), executor, Limits(10_000, CLASSES))
+        few_shot = FewShot(engine, ClassifierTable(database), executor, ClassifierLimits(10_000, CLASSES))
 
         async def train(texts: list[str]) -> object:
             labels = [f"label {i % CLASSES}" for i in range(len(texts))]

@@ -134,7 +134,7 @@ class Share:
         return tuple((first, *(pool for pool in by_weight if pool != first)) for first in own)
 
 
-class Limits(_Part):
+class GatewayLimits(_Part):
     """What callers and pools may take.
 
     Envoy buffers both directions alike, so answers may be as large as the greater of the first two.
@@ -197,7 +197,7 @@ class Topology(_Part):
     metrics: Listener | None = None
     pools: tuple[Pool, ...] = Field(min_length=1)
     services_tls: ClientTls | None = None
-    limits: Limits = Limits()
+    limits: GatewayLimits = GatewayLimits()
     timeouts: Timeouts = Timeouts()
     health_check: HealthCheck = HealthCheck()
     cors: Cors = Cors()

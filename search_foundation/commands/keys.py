@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from services.batch.quotas import Usage, figures
+from services.batch.quotas import Holdings, figures
 from services.batch.schema import BATCH
 from services.batch.table import JobTable
 from services.core.access.control import uses_database
@@ -160,7 +160,7 @@ async def _usage(args: argparse.Namespace, settings: Settings, table: KeyTable) 
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    names = [name.replace("_", " ").upper() for name in figures(Usage(), Tier())]
+    names = [name.replace("_", " ").upper() for name in figures(Holdings(), Tier())]
     _table(("ID", "NAME", "TIER", *names), [tuple(map(_cell, row.values())) for row in rows])
     return 0
 

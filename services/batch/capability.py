@@ -14,7 +14,7 @@ from services.batch.inputs import JobInputs
 from services.batch.lines import LineReader
 from services.batch.metrics import BacklogGauges
 from services.batch.openai import OpenAIBatchServicer
-from services.batch.parsing import RequestParser
+from services.batch.parsing import BatchParser
 from services.batch.periodic import repeat
 from services.batch.rest import BatchRestServicer
 from services.batch.schema import BATCH
@@ -60,7 +60,7 @@ class BatchCapability:
         self._database = database
         self.max_body_bytes = RequestLimits.of(settings).body("batch", engine.served)
         served = _models(engine, catalog, settings)
-        parser = RequestParser(catalog, served)
+        parser = BatchParser(catalog, served)
         self._jobs = DbosEngine(settings, database, parser.models)
         table, store = JobTable(database), open_store(settings)
         files = Files(table, store)

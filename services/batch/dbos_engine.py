@@ -29,7 +29,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from services.batch.jobs import Handler, Kind, Task
+from services.batch.jobs import Handler, Task, TaskKind
 from services.batch.metrics import TAKEOVERS
 from services.batch.sources import MAX_FETCHES
 from services.batch.workers import Heartbeats, WorkerName
@@ -50,11 +50,11 @@ _FILE = "batch-tasks.sqlite3"
 _SQLITE_SECONDS = 30.0
 """For a lock that another process holds."""
 
-_POLL_SECONDS: Mapping[Kind, float] = {
-    Kind.PREPARE: 0.25,
-    Kind.FETCH: 0.5,
-    Kind.CHUNK: 0.15,
-    Kind.NOTIFY: 1.0,
+_POLL_SECONDS: Mapping[TaskKind, float] = {
+    TaskKind.PREPARE: 0.25,
+    TaskKind.FETCH: 0.5,
+    TaskKind.CHUNK: 0.15,
+    TaskKind.NOTIFY: 1.0,
 }
 """Between looks into a queue, each of which costs an idle process about 2 ms."""
 
@@ -74,7 +74,7 @@ _engine: DbosEngine | None = None
 @DBOS.workflow(name="task", max_recovery_attempts=None)
 async def _run(kind: str, job_id: str, model: str, owner: str, number: int) -> None:
     assert _engine is not None, "tasks are taken only after the start"
-    await _outside(_engine.do(Task(Kind(kind), job_id, model, owner, number)))
+    await _outside(_engine.do(Task(TaskKind(kind), job_id, model, owner, number)))
 
 
 class DbosEngine:
@@ -140,7 +140,7 @@ class DbosEngine:
     async def cancel(self, job_id: str) -> None:
         """See ``JobEngine``."""
         self._check_launched()
-        for kind in (Kind.PREPARE, Kind.FETCH, Kind.CHUNK):
+        for kind in (TaskKind.PREPARE, TaskKind.FETCH, TaskKind.CHUNK):
             waiting = await self._list(f"{job_id}:{kind}:", _WAITING)
             if waiting:
                 await self._told(_outside(DBOS.cancel_workflows_async(waiting)))
@@ -189,7 +189,7 @@ class DbosEngine:
         """Connect, migrate, take up what this worker had; false while the database is away."""
         try:
             DBOS(config=_config(self._settings, worker))
-            DBOS.listen_queues([*(_queue(kind, model) for model in self._models for kind in Kind)])
+            DBOS.listen_queues([*(_queue(kind, model) for model in self._models for kind in TaskKind)])
             DBOS.launch()
             await self._register()
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -202,10 +202,10 @@ class DbosEngine:
     async def _register(self) -> None:
         chunks = self._settings.batch_concurrency * _TAKEN_AHEAD
         places = {
-            Kind.PREPARE: (32, _OF_ONE),
-            Kind.FETCH: (MAX_FETCHES, _OF_ONE),
-            Kind.CHUNK: (chunks, chunks),
-            Kind.NOTIFY: (64, _OF_ONE),
+            TaskKind.PREPARE: (32, _OF_ONE),
+            TaskKind.FETCH: (MAX_FETCHES, _OF_ONE),
+            TaskKind.CHUNK: (chunks, chunks),
+            TaskKind.NOTIFY: (64, _OF_ONE),
         }
         for model in self._models:
             for kind, (taken, of_one) in places.items():
@@ -259,7 +259,7 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _queue(kind: Kind, model: str) -> str:
+def _queue(kind: TaskKind, model: str) -> str:
     return f"{kind}:{model}"
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from services.batch.lines import Fault, Line, error_line, output_line
-from services.batch.table import Job
+from services.batch.table import BatchJob
 from services.core.call import Call, Priority
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import Engine, InferenceError, NotANumberError
@@ -81,7 +81,7 @@ class ChunkEmbedder:
         self._engine = engine
         self._gate = _Gate()
 
-    async def embed(self, job: Job, lines: Sequence[Line]) -> Results:
+    async def embed(self, job: BatchJob, lines: Sequence[Line]) -> Results:
         """Embed all good lines at once; see ``_embed`` for what happens to bad ones."""
         results = self._refused(job, lines)
         async with self._gate.together():
@@ -89,7 +89,7 @@ class ChunkEmbedder:
         return results
 
     async def embed_warily(
-        self, job: Job, lines: Sequence[Line], tries: Mapping[str, int], note: Note
+        self, job: BatchJob, lines: Sequence[Line], tries: Mapping[str, int], note: Note
     ) -> Results:
         """Embed few lines at a time, and one by one where a worker has died, each try noted beforehand.
 
@@ -98,7 +98,9 @@ class ChunkEmbedder:
         async with self._gate.alone():
             return await self._try(job, lines, tries, note)
 
-    async def _try(self, job: Job, lines: Sequence[Line], tries: Mapping[str, int], note: Note) -> Results:
+    async def _try(
+        self, job: BatchJob, lines: Sequence[Line], tries: Mapping[str, int], note: Note
+    ) -> Results:
         results = self._refused(job, lines)
         good = [line for line in lines if line.fault is None]
         for first in range(0, len(good), GROUP):
@@ -118,14 +120,14 @@ class ChunkEmbedder:
                 await self._embed(job, [line], results)
         return results
 
-    def _refused(self, job: Job, lines: Sequence[Line]) -> Results:
+    def _refused(self, job: BatchJob, lines: Sequence[Line]) -> Results:
         results = Results()
         for line in lines:
             if line.fault is not None:
                 results.errors[line.number] = error_line(job.id, line, line.fault)
         return results
 
-    async def _embed(self, job: Job, lines: Sequence[Line], results: Results) -> None:
+    async def _embed(self, job: BatchJob, lines: Sequence[Line], results: Results) -> None:
         """Embed the lines that ask for the same together."""
         groups: dict[object, list[Line]] = {}
         for line in lines:
@@ -133,7 +135,7 @@ class ChunkEmbedder:
         for group in groups.values():
             await self._embed_alike(job, group, results)
 
-    async def _embed_alike(self, job: Job, lines: Sequence[Line], results: Results) -> None:
+    async def _embed_alike(self, job: BatchJob, lines: Sequence[Line], results: Results) -> None:
         """Embed lines together; if that cannot be, halves of them, down to the line that is to blame."""
         try:
             await self._run(job, lines, results)
@@ -151,7 +153,7 @@ class ChunkEmbedder:
         await self._embed_alike(job, lines[:middle], results)
         await self._embed_alike(job, lines[middle:], results)
 
-    async def _run(self, job: Job, lines: Sequence[Line], results: Results) -> None:
+    async def _run(self, job: BatchJob, lines: Sequence[Line], results: Results) -> None:
         model = self._engine.embedder(job.model)
         requests = [line.request for line in lines if line.request is not None]
         contents = [content for request in requests for content in request.contents]

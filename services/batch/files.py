@@ -9,8 +9,8 @@ from contextlib import aclosing, suppress
 import orjson
 
 from services.batch.keys import folder, input_key, joined_key, part_key
-from services.batch.table import Job, JobTable, Part
-from services.batch.types import BatchStatus, File, State
+from services.batch.table import BatchJob, ChunkFiles, JobTable
+from services.batch.types import File, JobStatus, State
 from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
 
 _LONGEST_REASON = 500
@@ -52,11 +52,11 @@ class Files:
         self._table = table
         self._store = store
 
-    async def status(self, job: Job) -> BatchStatus:
+    async def status(self, job: BatchJob) -> JobStatus:
         """Say what is told of a job now, with the URLs of its files."""
         now = time.time()
         state = State.EXPIRED if job.expires_at <= now else job.state
-        return BatchStatus(
+        return JobStatus(
             batch_id=job.id,
             state=state,
             model=job.model,
@@ -73,13 +73,13 @@ class Files:
         )
 
     @staticmethod
-    def has(job: Job, state: State, file: File) -> bool:
+    def has(job: BatchJob, state: State, file: File) -> bool:
         """Whether a job in a state has a file; a failed job has what was done before, if anything."""
         if file is File.ERRORS:
             return state.ended and state is not State.EXPIRED and job.failed > 0
         return state in (State.COMPLETED, State.CANCELLED) or (state is State.FAILED and job.completed > 0)
 
-    async def first_fault(self, job: Job) -> str:
+    async def first_fault(self, job: BatchJob) -> str:
         """Say why a job has no good line: what is wrong with the first one."""
         begin = bytearray()
         async with aclosing((await self.open(job, File.ERRORS)).pieces()) as pieces:
@@ -90,13 +90,13 @@ class Files:
         fault = orjson.loads(begin.partition(b"\n")[0])["error"]
         return f"No line could be embedded. Line {fault['line']}: {fault['message'][:_LONGEST_REASON]}"
 
-    async def open(self, job: Job, file: File) -> StoredFile:
+    async def open(self, job: BatchJob, file: File) -> StoredFile:
         """Find a file of a job."""
         parts = await self._table.parts(job.id)
         lengths = {part_key(job.id, part.name, file): _length(part, file) for part in parts}
         return StoredFile(self._store, lengths)
 
-    async def join(self, job: Job) -> bool:
+    async def join(self, job: BatchJob) -> bool:
         """Make one object of each file, if the store gives URLs for objects; false if not."""
         if await self._store.signed_url(joined_key(job.id, File.OUTPUT), 1.0) is None:
             return False
@@ -105,7 +105,7 @@ class Files:
                 await self._store.put_stream(joined_key(job.id, file), pieces)
         return True
 
-    async def delete_input(self, job: Job) -> None:
+    async def delete_input(self, job: BatchJob) -> None:
         """Make room at once; what cannot be deleted now is when the job expires."""
         if job.input_file is not None:  # its owner's
             return
@@ -116,7 +116,7 @@ class Files:
         """Delete everything of a job."""
         await self._store.delete_all(folder(job_id))
 
-    async def _url(self, job: Job, state: State, file: File, now: float) -> str | None:
+    async def _url(self, job: BatchJob, state: State, file: File, now: float) -> str | None:
         if not self.has(job, state, file):
             return None
         if job.joined:
@@ -124,5 +124,5 @@ class Files:
         return f"{job.base_url}/v1/batch/{job.id}/{file}"
 
 
-def _length(part: Part, file: File) -> int:
+def _length(part: ChunkFiles, file: File) -> int:
     return part.output_bytes if file is File.OUTPUT else part.error_bytes

@@ -11,7 +11,7 @@ import grpc.aio
 from searchfoundation.v1 import batch_pb2, batch_pb2_grpc
 
 from services.batch.messages import batch_message, file_asked, location, request_fields
-from services.batch.parsing import DEFAULT_LIMIT, MAX_LIMIT, RequestParser
+from services.batch.parsing import DEFAULT_LIMIT, MAX_LIMIT, BatchParser
 from services.batch.rest import base_url, caller
 from services.batch.service import BatchService
 from services.core.call import current_call
@@ -22,7 +22,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     """``BatchService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, service: BatchService, public_url: str | None) -> None:
+    def __init__(self, parser: BatchParser, service: BatchService, public_url: str | None) -> None:
         self._parser = parser
         self._service = service
         self._public_url = public_url

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
 from services.batch.keys import file_key, input_key
 from services.batch.lines import Line, LineReader, split_lines
 from services.batch.planning import TooManyLines, cut
-from services.batch.sources import SourceError
-from services.batch.table import Job, Plan
+from services.batch.sources import SourceError, Sources
+from services.batch.table import BatchJob, Plan
 from services.core.settings import Settings
 from services.core.storage.objects import ObjectStore
 
@@ -44,29 +43,23 @@ class Planned:
     length: int
 
 
-def input_of(job: Job, name: str | None) -> str:
+def input_of(job: BatchJob, name: str | None) -> str:
     """Give the key of a job's input, which may be a file that was uploaded before."""
     return input_key(job.id, name) if job.input_file is None else file_key(job.input_file)
-
-
-class Inputs(Protocol):
-    """Reads input files of callers."""
-
-    def stream(self, url: str) -> AsyncGenerator[bytes]:
-        """Read a file in pieces; raises ``SourceError``."""
-        ...
 
 
 class JobInputs:
     """Inputs of jobs, which are kept in the object store. Every method may raise ``ObjectStoreError``."""
 
-    def __init__(self, settings: Settings, store: ObjectStore, elsewhere: Inputs, reader: LineReader) -> None:
+    def __init__(
+        self, settings: Settings, store: ObjectStore, elsewhere: Sources, reader: LineReader
+    ) -> None:
         self._chunk_tokens = settings.batch_chunk_tokens
         self._reader = reader
         self._store = store
         self._elsewhere = elsewhere
 
-    async def plan(self, job: Job) -> Planned:
+    async def plan(self, job: BatchJob) -> Planned:
         """Fetch the input if it has a URL, and cut it into chunks. Raises ``UnusableInputError``.
 
         What is fetched gets a name of its own each time: what lies behind a URL may change, and a worker that
@@ -88,12 +81,12 @@ class JobInputs:
             raise UnusableInputError("The input has no lines.")
         return Planned(plans, name, length)
 
-    async def discard(self, job: Job, planned: Planned) -> None:
+    async def discard(self, job: BatchJob, planned: Planned) -> None:
         """Delete what was fetched for a plan that came too late."""
         if planned.name is not None:
             await self._store.delete([input_key(job.id, planned.name)])
 
-    async def lines(self, job: Job, plan: Plan) -> list[Line]:
+    async def lines(self, job: BatchJob, plan: Plan) -> list[Line]:
         """Read the lines of a chunk."""
         key = input_of(job, job.input_name)
         data = await self._store.get(key, plan.start, plan.length) if plan.length else b""

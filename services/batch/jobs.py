@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 
-class Kind(StrEnum):
+class TaskKind(StrEnum):
     """What is to be done for a job."""
 
     PREPARE = "prepare"
@@ -25,7 +25,7 @@ class Task:
     Tasks of a model go to processes that serve it.
     """
 
-    kind: Kind
+    kind: TaskKind
     job_id: str
     model: str
     owner: str

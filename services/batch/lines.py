@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 
 from services.batch.openai_schemas import ENDPOINT
 from services.batch.schemas import task_of
-from services.batch.table import Job
-from services.batch.types import Form
+from services.batch.table import BatchJob
+from services.batch.types import JobForm
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.errors import ServiceError
@@ -87,7 +87,7 @@ class LineReader:
         # at one by one, what is not done as it was asked for is refused.
         self._known = dict(_options(catalog))
 
-    def read(self, job: Job, number: int, place: int, data: bytes, known: str | None) -> Line:
+    def read(self, job: BatchJob, number: int, place: int, data: bytes, known: str | None) -> Line:
         """Read a line; ``known`` is what the look at the whole input has found wrong with it."""
         custom_id = None
         try:
@@ -104,8 +104,8 @@ class LineReader:
         except _Refused as refused:
             return Line(number, place, custom_id, fault=Fault(_INVALID, str(refused)))
 
-    def _request(self, job: Job, fields: dict[str, Any]) -> EmbedRequest:
-        if job.form is Form.OPENAI:
+    def _request(self, job: BatchJob, fields: dict[str, Any]) -> EmbedRequest:
+        if job.form is JobForm.OPENAI:
             _check_call(fields)
         body = fields.get("body")
         if not isinstance(body, dict) or not any(name in body for name in INPUT_NAMES):
@@ -124,14 +124,14 @@ class LineReader:
             wrong = error.field_errors[0]
             raise _Refused(f"'{wrong.field}' {wrong.message}.") from None
         request = to_request(job.model, checked)
-        if job.form is Form.OPENAI:  # each line is a call of its own
+        if job.form is JobForm.OPENAI:  # each line is a call of its own
             self._compare(replace(request, truncate=True), spec, given, checked, lacked_only=True)
             return replace(request, contents=tuple(request.contents))
         options = _options_of(job, spec)
         self._compare(options, spec, given, checked)
         return replace(options, contents=request.contents)
 
-    def _check_model(self, job: Job, body: Mapping[str, Any]) -> None:
+    def _check_model(self, job: BatchJob, body: Mapping[str, Any]) -> None:
         name = body.get("model", job.model)
         if name == job.model:
             return
@@ -275,7 +275,7 @@ def _names(name: str, field: FieldInfo) -> tuple[str, ...]:
     return tuple(map(str, alias.choices)) if isinstance(alias, AliasChoices) else (name,)
 
 
-def _options_of(job: Job, spec: ModelSpec) -> EmbedRequest:
+def _options_of(job: BatchJob, spec: ModelSpec) -> EmbedRequest:
     return EmbedRequest(
         job.model,
         (),

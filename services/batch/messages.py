@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from searchfoundation.v1 import batch_pb2
 
-from services.batch.types import BatchStatus, File, State
+from services.batch.types import File, JobStatus, State
 from services.core.requests.content import Location
 from services.core.serving.messages import content_value, field_path
 from services.core.serving.vocabulary import task_name
@@ -48,7 +48,7 @@ def location(_model: str | None, place: Location) -> str:
     return field_path("input.lines" if head == "input" else str(head), rest)
 
 
-def batch_message(status: BatchStatus) -> batch_pb2.Batch:
+def batch_message(status: JobStatus) -> batch_pb2.Batch:
     """Render a status."""
     completed = status.completed_at
     return batch_pb2.Batch(

@@ -19,17 +19,17 @@ from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 from services.batch.keys import job_file_id
 from services.batch.lines import MAX_LINE_BYTES
 from services.batch.openai_schemas import ENDPOINT, WINDOW, BatchBody
-from services.batch.parsing import RequestParser, whole_number
+from services.batch.parsing import BatchParser, whole_number
 from services.batch.rest import NDJSON, caller
 from services.batch.service import BatchService
-from services.batch.table import Job, UploadedFile
-from services.batch.types import BatchRequest, File, Form, State
+from services.batch.table import BatchJob, UploadedFile
+from services.batch.types import BatchRequest, File, JobForm, State
 from services.batch.uploads import PURPOSE, Uploads
 from services.core.call import current_call
 from services.core.errors import FieldError, ServiceError, validation_error
 from services.core.media.lines import read_lines
 from services.core.requests.parsing import checked
-from services.core.serving.multipart import Part, form_parts
+from services.core.serving.multipart import FormPart, form_parts
 from services.core.serving.rest import Body, decode, encode
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -51,7 +51,7 @@ _STATES: Mapping[State, str] = {
 class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
     """``OpenAIBatchRestService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, service: BatchService, uploads: Uploads) -> None:
+    def __init__(self, parser: BatchParser, service: BatchService, uploads: Uploads) -> None:
         self._parser = parser
         self._service = service
         self._uploads = uploads
@@ -135,7 +135,7 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
             call.model,
             None,
             None,
-            form=Form.OPENAI,
+            form=JobForm.OPENAI,
             input_file=file.id,
             metadata=json.dumps(body.metadata) if body.metadata else "",
         )
@@ -149,7 +149,7 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         owner, limit = current_call.get().tenant, _limit(request.limit, _DEFAULT_BATCHES, _MAX_BATCHES)
         if request.after:
             await self._service.job(request.after, owner)
-        found = await self._service.page(owner, Form.OPENAI, request.after or None, limit + 1)
+        found = await self._service.page(owner, JobForm.OPENAI, request.after or None, limit + 1)
         return encode(_page([_batch(job) for job in found], limit))
 
     async def GetOpenAIBatch(  # noqa: N802 - named by the contract
@@ -199,7 +199,7 @@ def _file(file: UploadedFile) -> dict[str, Any]:
     }
 
 
-def _batch(job: Job) -> dict[str, Any]:
+def _batch(job: BatchJob) -> dict[str, Any]:
     ended = None if job.completed_at is None else int(job.completed_at)
     kept = job.state.ended and job.state is not State.EXPIRED
     reason = {"code": "failed", "message": job.error, "param": None, "line": None}
@@ -244,12 +244,12 @@ def _limit(text: str, default: int, most: int) -> int:
     return min(whole_number(text, "limit", 1), most) if text else default
 
 
-def _fields(body: Body) -> dict[str, Part]:
+def _fields(body: Body) -> dict[str, FormPart]:
     content, body.data = bytes(body.data), memoryview(b"")
     return {part.name: part for part in form_parts(content)}
 
 
-def _text(fields: Mapping[str, Part], name: str) -> str:
+def _text(fields: Mapping[str, FormPart], name: str) -> str:
     part = fields.get(name)
     if part is None:
         raise _wrong(name, "Field required", None)

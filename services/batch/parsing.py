@@ -16,7 +16,7 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 1_000
 
 
-class RequestParser:
+class BatchParser:
     """Checks requests for the models that a process serves."""
 
     def __init__(self, catalog: Catalog, served: Iterable[ModelSpec]) -> None:

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from services.batch.lines import DUPLICATE, MAX_LINE_BYTES, TOO_LONG, custom_id_of
 from services.batch.table import Plan
 from services.core.inference.submission import CHARACTERS_PER_TOKEN
-from services.core.media.lines import Line, read_lines
+from services.core.media.lines import TextLine, read_lines
 
 MAX_CHUNK_LINES = 256
 
@@ -55,7 +55,7 @@ class _Planner:
         self._lines = self._start = self._end = 0
         self._faults: dict[int, str] = {}
 
-    def add(self, line: Line) -> None:
+    def add(self, line: TextLine) -> None:
         if line.too_long:
             self._close()
             # Nobody has to read it again: its chunk has no bytes.
@@ -88,7 +88,7 @@ class _Planner:
         self._plans.append(Plan(self._first, lines, start, length, faults, place))
         self._first += lines
 
-    def _earlier(self, line: Line) -> int | None:
+    def _earlier(self, line: TextLine) -> int | None:
         """Give the place of the line that had this one's name before it."""
         custom_id = custom_id_of(line.data)
         if custom_id is None:

@@ -10,7 +10,7 @@ from services.core.settings import Tier
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class Holdings:
     """Unfinished jobs, their lines that are not done, webhooks not yet told, and bytes of files of a key."""
 
     jobs: int = 0
@@ -25,10 +25,10 @@ _WORDS: Mapping[str, tuple[str, str]] = {
     "webhooks": ("unfinished_webhooks", "webhooks not yet told"),
     "stored_bytes": ("stored_bytes", "stored bytes"),
 }
-"""Of each figure of a ``Usage``: the field of a tier that limits it, and what an error calls it."""
+"""Of each figure of a ``Holdings``: the field of a tier that limits it, and what an error calls it."""
 
 
-def figures(used: Usage, tier: Tier) -> dict[str, dict[str, int | None]]:
+def figures(used: Holdings, tier: Tier) -> dict[str, dict[str, int | None]]:
     """Give what is used and allowed of each quota, under the name of its setting; no limit is None."""
     return {
         setting: {"used": getattr(used, name), "limit": getattr(tier, setting)}
@@ -36,7 +36,7 @@ def figures(used: Usage, tier: Tier) -> dict[str, dict[str, int | None]]:
     }
 
 
-def check(tier: Tier, used: Usage, more: Usage) -> None:
+def check(tier: Tier, used: Holdings, more: Holdings) -> None:
     """Raise ``ServiceError`` AUTHZ_RESOURCE_LIMIT_EXCEEDED when ``more`` is too much beside ``used``."""
     for name, (setting, words) in _WORDS.items():
         limit, have, asked = getattr(tier, setting), getattr(used, name), getattr(more, name)

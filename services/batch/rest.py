@@ -13,11 +13,11 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
 from services.batch.conditions import unchanged
-from services.batch.parsing import RequestParser, parse_limit, parse_offset
+from services.batch.parsing import BatchParser, parse_limit, parse_offset
 from services.batch.quotas import figures
 from services.batch.ranges import byte_range
 from services.batch.service import POLL_SECONDS, BatchService, Caller
-from services.batch.types import BatchStatus, File, status_json
+from services.batch.types import File, JobStatus, status_json
 from services.core.call import Call, current_call
 from services.core.serving.exchange import arrived_with
 from services.core.serving.failure import HTTP_STATUS_HEADER, LENGTH_HEADER
@@ -35,7 +35,7 @@ METHOD_HEADER = "x-sf-method"
 class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
     """``BatchRestService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, service: BatchService, public_url: str | None) -> None:
+    def __init__(self, parser: BatchParser, service: BatchService, public_url: str | None) -> None:
         self._parser = parser
         self._service = service
         self._public_url = public_url
@@ -163,7 +163,7 @@ def _header(name: str) -> str:
     return next((str(value) for key, value in arrived_with.get() if key == name), "")
 
 
-def _answer(status: BatchStatus, call: Call) -> httpbody_pb2.HttpBody:
+def _answer(status: JobStatus, call: Call) -> httpbody_pb2.HttpBody:
     call.model = status.model
     if not status.state.ended:
         call.headers = (_RETRY,)

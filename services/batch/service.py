@@ -16,9 +16,9 @@ from services.batch.errors import ended, file_not_found, not_ended, not_found
 from services.batch.files import Files, StoredFile
 from services.batch.jobs import JobEngine
 from services.batch.keys import input_key, is_job_id, new_job_id
-from services.batch.quotas import Usage, check
-from services.batch.table import Job, JobTable
-from services.batch.types import BatchRequest, BatchStatus, File, Form, State
+from services.batch.quotas import Holdings, check
+from services.batch.table import BatchJob, JobTable
+from services.batch.types import BatchRequest, File, JobForm, JobStatus, State
 from services.batch.worker import Worker, open_task
 from services.core.content import Media
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
@@ -90,13 +90,13 @@ class BatchService:
         self._tiers = settings.tiers
         self._disk = Disk.of(settings)
 
-    async def create(self, request: BatchRequest, caller: Caller, base_url: str) -> BatchStatus:
+    async def create(self, request: BatchRequest, caller: Caller, base_url: str) -> JobStatus:
         """Store a job; when this returns it will be done.
 
         Raises ``ServiceError``: AUTHZ_RESOURCE_LIMIT_EXCEEDED naming the quota that is used up, STORAGE_FULL.
         """
         await asyncio.to_thread(self._disk.require_room, "batch jobs")
-        more = Usage(jobs=1, lines=len(request.lines or ()), webhooks=request.webhook_url is not None)
+        more = Holdings(jobs=1, lines=len(request.lines or ()), webhooks=request.webhook_url is not None)
         tier = self._tiers[caller.tier]
         # Before anything is written, and again where nobody can come between.
         used = await self._table.usage(caller.owner)
@@ -107,7 +107,7 @@ class BatchService:
             place = f"body -> {request.model} -> webhook_url"
             raise validation_error([FieldError(place, wrong, "webhook_url", url)])
         now = time.time()
-        job = Job(
+        job = BatchJob(
             id=new_job_id(),
             owner=caller.owner,
             tier=caller.tier,
@@ -141,17 +141,17 @@ class BatchService:
         await self._jobs.submit(open_task(job))
         return await self._files.status(job)
 
-    async def status(self, batch_id: str, owner: str) -> BatchStatus:
+    async def status(self, batch_id: str, owner: str) -> JobStatus:
         """Tell how far a job is."""
         return await self._told(await self._find(batch_id, owner))
 
-    async def list(self, owner: str, limit: int) -> list[BatchStatus]:
+    async def list(self, owner: str, limit: int) -> list[JobStatus]:
         """Tell of the newest jobs."""
         return [await self._told(job) for job in await self._table.list(owner, limit)]
 
-    async def watch(self, batch_id: str, owner: str) -> AsyncIterator[BatchStatus]:
+    async def watch(self, batch_id: str, owner: str) -> AsyncIterator[JobStatus]:
         """Tell how far a job is now, at every change, and at its end."""
-        before: BatchStatus | None = None
+        before: JobStatus | None = None
         while True:
             status = await self.status(batch_id, owner)
             if status != before:
@@ -161,7 +161,7 @@ class BatchService:
             before = status
             await asyncio.sleep(_WATCH_SECONDS)
 
-    async def cancel(self, batch_id: str, owner: str) -> BatchStatus:
+    async def cancel(self, batch_id: str, owner: str) -> JobStatus:
         """Cancel a job; raises CONFLICT_STATE for one that has ended."""
         job = await self._find(batch_id, owner)
         state = (await self._files.status(job)).state
@@ -173,14 +173,14 @@ class BatchService:
             await self._jobs.cancel(job.id)
         return await self._told(await self._find(batch_id, owner))
 
-    async def _require_share(self, used: Usage) -> None:
+    async def _require_share(self, used: Holdings) -> None:
         """Keep the last room above the reserve for keys that do not hold most of what is stored."""
         if not used.stored_bytes or not await asyncio.to_thread(lambda: self._disk.tight):
             return
         if 2 * used.stored_bytes > await self._table.stored_bytes():
             raise ServiceError(ErrorCode.STORAGE_FULL, what="batch jobs of a key that holds most of it")
 
-    async def _cancel(self, job: Job) -> bool:
+    async def _cancel(self, job: BatchJob) -> bool:
         try:
             return await self._worker.end(job.id, State.CANCELLED)
         except ServiceError:
@@ -190,7 +190,7 @@ class BatchService:
         await self._files.delete_input(job)
         return await self._worker.end(job.id, State.CANCELLED)
 
-    async def quota(self, caller: Caller) -> tuple[Usage, Tier]:
+    async def quota(self, caller: Caller) -> tuple[Holdings, Tier]:
         """Tell what a caller has stored and unfinished, and what it may have."""
         return await self._table.usage(caller.owner), self._tiers[caller.tier]
 
@@ -208,21 +208,21 @@ class BatchService:
             raise file_not_found(batch_id, file)
         return Download(batch_id, file, await self._files.open(job, file))
 
-    async def job(self, batch_id: str, owner: str) -> Job:
+    async def job(self, batch_id: str, owner: str) -> BatchJob:
         """Give a job as it is kept, expired as soon as its time is over."""
         return _now(await self._find(batch_id, owner))
 
-    async def page(self, owner: str, form: Form, after: str | None, limit: int) -> list[Job]:
+    async def page(self, owner: str, form: JobForm, after: str | None, limit: int) -> list[BatchJob]:
         """Give the newest jobs of a form behind the job ``after``."""
         return [_now(job) for job in await self._table.page(owner, form, after, limit)]
 
-    async def _find(self, batch_id: str, owner: str) -> Job:
+    async def _find(self, batch_id: str, owner: str) -> BatchJob:
         job = await self._table.find(batch_id) if is_job_id(batch_id) else None
         if job is None or job.owner != owner:
             raise not_found(batch_id)
         return job
 
-    async def _told(self, job: Job) -> BatchStatus:
+    async def _told(self, job: BatchJob) -> JobStatus:
         try:
             return await self._files.status(job)
         except ObjectStoreError as error:
@@ -255,7 +255,7 @@ class Housekeeper:
         await self._table.forget(now - self._FORGET_SECONDS)
 
 
-def _now(job: Job) -> Job:
+def _now(job: BatchJob) -> BatchJob:
     return replace(job, state=State.EXPIRED) if job.expires_at <= time.time() else job
 
 

@@ -24,8 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.batch.keys import job_file_id
-from services.batch.quotas import Usage
-from services.batch.types import RUNNING, File, Form, State
+from services.batch.quotas import Holdings
+from services.batch.types import RUNNING, File, JobForm, State
 from services.core.access.booking import book
 from services.core.storage import Database
 
@@ -50,11 +50,11 @@ _J = _JOBS.c
 _C = _CHUNKS.c
 _RUNNING = [state.value for state in RUNNING]
 
-Check = Callable[[Usage], None]
+Check = Callable[[Holdings], None]
 """Looks at what an owner has; what it raises undoes the change."""
 
 
-def _anything(usage: Usage) -> None:
+def _anything(usage: Holdings) -> None:
     del usage
 
 
@@ -80,7 +80,7 @@ class UploadedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class BatchJob:
     """A row of ``batch_jobs``; times are seconds since the epoch."""
 
     id: str
@@ -109,7 +109,7 @@ class Job:
     tier: str = ""
     input_bytes: int = 0
     file_bytes: int = 0
-    form: Form = Form.OWN
+    form: JobForm = JobForm.OWN
     input_file: str | None = None
     metadata: str = ""
 
@@ -140,7 +140,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ChunkFiles:
     """The two files of a chunk that is done."""
 
     number: int
@@ -150,10 +150,10 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ChunkOutcome:
     """What a chunk came to."""
 
-    part: Part
+    part: ChunkFiles
     completed: int
     failed: int
     tokens: int
@@ -178,7 +178,7 @@ class JobTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, job: Job, check: Check = _anything) -> None:
+    async def create(self, job: BatchJob, check: Check = _anything) -> None:
         """Store a new job, unless ``check`` of what its owner has already raises."""
         row = {name: getattr(job, name) for name in _JOB}
         row |= {"state": job.state.value, "form": job.form.value}
@@ -202,18 +202,18 @@ class JobTable:
                 change = update(_JOBS).where(_J.id == file.job_id)
                 await connection.execute(change.values(file_bytes=_J.file_bytes - file.bytes))
 
-    async def usage(self, owner: str) -> Usage:
+    async def usage(self, owner: str) -> Holdings:
         """Sum up what an owner has stored and unfinished."""
         async with self._database.read() as connection:
             return await _usage(connection, owner)
 
-    async def find(self, job_id: str) -> Job | None:
+    async def find(self, job_id: str) -> BatchJob | None:
         """Look a job up."""
         async with self._database.read() as connection:
             row = (await connection.execute(select(*_J).where(_J.id == job_id))).mappings().one_or_none()
         return None if row is None else _job(row)
 
-    async def list(self, owner: str, limit: int) -> list[Job]:
+    async def list(self, owner: str, limit: int) -> list[BatchJob]:
         """Give an owner's jobs, newest first."""
         query = select(*_J).where(_J.owner == owner).order_by(_J.created_at.desc(), _J.id).limit(limit)
         async with self._database.read() as connection:
@@ -229,7 +229,7 @@ class JobTable:
 
     async def plan(
         self,
-        job: Job,
+        job: BatchJob,
         plans: Sequence[Plan],
         input_name: str | None,
         input_bytes: int,
@@ -312,7 +312,7 @@ class JobTable:
         async with self._database.write() as connection:
             await connection.execute(change.values(tries=orjson.dumps(tries).decode()))
 
-    async def end_chunk(self, job: Job, outcome: Outcome) -> bool:
+    async def end_chunk(self, job: BatchJob, outcome: ChunkOutcome) -> bool:
         """Store the result of a chunk and book its tokens, once; false when it does not count any more."""
         part = outcome.part
         here = and_(_C.job_id == job.id, _C.number == part.number, _C.done.is_(False))
@@ -353,12 +353,12 @@ class JobTable:
         async with self._database.write() as connection:
             await connection.execute(update(_JOBS).where(_J.id == job_id).values(joined=True))
 
-    async def parts(self, job_id: str) -> list[Part]:
+    async def parts(self, job_id: str) -> list[ChunkFiles]:
         """Give the files of the chunks that are done, in order."""
         query = select(_C.number, _C.name, _C.output_bytes, _C.error_bytes)
         query = query.where(_C.job_id == job_id, _C.done.is_(True)).order_by(_C.number)
         async with self._database.read() as connection:
-            return [Part(**row) for row in (await connection.execute(query)).mappings()]
+            return [ChunkFiles(**row) for row in (await connection.execute(query)).mappings()]
 
     async def tried_webhook(self, job_id: str, *, ended: bool) -> int:
         """Count an attempt to tell a job's end; gives the number of attempts."""
@@ -367,7 +367,7 @@ class JobTable:
         async with self._database.write() as connection:
             return (await connection.execute(change.returning(_J.webhook_tries))).scalar_one()
 
-    async def stalled(self, before: float, limit: int) -> list[Job]:
+    async def stalled(self, before: float, limit: int) -> list[BatchJob]:
         """Give jobs made before a time that may have lost a task: not planned, or webhook not told."""
         waiting = and_(_J.state == State.PENDING.value, _J.chunks == UNPLANNED)
         untold = and_(_J.webhook_url.is_not(None), _J.webhook_ended.is_(False), _J.completed_at < before)
@@ -383,7 +383,7 @@ class JobTable:
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
-    async def page(self, owner: str, form: Form, after: str | None, limit: int) -> list[Job]:
+    async def page(self, owner: str, form: JobForm, after: str | None, limit: int) -> list[BatchJob]:
         """Give an owner's jobs of a form, newest first, behind the job ``after``."""
         query = select(*_J).where(_J.owner == owner, _J.form == form.value)
         if after is not None:
@@ -410,7 +410,7 @@ class JobTable:
             jobs, waiting, lines, oldest = (await connection.execute(query)).one()
         return Backlog(waiting or 0, jobs - (waiting or 0), lines or 0, oldest)
 
-    async def expired(self, now: float, limit: int) -> list[Job]:
+    async def expired(self, now: float, limit: int) -> list[BatchJob]:
         """Give jobs whose time is over and whose files are still there."""
         query = select(*_J).where(_J.expires_at <= now, _J.state != State.EXPIRED.value)
         async with self._database.read() as connection:
@@ -439,7 +439,7 @@ class JobTable:
             await connection.execute(change)
 
 
-async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Usage:
+async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Holdings:
     running = _J.state.in_(_RUNNING)
     untold = and_(_J.webhook_url.is_not(None), _J.webhook_ended.is_(False), _J.state != State.EXPIRED.value)
     query = select(
@@ -452,13 +452,13 @@ async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Usag
     # What jobs have made is counted with them.
     uploads = select(func.sum(FILES.c.bytes)).where(FILES.c.owner == owner, FILES.c.job_id.is_(None))
     uploaded = int((await connection.execute(uploads)).scalar_one() or 0)
-    return Usage(jobs, lines, webhooks, stored + uploaded)
+    return Holdings(jobs, lines, webhooks, stored + uploaded)
 
 
 async def _list_files(connection: AsyncConnection, job_id: str, now: float) -> None:
     """List the files of a job that has ended among its owner's, if it was made from one of those."""
     job = _job((await connection.execute(select(*_J).where(_J.id == job_id))).mappings().one())
-    if job.form is not Form.OPENAI:
+    if job.form is not JobForm.OPENAI:
         return
     sums = select(func.sum(_C.output_bytes), func.sum(_C.error_bytes))
     sums = sums.where(_C.job_id == job_id, _C.done.is_(True))
@@ -492,12 +492,12 @@ async def _is_running(connection: AsyncConnection, job_id: str) -> bool:
     return (await connection.execute(query)).scalar_one_or_none() == State.PROCESSING.value
 
 
-def _job(row: RowMapping) -> Job:
+def _job(row: RowMapping) -> BatchJob:
     booleans = {name: bool(row[name]) for name in ("normalized", "joined", "webhook_ended")}
     values: dict[str, Any] = {
         **row,
         **booleans,
         "state": State(row["state"]),
-        "form": Form(row["form"]),
+        "form": JobForm(row["form"]),
     }
-    return Job(**values)
+    return BatchJob(**values)

@@ -35,7 +35,7 @@ class File(StrEnum):
     ERRORS = "errors"
 
 
-class Form(StrEnum):
+class JobForm(StrEnum):
     """Whose shape a job has: what its lines may say, and by which paths it is told of beside our own."""
 
     OWN = "own"
@@ -43,7 +43,7 @@ class Form(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchStatus:
+class JobStatus:
     """What is told of a job. Times are seconds since the epoch; ``total`` is 0 until lines are counted."""
 
     batch_id: str
@@ -75,13 +75,13 @@ class BatchRequest:
     dimensions: int | None = None
     normalized: bool = True
     webhook_url: str | None = None
-    form: Form = Form.OWN
+    form: JobForm = JobForm.OWN
     input_file: str | None = None
     metadata: str = ""
 
 
-def status_json(status: BatchStatus) -> dict[str, Any]:
-    """Lay out the REST object ``BatchStatus``, which webhooks carry too."""
+def status_json(status: JobStatus) -> dict[str, Any]:
+    """Lay out the REST object ``JobStatus``, which webhooks carry too."""
     return {
         "batch_id": status.batch_id,
         "status": status.state.value,

@@ -11,9 +11,9 @@ from sqlalchemy import and_, or_, select
 
 from services.batch.files import Files
 from services.batch.keys import file_key, new_file_id, part_key
-from services.batch.quotas import Usage, check
+from services.batch.quotas import Holdings, check
 from services.batch.service import Caller, store_away
-from services.batch.table import FILES, Job, JobTable, UploadedFile
+from services.batch.table import FILES, BatchJob, JobTable, UploadedFile
 from services.batch.types import File
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
@@ -50,7 +50,7 @@ class Uploads:
         Raises also AUTHZ_RESOURCE_LIMIT_EXCEEDED and STORAGE_FULL.
         """
         await asyncio.to_thread(self._disk.require_room, "files")
-        tier, more = self._tiers[caller.tier], Usage(stored_bytes=len(content))
+        tier, more = self._tiers[caller.tier], Holdings(stored_bytes=len(content))
         check(tier, await self._table.usage(caller.owner), more)
         now = time.time()
         ends = now + min(seconds or self._longest, self._longest)
@@ -140,7 +140,7 @@ class Uploads:
             part_key(file.job_id, part.name, _kind(file)) for part in await self._table.parts(file.job_id)
         ]
 
-    async def _job(self, file: UploadedFile) -> Job:
+    async def _job(self, file: UploadedFile) -> BatchJob:
         assert file.job_id is not None
         job = await self._table.find(file.job_id)
         if job is None:

@@ -13,17 +13,17 @@ from enum import Enum
 from services.batch.secrets import Secrets, WebhookSecrets, signing_key
 from services.core.media.connecting import Resolver, resolve
 from services.core.media.errors import FetchError
-from services.core.media.fetching import Fetcher, Limits, shown
+from services.core.media.fetching import Fetcher, FetchLimits, shown
 from services.core.settings import Settings
 
 logger = logging.getLogger(__name__)
-_LIMITS = Limits(connect_seconds=5.0, idle_seconds=10.0, total_seconds=15.0)
+_LIMITS = FetchLimits(connect_seconds=5.0, idle_seconds=10.0, total_seconds=15.0)
 
 # A receiver that is being restarted is often seen as 404 by whoever is in front of it.
 _LATER = frozenset({404, 408, 409, 423, 425, 429})
 
 
-class Outcome(Enum):
+class Delivery(Enum):
     """What came of an attempt; REFUSED ones would come to the same if tried again."""
 
     DELIVERED = "delivered"
@@ -45,7 +45,7 @@ class Webhooks:
         *,
         clock: Callable[[], float] = time.time,
         resolver: Resolver = resolve,
-        limits: Limits = _LIMITS,
+        limits: FetchLimits = _LIMITS,
     ) -> None:
         self._secrets = secrets
         self._clock = clock
@@ -62,7 +62,7 @@ class Webhooks:
             return None if error.retryable else f"Webhooks cannot go to '{shown(url)}': {error.cause}."
         return None
 
-    async def deliver(self, url: str, payload: bytes, event_id: str) -> Outcome:
+    async def deliver(self, url: str, payload: bytes, event_id: str) -> Delivery:
         """Try once to hand over the JSON ``payload``; the receiver knows repeats by ``event_id``.
 
         Raises ``ServiceError`` as ``WebhookSecrets`` does.
@@ -71,11 +71,11 @@ class Webhooks:
         try:
             status = await self._fetcher.post(url, payload, headers)
         except FetchError as error:
-            outcome = Outcome.RETRY if error.retryable else Outcome.REFUSED
+            outcome = Delivery.RETRY if error.retryable else Delivery.REFUSED
             logger.warning("webhook %s: %s: %s (%s)", event_id, shown(url), error.cause, outcome.value)
             return outcome
         outcome = _judge(status)
-        level = logging.INFO if outcome is Outcome.DELIVERED else logging.WARNING
+        level = logging.INFO if outcome is Delivery.DELIVERED else logging.WARNING
         logger.log(level, "webhook %s: %s answered %d (%s)", event_id, shown(url), status, outcome.value)
         return outcome
 
@@ -94,10 +94,10 @@ class Webhooks:
         }
 
 
-def _judge(status: int) -> Outcome:
+def _judge(status: int) -> Delivery:
     if 200 <= status < 300:
-        return Outcome.DELIVERED
-    return Outcome.RETRY if status >= 500 or status in _LATER else Outcome.REFUSED
+        return Delivery.DELIVERED
+    return Delivery.RETRY if status >= 500 or status in _LATER else Delivery.REFUSED
 
 
 def _signature(key: bytes, signed: bytes) -> str:

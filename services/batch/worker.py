@@ -10,20 +10,20 @@ import uuid
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
 from services.batch.embedding import ChunkEmbedder, Results
 from services.batch.files import Files
 from services.batch.inputs import JobInputs, Planned, UnusableInputError
-from services.batch.jobs import JobEngine, Kind, Task
+from services.batch.jobs import JobEngine, Task, TaskKind
 from services.batch.keys import part_key
 from services.batch.metrics import CHUNK_SECONDS, ENDS, LINES, WEBHOOKS
-from services.batch.quotas import Usage, check
-from services.batch.table import UNPLANNED, Chunk, Job, JobTable, Outcome, Part
+from services.batch.quotas import Holdings, check
+from services.batch.table import UNPLANNED, BatchJob, Chunk, ChunkFiles, ChunkOutcome, JobTable
 from services.batch.types import File, State, status_json
-from services.batch.webhook import Outcome as Delivery
+from services.batch.webhook import Delivery, Webhooks
 from services.core.access.balances import Balances
 from services.core.access.metrics import KeyUsage
 from services.core.errors import ErrorCode, ServiceError
@@ -43,14 +43,6 @@ _LOOK_EVERY = 16
 """Chunks handed out before looking whether the job was cancelled meanwhile."""
 _SPENT = "The balance of the key is used up. What was embedded until then can be downloaded."
 _BROKEN = "An unexpected error ended the job; the server's log says more."
-
-
-class Webhooks(Protocol):
-    """Sends one notification."""
-
-    async def deliver(self, url: str, payload: bytes, event_id: str) -> Delivery:
-        """Try once."""
-        ...
 
 
 class Worker:
@@ -115,10 +107,10 @@ class Worker:
                 self.cancel(job_id)
 
     async def _do(self, task: Task) -> None:
-        if task.kind is Kind.CHUNK:
+        if task.kind is TaskKind.CHUNK:
             await self._interruptible(task.job_id, self._chunk(task.job_id, task.number))
         elif (job := await self._table.find(task.job_id)) is not None:
-            await (self._notify(job, task.number) if task.kind is Kind.NOTIFY else self._prepare(job))
+            await (self._notify(job, task.number) if task.kind is TaskKind.NOTIFY else self._prepare(job))
 
     async def _interruptible(self, job_id: str, work: Coroutine[Any, Any, T]) -> T | None:
         """Do something for a job in a task of its own; None when cancelling the job interrupted it."""
@@ -157,7 +149,7 @@ class Worker:
 
     # Preparing
 
-    async def _prepare(self, job: Job) -> None:
+    async def _prepare(self, job: BatchJob) -> None:
         """Fetch the input, plan the chunks, hand them out."""
         if job.state.ended or job.expires_at <= time.time():
             return
@@ -186,14 +178,14 @@ class Worker:
             if position % _LOOK_EVERY == 0 and not await self._goes_on(job.id):
                 await self._jobs.cancel(job.id)
                 return
-            await self._jobs.submit(Task(Kind.CHUNK, job.id, job.model, job.owner, number))
+            await self._jobs.submit(Task(TaskKind.CHUNK, job.id, job.model, job.owner, number))
 
-    def _check(self, job: Job, planned: Planned, usage: Usage) -> None:
+    def _check(self, job: BatchJob, planned: Planned, usage: Holdings) -> None:
         """Hold an input that was only now seen whole to the quotas of its owner."""
         tier = self._tiers.get(job.tier)
         if job.total == 0 and tier is not None:
             lines = sum(plan.lines for plan in planned.chunks)
-            check(tier, usage, Usage(lines=lines, stored_bytes=planned.length))
+            check(tier, usage, Holdings(lines=lines, stored_bytes=planned.length))
 
     async def _goes_on(self, job_id: str) -> bool:
         job = await self._table.find(job_id)
@@ -227,7 +219,7 @@ class Worker:
                 CHUNK_SECONDS.labels(job.model).observe(time.monotonic() - began)
         await self._finish(job_id)
 
-    async def _results(self, job: Job, number: int, chunk: Chunk) -> bool:
+    async def _results(self, job: BatchJob, number: int, chunk: Chunk) -> bool:
         """Embed a chunk and store what comes of it; false when the job goes on without it."""
         try:
             lines = await self._inputs.lines(job, chunk.plan)
@@ -246,15 +238,15 @@ class Worker:
                 await self._table.give_back_chunk(job.id, number, chunk.tries)
             raise
 
-    async def _store_results(self, job: Job, number: int, results: Results) -> bool:
+    async def _store_results(self, job: BatchJob, number: int, results: Results) -> bool:
         name = f"{number:06d}-{uuid.uuid4().hex[:12]}"
         written = {File.OUTPUT: _joined(results.output), File.ERRORS: _joined(results.errors)}
         keys = [part_key(job.id, name, file) for file, data in written.items() if data]
         for file, data in written.items():
             if data:
                 await self._store.put(part_key(job.id, name, file), data)
-        part = Part(number, name, len(written[File.OUTPUT]), len(written[File.ERRORS]))
-        outcome = Outcome(part, len(results.output), len(results.errors), results.tokens)
+        part = ChunkFiles(number, name, len(written[File.OUTPUT]), len(written[File.ERRORS]))
+        outcome = ChunkOutcome(part, len(results.output), len(results.errors), results.tokens)
         if not await self._table.end_chunk(job, outcome):
             # Another worker was quicker, or the job has ended meanwhile.
             await self._store.delete(keys)
@@ -280,7 +272,7 @@ class Worker:
         elif job.state is State.PROCESSING:
             await self.end(job_id, State.FAILED, await self._files.first_fault(job))
 
-    async def _notify(self, job: Job, attempt: int) -> None:
+    async def _notify(self, job: BatchJob, attempt: int) -> None:
         """Send the status once; what waits for a further attempt waits in no place."""
         if job.webhook_url is None or job.webhook_ended:
             return
@@ -301,11 +293,11 @@ class Worker:
         )
 
 
-def open_task(job: Job) -> Task:
+def open_task(job: BatchJob) -> Task:
     """Give the task that a job waits for which has not begun, or has ended and is to be told."""
     if job.state.ended:
-        return Task(Kind.NOTIFY, job.id, job.model, job.owner, job.webhook_tries)
-    return Task(Kind.PREPARE if job.input_url is None else Kind.FETCH, job.id, job.model, job.owner)
+        return Task(TaskKind.NOTIFY, job.id, job.model, job.owner, job.webhook_tries)
+    return Task(TaskKind.PREPARE if job.input_url is None else TaskKind.FETCH, job.id, job.model, job.owner)
 
 
 def _joined(lines: Mapping[int, bytes]) -> bytes:

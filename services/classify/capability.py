@@ -12,9 +12,9 @@ from searchfoundation.v1 import (
     classify_rest_pb2_grpc,
 )
 
-from services.classify.few_shot import FewShot, Limits
+from services.classify.few_shot import ClassifierLimits, FewShot
 from services.classify.grpc import ClassifyServicer
-from services.classify.parsing import RequestParser
+from services.classify.parsing import ClassifyParser
 from services.classify.rest import ClassifyRestServicer
 from services.classify.schema import CLASSIFIERS
 from services.classify.table import ClassifierTable
@@ -37,12 +37,12 @@ class ClassifyCapability:
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings, database: Database) -> None:
         self.max_body_bytes = RequestLimits.of(settings).body("classify", engine.served)
-        parser = RequestParser(catalog, engine.served, max_items=settings.max_classify_items)
+        parser = ClassifyParser(catalog, engine.served, max_items=settings.max_classify_items)
         # One thread: learning takes the interpreter from the event loop, and two at a time would twice.
         self._executor = ThreadPoolExecutor(1, "classify")
         self._database = database
         zero_shot = ZeroShot(engine, self._executor, settings.label_cache_bytes)
-        limits = Limits(
+        limits = ClassifierLimits(
             settings.max_classifiers,
             settings.max_classifier_labels,
             {name: tier.classifiers for name, tier in settings.tiers.items()},

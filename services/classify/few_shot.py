@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from services.classify.cache import ByteCache
 from services.classify.errors import busy, not_found, too_few_labels, too_many_classifiers, too_many_labels
 from services.classify.ids import new_id, parse_id
-from services.classify.learner import Head, learn
+from services.classify.learner import LabelWeights, learn
 from services.classify.lease import Leases
 from services.classify.metrics import CLASSIFIER_HITS, CLASSIFIER_MISSES, LEARN_SECONDS
 from services.classify.scores import best, softmax
@@ -43,7 +43,7 @@ _ENTRY_BYTES = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ClassifierLimits:
     """What one key may have: ``classifiers`` unless ``of_tier`` knows better, and ``labels`` in each."""
 
     classifiers: int
@@ -59,7 +59,9 @@ class FewShot:
     what embedding raises. Learning runs in ``executor``.
     """
 
-    def __init__(self, engine: Engine, table: ClassifierTable, executor: Executor, limits: Limits) -> None:
+    def __init__(
+        self, engine: Engine, table: ClassifierTable, executor: Executor, limits: ClassifierLimits
+    ) -> None:
         self._engine = engine
         self._table = table
         self._executor = executor
@@ -104,7 +106,7 @@ class FewShot:
         if (current := await self._table.count(call.tenant)) >= limit:
             raise too_many_classifiers(current, limit)
         vectors, tokens = await _embed(model, request.contents, request.iterations, call)
-        start = Head.new(vectors, len(labels))
+        start = LabelWeights.new(vectors, len(labels))
         head = await self._learn(start, vectors, labels, request.labels, request.iterations)
         now = time.time()
         classifier = Classifier(
@@ -198,12 +200,12 @@ class FewShot:
 
     async def _learn(
         self,
-        start: Head,
+        start: LabelWeights,
         vectors: Vectors,
         labels: tuple[str, ...],
         given: Sequence[str],
         iterations: int,
-    ) -> Head:
+    ) -> LabelWeights:
         places = {label: place for place, label in enumerate(labels)}
         targets = np.array([places[label] for label in given], np.intp)
         stop = threading.Event()
@@ -223,7 +225,7 @@ async def _embed(
     return found.vectors, found.usage.total
 
 
-def _timed(work: partial[Head]) -> Head:
+def _timed(work: partial[LabelWeights]) -> LabelWeights:
     with LEARN_SECONDS.time():
         return work()
 

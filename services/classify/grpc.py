@@ -18,7 +18,7 @@ from services.classify.messages import (
     update_fields,
     usage,
 )
-from services.classify.parsing import RequestParser
+from services.classify.parsing import ClassifyParser
 from services.classify.types import TrainResult, UpdateRequest, ZeroShotRequest
 from services.classify.zero_shot import ZeroShot
 from services.core.call import Call, current_call
@@ -33,7 +33,7 @@ _LABELS_AT_ONCE = 4096
 class ClassifyServicer(classify_pb2_grpc.ClassifyServiceServicer):
     """``ClassifyService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, zero_shot: ZeroShot, few_shot: FewShot) -> None:
+    def __init__(self, parser: ClassifyParser, zero_shot: ZeroShot, few_shot: FewShot) -> None:
         self._parser = parser
         self._zero_shot = zero_shot
         self._few_shot = few_shot

@@ -39,7 +39,7 @@ class LearningStoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class LabelWeights:
     """What was learned: ``weights`` (labels, width), and the ``centre`` (width,) vectors are seen from."""
 
     centre: Vectors
@@ -64,9 +64,9 @@ class Head:
         """Of the vectors it knows."""
         return len(self.centre)
 
-    def widened(self, labels: int) -> Head:
+    def widened(self, labels: int) -> LabelWeights:
         """Know nothing of further labels, ``labels`` in all."""
-        return Head(self.centre, np.pad(self.weights, ((0, labels - len(self.weights)), (0, 0))))
+        return LabelWeights(self.centre, np.pad(self.weights, ((0, labels - len(self.weights)), (0, 0))))
 
     def seen(self, vectors: Vectors) -> Vectors:
         """Return the directions (n, width) in which unit vectors lie from the centre."""
@@ -80,12 +80,12 @@ class Head:
 
 
 def learn(
-    head: Head,
+    head: LabelWeights,
     vectors: Vectors,
     targets: NDArray[np.intp],
     iterations: int,
     stop: threading.Event | None = None,
-) -> Head:
+) -> LabelWeights:
     """Go ``iterations`` times through the examples, each time in another order that is always the same.
 
     ``vectors`` (n, width) have unit length; ``targets`` (n,) are their labels. Raises LearningStoppedError
@@ -98,7 +98,7 @@ def learn(
     # The mean over all steps of sums that grew step by step: each change counts from when it was made.
     mean = alpha - delay / (iterations * len(examples))
     added = product(np.ascontiguousarray(mean.T, np.float32), np.ascontiguousarray(examples.T))
-    return Head(head.centre, head.weights + added)
+    return LabelWeights(head.centre, head.weights + added)
 
 
 def _passes(

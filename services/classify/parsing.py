@@ -33,7 +33,7 @@ from services.core.requests.parsing import Locate, ModelSchemas, checked, rest_l
 _MAX_ANSWER_CHARACTERS = 64 << 20
 
 
-class RequestParser:
+class ClassifyParser:
     """Checks requests for the models that a process serves.
 
     Both methods raise ``ServiceError``: ``VALIDATION_ERROR`` naming the fields, ``INPUT_MODEL_NOT_FOUND`` for

@@ -13,7 +13,7 @@ from searchfoundation.v1 import classify_rest_pb2, classify_rest_pb2_grpc
 
 from services.classify.few_shot import FewShot
 from services.classify.ids import owner_uuid
-from services.classify.parsing import RequestParser
+from services.classify.parsing import ClassifyParser
 from services.classify.types import Classifier, ClassifyResult, TrainRequest, ZeroShotRequest
 from services.classify.zero_shot import ZeroShot
 from services.core.call import current_call
@@ -30,7 +30,7 @@ SCORE_DECIMALS = 8
 class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
     """``ClassifyRestService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, zero_shot: ZeroShot, few_shot: FewShot) -> None:
+    def __init__(self, parser: ClassifyParser, zero_shot: ZeroShot, few_shot: FewShot) -> None:
         self._parser = parser
         self._zero_shot = zero_shot
         self._few_shot = few_shot

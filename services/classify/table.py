@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.classify.learner import Head
+from services.classify.learner import LabelWeights
 from services.classify.types import Access, Classifier
 from services.core.storage import Database
 
@@ -78,7 +78,7 @@ class Trained:
     model: str
     labels: tuple[str, ...]
     version: int
-    head: Head
+    head: LabelWeights
 
 
 class ClassifierTable:
@@ -145,7 +145,7 @@ class ClassifierTable:
             return None
         labels = _labels(row.labels)
         matrix = np.frombuffer(row.weights, "<f4").reshape(1 + len(labels), row.width)
-        return Trained(row.model, labels, row.version, Head.from_matrix(matrix))
+        return Trained(row.model, labels, row.version, LabelWeights.from_matrix(matrix))
 
     async def delete(self, classifier_id: str, owner: str) -> bool:
         """Delete a classifier; false when the owner has none of that id."""

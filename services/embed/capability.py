@@ -19,7 +19,7 @@ from services.embed.grpc import EmbedServicer
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
 from services.embed.rest import EmbedRestServicer
-from services.embed.stream import StreamLimits
+from services.embed.stream import EmbedStreamLimits
 from services.embed.vendors import tei
 from services.embed.vendors.rest import EmbedVendorsServicer
 
@@ -38,7 +38,7 @@ class EmbedCapability:
         self.max_body_bytes = RequestLimits.of(settings).body("embed", engine.served)
         parser = RequestParser(catalog, engine.served, max_items=settings.max_items)
         embedder = Embedder(engine, settings)
-        limits = StreamLimits(
+        limits = EmbedStreamLimits(
             messages=settings.stream_window,
             size=self.max_body_bytes,
             timeout=settings.request_timeout_seconds,

@@ -12,7 +12,7 @@ from services.core.serving.messages import fill, timings
 from services.embed.logic import Embedder
 from services.embed.messages import embeddings, request_fields, unary_location, usage
 from services.embed.parsing import RequestParser
-from services.embed.stream import EmbedStream, StreamLimits
+from services.embed.stream import EmbedStream, EmbedStreamLimits
 
 UnaryContext = grpc.aio.ServicerContext[embed_pb2.EmbedRequest, embed_pb2.EmbedResponse]
 StreamContext = grpc.aio.ServicerContext[embed_pb2.EmbedStreamRequest, embed_pb2.EmbedStreamResponse]
@@ -21,7 +21,7 @@ StreamContext = grpc.aio.ServicerContext[embed_pb2.EmbedStreamRequest, embed_pb2
 class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
     """``EmbedService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, embedder: Embedder, limits: StreamLimits) -> None:
+    def __init__(self, parser: RequestParser, embedder: Embedder, limits: EmbedStreamLimits) -> None:
         self._parser = parser
         self._embedder = embedder
         self._limits = limits

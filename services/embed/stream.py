@@ -24,7 +24,7 @@ _Answer = asyncio.Task[embed_pb2.EmbedStreamResponse]
 
 
 @dataclass(frozen=True, slots=True)
-class StreamLimits:
+class EmbedStreamLimits:
     """What one stream may hold at a time: messages, and bytes of requests.
 
     ``timeout`` is in seconds for each message, where the caller set no deadline for the stream.
@@ -38,7 +38,7 @@ class StreamLimits:
 class _Window:
     """Room for requests being worked on. One reader enters; a single message always fits."""
 
-    def __init__(self, limits: StreamLimits) -> None:
+    def __init__(self, limits: EmbedStreamLimits) -> None:
         self._limits = limits
         self._messages = 0
         self._size = 0
@@ -67,7 +67,9 @@ class EmbedStream:
     control.
     """
 
-    def __init__(self, parser: RequestParser, embedder: Embedder, call: Call, limits: StreamLimits) -> None:
+    def __init__(
+        self, parser: RequestParser, embedder: Embedder, call: Call, limits: EmbedStreamLimits
+    ) -> None:
         self._parser = parser
         self._embedder = embedder
         self._call = call

@@ -15,7 +15,7 @@ from services.rerank.grpc import RerankServicer
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.rest import RerankRestServicer
-from services.rerank.stream import StreamLimits
+from services.rerank.stream import RerankStreamLimits
 
 
 class RerankCapability:
@@ -32,7 +32,7 @@ class RerankCapability:
         self.max_body_bytes = RequestLimits.of(settings).body("rerank", engine.served)
         parser = RequestParser(catalog, engine.served, max_documents=settings.max_documents)
         reranker = Reranker(engine)
-        limits = StreamLimits(
+        limits = RerankStreamLimits(
             documents=settings.max_documents,
             size=self.max_body_bytes,
             timeout=settings.request_timeout_seconds,

@@ -13,7 +13,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.rerank.logic import Reranker
 from services.rerank.messages import request_fields, response, unary_location
 from services.rerank.parsing import RequestParser
-from services.rerank.stream import StreamLimits, read_stream
+from services.rerank.stream import RerankStreamLimits, read_stream
 
 UnaryContext = grpc.aio.ServicerContext[rerank_pb2.RerankRequest, rerank_pb2.RerankResponse]
 StreamContext = grpc.aio.ServicerContext[rerank_pb2.RerankStreamRequest, rerank_pb2.RerankResponse]
@@ -22,7 +22,7 @@ StreamContext = grpc.aio.ServicerContext[rerank_pb2.RerankStreamRequest, rerank_
 class RerankServicer(rerank_pb2_grpc.RerankServiceServicer):
     """``RerankService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, reranker: Reranker, limits: StreamLimits) -> None:
+    def __init__(self, parser: RequestParser, reranker: Reranker, limits: RerankStreamLimits) -> None:
         self._parser = parser
         self._reranker = reranker
         self._limits = limits

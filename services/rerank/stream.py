@@ -14,7 +14,7 @@ from services.rerank.types import RerankRequest
 
 
 @dataclass(frozen=True, slots=True)
-class StreamLimits:
+class RerankStreamLimits:
     """What one stream may hold in all: documents, and bytes of messages.
 
     ``timeout`` is in seconds for the whole stream, where the caller set no deadline.
@@ -34,7 +34,7 @@ class StreamedRequest:
 
 
 async def read_stream(
-    messages: AsyncIterator[rerank_pb2.RerankStreamRequest], parser: RequestParser, limits: StreamLimits
+    messages: AsyncIterator[rerank_pb2.RerankStreamRequest], parser: RequestParser, limits: RerankStreamLimits
 ) -> StreamedRequest:
     """Read a stream to its end, or to where it passes a limit.
 

@@ -11,7 +11,7 @@ import pytest
 
 from services.core.access.limits import NO_LIMIT, Lease, Limiter
 from services.core.access.local_limits import MAX_ADDRESSES, LocalLimiter
-from services.core.access.principal import Limits
+from services.core.access.principal import KeyLimits
 from services.core.access.shared_limits import SharedLimiter, connect
 from services.core.errors import ErrorCode, ServiceError
 from tests.access.clock import HandClock
@@ -35,11 +35,13 @@ def key() -> str:
     return f"key_{secrets.token_hex(8)}"
 
 
-def limits(requests: int | None = None, tokens: int | None = None, concurrency: int | None = None) -> Limits:
-    return Limits(requests, tokens, concurrency)
+def limits(
+    requests: int | None = None, tokens: int | None = None, concurrency: int | None = None
+) -> KeyLimits:
+    return KeyLimits(requests, tokens, concurrency)
 
 
-async def refused(limiter: Limiter, key: str, limit: Limits) -> ServiceError:
+async def refused(limiter: Limiter, key: str, limit: KeyLimits) -> ServiceError:
     with pytest.raises(ServiceError) as error:
         await limiter.admit(key, limit)
     return error.value
@@ -190,7 +192,7 @@ async def test_nothing_limited_has_a_readable_remainder(limiter: Limiter, key: s
     ],
 )
 async def test_200_at_once_pass_exactly_the_limit(
-    limiter: Limiter, key: str, limit: Limits, code: ErrorCode
+    limiter: Limiter, key: str, limit: KeyLimits, code: ErrorCode
 ) -> None:
     async def attempt() -> Lease | ErrorCode:
         try:

@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 
 from services.core.access.limits import Lease
 from services.core.access.local_limits import LocalLimiter
-from services.core.access.principal import Limits
+from services.core.access.principal import KeyLimits
 from services.core.access.shared_limits import SharedLimiter, connect
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import ConfigurationError
@@ -76,7 +76,7 @@ def shared() -> bool:
     return metric("up") == 1
 
 
-def take(server: RedisServer, key: str, limits: Limits, wanted: int) -> subprocess.Popen[str]:
+def take(server: RedisServer, key: str, limits: KeyLimits, wanted: int) -> subprocess.Popen[str]:
     figures = str((limits.requests, limits.tokens, limits.concurrency))
     arguments = [server.url, key, figures, str(wanted), str(LEASE_SECONDS)]
     return subprocess.Popen([sys.executable, "-c", TAKER, *arguments], stdout=subprocess.PIPE, text=True)
@@ -95,7 +95,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 async def test_stopped_and_started_during_traffic(
     own_redis: RedisServer, limiter: SharedLimiter, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits = Limits(requests=None, tokens=10**9, concurrency=1_000)
+    limits = KeyLimits(requests=None, tokens=10**9, concurrency=1_000)
     stopping = asyncio.Event()
     calls = 0
 
@@ -129,7 +129,7 @@ async def test_stopped_and_started_during_traffic(
     said = [record.getMessage().split(",")[0] for record in caplog.records]
     assert said == ["Redis is away", "Redis is back"] * 2
     # No slot was left behind on either side.
-    leases = [await limiter.admit(key, Limits(None, None, 5)) for _ in range(5)]
+    leases = [await limiter.admit(key, KeyLimits(None, None, 5)) for _ in range(5)]
     assert all(lease.id is not None for lease in leases)
 
 
@@ -137,9 +137,9 @@ async def test_limits_hold_in_process_while_redis_is_away(
     own_redis: RedisServer, limiter: SharedLimiter, key: str
 ) -> None:
     own_redis.kill()
-    await limiter.admit(key, Limits(1, None, None))
+    await limiter.admit(key, KeyLimits(1, None, None))
     with pytest.raises(ServiceError) as error:
-        await limiter.admit(key, Limits(1, None, None))
+        await limiter.admit(key, KeyLimits(1, None, None))
     assert error.value.code is ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED
     with pytest.raises(ConnectionError):
         await limiter.ping()
@@ -148,13 +148,13 @@ async def test_limits_hold_in_process_while_redis_is_away(
 async def test_calls_in_flight_across_an_outage(
     own_redis: RedisServer, limiter: SharedLimiter, key: str
 ) -> None:
-    limits = Limits(None, 1_000, 2)
+    limits = KeyLimits(None, 1_000, 2)
     before = await limiter.admit(key, limits)
     own_redis.kill()
     await limiter.charge(before, 1_000)
     with pytest.raises(ServiceError):
         await limiter.charge(before, 1)
-    during = await limiter.admit(key, Limits(None, None, 2))
+    during = await limiter.admit(key, KeyLimits(None, None, 2))
     own_redis.start()
     await until(shared)
     for lease in (before, during):
@@ -168,7 +168,7 @@ async def test_calls_in_flight_across_an_outage(
 async def test_a_redis_that_hangs_holds_no_call_up(
     own_redis: RedisServer, limiter: SharedLimiter, key: str
 ) -> None:
-    limits = Limits(None, None, 100)
+    limits = KeyLimits(None, None, 100)
     await limiter.release(await limiter.admit(key, limits))
     own_redis.freeze()
     try:
@@ -184,12 +184,14 @@ async def test_a_redis_that_hangs_holds_no_call_up(
 
 async def test_away_at_start(key: str, tmp_path: object) -> None:
     limiter = make(RedisServer(folder=tmp_path, port=free_port()))  # type: ignore[arg-type]
-    assert (await limiter.admit(key, Limits(5, None, None))).id is None
+    assert (await limiter.admit(key, KeyLimits(5, None, None))).id is None
     await limiter.close()
 
 
-@pytest.mark.parametrize(("limits", "expected"), [(Limits(30, None, None), 30), (Limits(None, None, 30), 30)])
-async def test_two_processes_share_one_limit(key: str, limits: Limits, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("limits", "expected"), [(KeyLimits(30, None, None), 30), (KeyLimits(None, None, 30), 30)]
+)
+async def test_two_processes_share_one_limit(key: str, limits: KeyLimits, expected: int) -> None:
     takers = [take(shared_redis(), key, limits, 25) for _ in range(2)]
     try:
         assert sum(passed(taker) for taker in takers) == expected
@@ -199,7 +201,7 @@ async def test_two_processes_share_one_limit(key: str, limits: Limits, expected:
 
 
 async def test_a_killed_process_gives_its_slots_back(key: str) -> None:
-    limits = Limits(None, None, 3)
+    limits = KeyLimits(None, None, 3)
     taker = take(shared_redis(), key, limits, 3)
     assert passed(taker) == 3
     limiter = make(shared_redis(), timeout=5.0)
@@ -218,7 +220,7 @@ async def test_a_killed_process_gives_its_slots_back(key: str) -> None:
 
 async def test_a_long_call_keeps_its_slot(key: str) -> None:
     limiter = make(shared_redis(), timeout=5.0)
-    limits = Limits(None, None, 1)
+    limits = KeyLimits(None, None, 1)
     lease = await limiter.admit(key, limits)
     await asyncio.sleep(2 * LEASE_SECONDS)
     with pytest.raises(ServiceError):
@@ -230,7 +232,7 @@ async def test_a_long_call_keeps_its_slot(key: str) -> None:
 
 async def test_a_cancelled_admission_leaves_no_slot(key: str) -> None:
     limiter = make(shared_redis(), timeout=5.0, lease_seconds=3600)
-    limits = Limits(None, None, 1)
+    limits = KeyLimits(None, None, 1)
     for _ in range(5):
         attempt = asyncio.create_task(limiter.admit(key, limits))
         await asyncio.sleep(0)
@@ -247,7 +249,7 @@ async def test_a_cancelled_admission_leaves_no_slot(key: str) -> None:
 async def test_scripts_are_loaded_again_when_redis_has_forgotten_them(
     own_redis: RedisServer, limiter: SharedLimiter, key: str
 ) -> None:
-    limits = Limits(100, 100, 100)
+    limits = KeyLimits(100, 100, 100)
     await limiter.admit(key, limits)
     subprocess.run(
         ["redis-cli", "-p", str(own_redis.port), "SCRIPT", "FLUSH"], check=True, capture_output=True

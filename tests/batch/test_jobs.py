@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from services.batch.keys import input_key, new_job_id
 from services.batch.schema import BATCH
-from services.batch.table import Job, JobTable
+from services.batch.table import BatchJob, JobTable
 from services.core.access.key_table import KeyTable
 from services.core.access.schema import ACCESS
 from services.core.storage import Database
@@ -116,7 +116,7 @@ async def test_tokens_are_booked_once_and_below_zero_if_need_be(tmp_path: Path) 
 async def test_what_was_lost_between_two_steps_is_handed_out_again(tmp_path: Path) -> None:
     chosen = settings(data_dir=tmp_path)
     made = time.time() - 120
-    job = Job(new_job_id(), "anonymous", MINILM, None, None, True, None, None, made, made + 600, "")
+    job = BatchJob(new_job_id(), "anonymous", MINILM, None, None, True, None, None, made, made + 600, "")
     database = await Database.open(chosen, ACCESS, BATCH)
     # As if the process had died before it handed a task out.
     await open_store(chosen).put(input_key(job.id), orjson.dumps({"custom_id": "a", "body": {"input": "x"}}))

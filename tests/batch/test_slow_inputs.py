@@ -14,7 +14,7 @@ from services.batch.keys import new_job_id
 from services.batch.lines import LineReader
 from services.batch.schema import BATCH
 from services.batch.sources import Sources
-from services.batch.table import Job, JobTable
+from services.batch.table import BatchJob, JobTable
 from services.core.access.schema import ACCESS
 from services.core.catalog import Catalog
 from services.core.storage import Database
@@ -79,7 +79,9 @@ async def test_who_fetches_an_input_late_leaves_the_planned_one_alone(tmp_path: 
     inputs = JobInputs(chosen, open_store(chosen), sources, reader)
     async with web(changing) as site:
         made = time.time()
-        job = Job(new_job_id(), "anonymous", MINILM, None, None, True, site.url(), None, made, made + 600, "")
+        job = BatchJob(
+            new_job_id(), "anonymous", MINILM, None, None, True, site.url(), None, made, made + 600, ""
+        )
         await table.create(job)
         early, late = await inputs.plan(job), await inputs.plan(job)
         assert await table.plan(job, early.chunks, early.name, early.length)

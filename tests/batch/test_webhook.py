@@ -15,9 +15,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from services.batch.schema import BATCH
 from services.batch.secrets import WebhookSecrets
-from services.batch.webhook import Outcome, Webhooks
+from services.batch.webhook import Delivery, Webhooks
 from services.core.errors import ServiceError
-from services.core.media.fetching import Limits
+from services.core.media.fetching import FetchLimits
 from services.core.settings import ConfigurationError, Settings
 from services.core.storage import Database
 from tests.media.web import Request, answer, head, web
@@ -63,7 +63,7 @@ def encoded(word: str) -> str:
 
 async def test_a_delivery_is_signed(make: Make) -> None:
     async with web(answer(b"thanks")) as site:
-        assert await make().deliver(site.url("/hook?x=1"), PAYLOAD, "evt_1_completed") is Outcome.DELIVERED
+        assert await make().deliver(site.url("/hook?x=1"), PAYLOAD, "evt_1_completed") is Delivery.DELIVERED
     (request,) = site.requests
     assert (request.method, request.target, request.body) == ("POST", "/hook?x=1", PAYLOAD)
     assert request.headers["content-type"] == "application/json"
@@ -98,7 +98,7 @@ async def test_without_a_secret_of_the_operator_one_is_made(
     async with web(answer(b"")) as site:
         # Two processes that start together sign with the same one.
         together = (make(secret=unset).deliver(site.url(), PAYLOAD, f"evt_{n}") for n in range(2))
-        assert await asyncio.gather(*together) == [Outcome.DELIVERED] * 2
+        assert await asyncio.gather(*together) == [Delivery.DELIVERED] * 2
     (secret,) = await WebhookSecrets(Settings(), database).current()
     assert len(base64.b64decode(secret.removeprefix("whsec_"))) == 32
     for request in site.requests:
@@ -135,7 +135,7 @@ async def test_nothing_goes_out_unsigned_while_the_secret_cannot_be_read(
         with pytest.raises(ServiceError):
             await make(secret=None).deliver(site.url(), PAYLOAD, "evt")
         assert not site.requests
-        assert await make().deliver(site.url(), PAYLOAD, "evt") is Outcome.DELIVERED
+        assert await make().deliver(site.url(), PAYLOAD, "evt") is Delivery.DELIVERED
 
 
 @pytest.mark.parametrize("secret", ["whsec_%%%", "whsec_", f"{SECRET} whsec_x"])
@@ -146,11 +146,11 @@ def test_a_secret_that_cannot_sign_stops_the_start(make: Make, secret: str) -> N
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(status, Outcome.DELIVERED) for status in (200, 201, 202, 204)]
-    + [(status, Outcome.RETRY) for status in (404, 408, 409, 425, 429, 500, 502, 503, 504)]
-    + [(status, Outcome.REFUSED) for status in (301, 307, 400, 401, 403, 405, 410, 413, 422)],
+    [(status, Delivery.DELIVERED) for status in (200, 201, 202, 204)]
+    + [(status, Delivery.RETRY) for status in (404, 408, 409, 425, 429, 500, 502, 503, 504)]
+    + [(status, Delivery.REFUSED) for status in (301, 307, 400, 401, 403, 405, 410, 413, 422)],
 )
-async def test_statuses(make: Make, status: int, outcome: Outcome) -> None:
+async def test_statuses(make: Make, status: int, outcome: Delivery) -> None:
     async with web(answer(b"", status, Location="/elsewhere")) as site:
         assert await make().deliver(site.url(), PAYLOAD, "evt") is outcome
         assert len(site.requests) == 1
@@ -160,9 +160,9 @@ async def test_a_receiver_down_then_up(make: Make) -> None:
     webhooks = make()
     async with web(answer(b"")) as site:
         url, port = site.url(), site.port
-    assert await webhooks.deliver(url, PAYLOAD, "evt_9") is Outcome.RETRY
+    assert await webhooks.deliver(url, PAYLOAD, "evt_9") is Delivery.RETRY
     async with web(answer(b""), port=port) as site:
-        assert await webhooks.deliver(url, PAYLOAD, "evt_9") is Outcome.DELIVERED
+        assert await webhooks.deliver(url, PAYLOAD, "evt_9") is Delivery.DELIVERED
     assert [request.headers["webhook-id"] for request in site.requests] == ["evt_9"]
 
 
@@ -172,10 +172,10 @@ async def test_a_receiver_that_hangs_up_or_hangs(make: Make) -> None:
             await asyncio.sleep(3600)
         writer.close()
 
-    webhooks = make(limits=Limits(idle_seconds=0.2, total_seconds=5.0))
+    webhooks = make(limits=FetchLimits(idle_seconds=0.2, total_seconds=5.0))
     async with web(rude) as site:
-        assert await webhooks.deliver(site.url("/rude"), PAYLOAD, "evt") is Outcome.RETRY
-        assert await webhooks.deliver(site.url("/silent"), PAYLOAD, "evt") is Outcome.RETRY
+        assert await webhooks.deliver(site.url("/rude"), PAYLOAD, "evt") is Delivery.RETRY
+        assert await webhooks.deliver(site.url("/silent"), PAYLOAD, "evt") is Delivery.RETRY
 
 
 async def test_a_receiver_that_answers_without_end_is_left(make: Make) -> None:
@@ -186,7 +186,7 @@ async def test_a_receiver_that_answers_without_end_is_left(make: Make) -> None:
             await writer.drain()
 
     async with web(endless) as site:
-        assert await make().deliver(site.url(), PAYLOAD, "evt") is Outcome.DELIVERED
+        assert await make().deliver(site.url(), PAYLOAD, "evt") is Delivery.DELIVERED
         await site.gone.wait()
 
 
@@ -209,7 +209,7 @@ async def test_private_and_odd_urls_are_refused(make: Make, url: str) -> None:
         said = await webhooks.check_url(url.format(port=site.port))
         assert said is not None
         assert "hidden" not in said
-        assert await webhooks.deliver(url.format(port=site.port), PAYLOAD, "evt") is Outcome.REFUSED
+        assert await webhooks.deliver(url.format(port=site.port), PAYLOAD, "evt") is Delivery.REFUSED
         assert not site.requests
 
 
@@ -227,5 +227,5 @@ async def test_a_name_that_turns_inside_after_the_check(make: Make) -> None:
     async with web(answer(b""), "127.0.0.9") as inner:
         url = inner.url(host="turns.example")
         assert await webhooks.check_url(url) is None
-        assert await webhooks.deliver(url, PAYLOAD, "evt") is Outcome.REFUSED
+        assert await webhooks.deliver(url, PAYLOAD, "evt") is Delivery.REFUSED
         assert not inner.requests

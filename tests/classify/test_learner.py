@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from services.classify.learner import AGGRESSIVENESS, Head, LearningStoppedError, learn
+from services.classify.learner import AGGRESSIVENESS, LabelWeights, LearningStoppedError, learn
 from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.inference import EmbedOptions, Engine, finish
@@ -27,7 +27,7 @@ def clouds(count: int, labels: int, width: int = 24, spread: float = 0.3) -> tup
     return vectors.astype(np.float32), targets
 
 
-def reference(head: Head, vectors: np.ndarray, targets: np.ndarray, iterations: int) -> np.ndarray:
+def reference(head: LabelWeights, vectors: np.ndarray, targets: np.ndarray, iterations: int) -> np.ndarray:
     """The same learner with the weights themselves, step by step, in float64."""
     examples = vectors.astype(np.float64) - head.centre
     examples /= np.linalg.norm(examples, axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def reference(head: Head, vectors: np.ndarray, targets: np.ndarray, iterations: 
     return total / (iterations * len(examples))
 
 
-def right(head: Head, vectors: np.ndarray, targets: np.ndarray) -> float:
+def right(head: LabelWeights, vectors: np.ndarray, targets: np.ndarray) -> float:
     """Part of the vectors that fall under their label."""
     return float((head.decide(vectors).argmax(axis=1) == targets).mean())
 
@@ -57,7 +57,9 @@ def right(head: Head, vectors: np.ndarray, targets: np.ndarray) -> float:
 @pytest.mark.parametrize("iterations", [1, 7])
 def test_agrees_with_a_plain_transcription(iterations: int) -> None:
     vectors, targets = clouds(60, 5)
-    start = Head(vectors.mean(axis=0), np.random.default_rng(1).normal(size=(5, 24)).astype(np.float32) / 10)
+    start = LabelWeights(
+        vectors.mean(axis=0), np.random.default_rng(1).normal(size=(5, 24)).astype(np.float32) / 10
+    )
     head = learn(start, vectors, targets, iterations)
     assert head.weights.dtype == np.float32
     assert head.weights == pytest.approx(reference(start, vectors, targets, iterations), abs=1e-4)
@@ -65,7 +67,7 @@ def test_agrees_with_a_plain_transcription(iterations: int) -> None:
 
 def test_is_the_same_every_time_and_leaves_its_start_alone() -> None:
     vectors, targets = clouds(100, 6)
-    start = Head.new(vectors, 6)
+    start = LabelWeights.new(vectors, 6)
     first, second = (learn(start, vectors, targets, 5) for _ in range(2))
     assert first.matrix().tobytes() == second.matrix().tobytes()
     assert not start.weights.any()
@@ -74,26 +76,26 @@ def test_is_the_same_every_time_and_leaves_its_start_alone() -> None:
 def test_stopping_early_changes_nothing() -> None:
     """Passes without a change are left out; the mean must still count them."""
     vectors, targets = clouds(30, 3, spread=0.02)
-    start = Head.new(vectors, 3)
+    start = LabelWeights.new(vectors, 3)
     expected = reference(start, vectors, targets, 300)
     assert learn(start, vectors, targets, 300).weights == pytest.approx(expected, abs=1e-4)
 
 
 def test_survives_being_written() -> None:
     vectors, targets = clouds(40, 3)
-    head = learn(Head.new(vectors, 3), vectors, targets, 3)
-    assert (Head.from_matrix(head.matrix()).decide(vectors) == head.decide(vectors)).all()
+    head = learn(LabelWeights.new(vectors, 3), vectors, targets, 3)
+    assert (LabelWeights.from_matrix(head.matrix()).decide(vectors) == head.decide(vectors)).all()
 
 
 def test_learns_what_can_be_told_apart() -> None:
     vectors, targets = clouds(200, 16, spread=0.1)
-    assert right(learn(Head.new(vectors, 16), vectors, targets, 10), vectors, targets) == 1.0
+    assert right(learn(LabelWeights.new(vectors, 16), vectors, targets, 10), vectors, targets) == 1.0
 
 
 def test_later_examples_of_one_label_alone_leave_the_others_usable() -> None:
     vectors, targets = clouds(200, 5, spread=0.1)
     old, new = targets < 4, targets == 4
-    start = learn(Head.new(vectors[old], 4), vectors[old], targets[old], 10)
+    start = learn(LabelWeights.new(vectors[old], 4), vectors[old], targets[old], 10)
     head = learn(start.widened(5), vectors[new], targets[new], 10)
     assert right(head, vectors[old], targets[old]) > 0.9
     assert right(head, vectors[new], targets[new]) == 1.0
@@ -102,7 +104,7 @@ def test_later_examples_of_one_label_alone_leave_the_others_usable() -> None:
 def test_examples_that_are_all_alike_do_no_harm() -> None:
     vectors = np.full((2, 4), 0.5, np.float32)
     targets = np.array([0, 1])
-    head = learn(Head.new(vectors, 2), vectors, targets, 3)
+    head = learn(LabelWeights.new(vectors, 2), vectors, targets, 3)
     assert np.isfinite(head.matrix()).all()
     assert np.isfinite(learn(head, vectors[:1], targets[1:], 3).decide(vectors)).all()
 
@@ -112,7 +114,7 @@ def test_stops_when_nobody_waits() -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(LearningStoppedError):
-        learn(Head.new(vectors, 3), vectors, targets, 10, stop)
+        learn(LabelWeights.new(vectors, 3), vectors, targets, 10, stop)
 
 
 async def test_at_least_as_accurate_as_scikit_learn() -> None:
@@ -135,7 +137,7 @@ async def test_at_least_as_accurate_as_scikit_learn() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 rival = PassiveAggressiveClassifier(random_state=seed).fit(known, targets)
-            ours.append(right(learn(Head.new(known, len(labels)), known, targets, 10), asked, truth))
+            ours.append(right(learn(LabelWeights.new(known, len(labels)), known, targets, 10), asked, truth))
             theirs.append(float((rival.predict(asked) == truth).mean()))
         assert np.mean(ours) >= np.mean(theirs), (shots, np.mean(ours), np.mean(theirs))
         assert np.mean(ours) > 0.85
@@ -164,5 +166,5 @@ async def test_a_new_kind_of_question_does_not_hide_the_known_ones() -> None:
 
     first = examples(lambda label: label != labels[3])
     later = examples(lambda label: label == labels[3])
-    head = learn(Head.new(first[0], 3), *first, 10)
+    head = learn(LabelWeights.new(first[0], 3), *first, 10)
     assert right(learn(head.widened(4), *later, 10), asked, truth) > 0.8

@@ -16,8 +16,8 @@ import pytest_asyncio
 from sqlalchemy import text
 
 import services.classify.lease as lease_module
-from services.classify.few_shot import FewShot, Limits
-from services.classify.learner import Head
+from services.classify.few_shot import ClassifierLimits, FewShot
+from services.classify.learner import LabelWeights
 from services.classify.lease import Leases
 from services.classify.schema import CLASSIFIERS
 from services.classify.table import ClassifierTable, Taken
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TEXTS = ["a cat", "a kitten", "a dog", "a puppy"]
 LABELS = ["cat", "cat", "dog", "dog"]
-LIMITS = Limits(classifiers=5, labels=4, of_tier={})
+LIMITS = ClassifierLimits(classifiers=5, labels=4, of_tier={})
 
 
 def ann() -> Call:
@@ -107,7 +107,7 @@ def gate(few_shot: FewShot, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Ev
     began, go = asyncio.Event(), asyncio.Event()
     learn = few_shot._learn
 
-    async def wait_first(*arguments: Any) -> Head:
+    async def wait_first(*arguments: Any) -> LabelWeights:
         began.set()
         await go.wait()
         return await learn(*arguments)
@@ -343,7 +343,7 @@ async def test_postgresql_that_stops_in_the_middle_of_an_update(
         made = (await few_shot.train(train_request(), ann())).classifier_id
         learn = few_shot._learn
 
-        async def stop_first(*arguments: Any) -> Head:
+        async def stop_first(*arguments: Any) -> LabelWeights:
             await asyncio.to_thread(server.stop)
             return await learn(*arguments)
 

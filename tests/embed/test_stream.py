@@ -17,7 +17,7 @@ from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
-from services.embed.stream import EmbedStream, StreamLimits
+from services.embed.stream import EmbedStream, EmbedStreamLimits
 from tests.embed.conftest import Rig
 from tests.rig import ALIAS, settings
 
@@ -49,7 +49,7 @@ def numbers(response: embed_pb2.EmbedStreamResponse) -> np.ndarray:
 def stream_of(rig: Rig, call: Call | None = None, **limits: Any) -> EmbedStream:
     """The stream behind the server, without a wire that buffers."""
     parser = RequestParser(rig.catalog, rig.engine.served, max_items=64)
-    bounds = StreamLimits(**{"messages": 8, "size": 1 << 20, "timeout": 60.0, **limits})
+    bounds = EmbedStreamLimits(**{"messages": 8, "size": 1 << 20, "timeout": 60.0, **limits})
     return EmbedStream(parser, Embedder(rig.engine, settings()), call or Call("test"), bounds)
 
 

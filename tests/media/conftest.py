@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from services.core.media.connecting import resolve
-from services.core.media.fetching import Fetcher, Limits
+from services.core.media.fetching import Fetcher, FetchLimits
 from services.core.settings import Settings
 
-QUICK = Limits(connect_seconds=5.0, idle_seconds=5.0, total_seconds=10.0)
+QUICK = FetchLimits(connect_seconds=5.0, idle_seconds=5.0, total_seconds=10.0)
 
 
 class Names:
@@ -38,7 +38,7 @@ def names() -> Names:
 async def make(names: Names) -> AsyncIterator[Callable[..., Fetcher]]:
     made: list[Fetcher] = []
 
-    def fetcher(*networks: str, limits: Limits = QUICK) -> Fetcher:
+    def fetcher(*networks: str, limits: FetchLimits = QUICK) -> Fetcher:
         settings = Settings(fetch_allow_networks=networks)  # type: ignore[arg-type]
         made.append(Fetcher(settings, limits=limits, resolver=names))
         return made[-1]

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import pytest
 
-from services.core.media.fetching import Fetcher, FetchError, Limits
+from services.core.media.fetching import Fetcher, FetchError, FetchLimits
 from tests.media.web import Request, answer, head, web
 
 Make = Callable[..., Fetcher]
@@ -72,7 +72,7 @@ async def test_a_silent_server_is_left(make: Make, sent: bytes) -> None:
         writer.write(sent)
         await asyncio.sleep(3600)
 
-    fetcher = make("127.0.0.1/32", limits=Limits(idle_seconds=0.2, total_seconds=60.0))
+    fetcher = make("127.0.0.1/32", limits=FetchLimits(idle_seconds=0.2, total_seconds=60.0))
     async with web(silent) as site:
         error = await refused(fetcher, site.url())
         assert "took too long" in error.detail
@@ -88,7 +88,7 @@ async def test_a_trickle_is_left_when_the_time_is_over(make: Make, part: str) ->
             await writer.drain()
             await asyncio.sleep(0.02)
 
-    fetcher = make("127.0.0.1/32", limits=Limits(idle_seconds=30.0, total_seconds=0.5))
+    fetcher = make("127.0.0.1/32", limits=FetchLimits(idle_seconds=30.0, total_seconds=0.5))
     async with web(trickle) as site:
         error = await refused(fetcher, site.url())
         assert "took too long" in error.detail

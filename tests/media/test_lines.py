@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.core.media.decoding import gunzipped
-from services.core.media.lines import Line, read_lines
+from services.core.media.lines import TextLine, read_lines
 
 
 async def pieces(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -18,15 +18,15 @@ async def pieces(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield part
 
 
-async def lines_of(*parts: bytes, limit: int = 100) -> list[Line]:
+async def lines_of(*parts: bytes, limit: int = 100) -> list[TextLine]:
     return [line async for line in read_lines(pieces(parts), limit)]
 
 
 async def test_lines_over_the_edges_of_pieces() -> None:
     assert await lines_of(b"on", b"e\ntw", b"o\r", b"\n\n  \n", b"five") == [
-        Line(1, 0, 3, b"one"),
-        Line(2, 4, 3, b"two"),
-        Line(5, 13, 4, b"five"),
+        TextLine(1, 0, 3, b"one"),
+        TextLine(2, 4, 3, b"two"),
+        TextLine(5, 13, 4, b"five"),
     ]
 
 
@@ -37,17 +37,17 @@ async def test_nothing_gives_no_line() -> None:
 
 async def test_the_byte_order_mark_goes() -> None:
     assert await lines_of(b"\xef\xbb", b"\xbfone\n\xef\xbb\xbftwo") == [
-        Line(1, 3, 3, b"one"),
-        Line(2, 7, 6, b"\xef\xbb\xbftwo"),
+        TextLine(1, 3, 3, b"one"),
+        TextLine(2, 7, 6, b"\xef\xbb\xbftwo"),
     ]
 
 
 async def test_a_line_that_is_too_long_is_cut_and_the_next_is_whole() -> None:
     assert await lines_of(b"12345\r\n123456\n1234567", b"89\n12345\n", limit=5) == [
-        Line(1, 0, 5, b"12345"),
-        Line(2, 7, 6, b"12345", too_long=True),
-        Line(3, 14, 9, b"12345", too_long=True),
-        Line(4, 24, 5, b"12345"),
+        TextLine(1, 0, 5, b"12345"),
+        TextLine(2, 7, 6, b"12345", too_long=True),
+        TextLine(3, 14, 9, b"12345", too_long=True),
+        TextLine(4, 24, 5, b"12345"),
     ]
 
 
@@ -58,7 +58,7 @@ async def test_a_line_without_end_is_not_kept() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found == [Line(1, 0, 65_536_000, b"x" * 1000, too_long=True)]
+    assert found == [TextLine(1, 0, 65_536_000, b"x" * 1000, too_long=True)]
     assert peak < 1 << 20
 
 

@@ -15,7 +15,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.rerank.grpc import RerankServicer
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
-from services.rerank.stream import StreamLimits
+from services.rerank.stream import RerankStreamLimits
 from tests.rerank.conftest import Rig
 from tests.rig import MINILM, detail
 
@@ -183,7 +183,7 @@ async def test_without_a_deadline_the_servers_holds(rig: Rig) -> None:
         await asyncio.sleep(60)
 
     parser = RequestParser(CATALOG, rig.engine.served, max_documents=8)
-    servicer = RerankServicer(parser, Reranker(rig.engine), StreamLimits(8, 1 << 20, 0.05))
+    servicer = RerankServicer(parser, Reranker(rig.engine), RerankStreamLimits(8, 1 << 20, 0.05))
     current_call.set(Call("test"))
     with pytest.raises(ServiceError) as caught:
         await servicer.RerankStream(silent(), None)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from services.core.access.ledger import FLUSH_SECONDS, Ledger
 from services.core.access.limits import NO_LIMIT, Lease, Limiter, headers
 from services.core.access.local_limits import LocalLimiter
 from services.core.access.metrics import KeyUsage
-from services.core.access.principal import Clock, Limits, Principal
+from services.core.access.principal import Clock, KeyLimits, Principal
 from services.core.access.schema import ACCESS
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
@@ -110,7 +110,7 @@ class AccessControl:
         self._ip_limit = settings.ip_requests_per_minute
         self._usage = KeyUsage()
         tier = settings.tiers[settings.default_tier]
-        self._anonymous = Principal(ANONYMOUS, settings.default_tier, Limits.of(tier))
+        self._anonymous = Principal(ANONYMOUS, settings.default_tier, KeyLimits.of(tier))
         self._closing = asyncio.Event()
         self._flusher = asyncio.create_task(self._flush_often(ledger)) if ledger else None
 

@@ -12,7 +12,7 @@ from services.core.access.key_file import KeyFile
 from services.core.access.key_table import KeyTable
 from services.core.access.keys import KeyRecord
 from services.core.access.ledger import Ledger
-from services.core.access.principal import Clock, Limits, Principal
+from services.core.access.principal import Clock, KeyLimits, Principal
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Tier
 
@@ -141,7 +141,7 @@ class KeyDirectory:
         return Principal(
             key_id=record.id,
             tier=record.tier,
-            limits=Limits.of(tier),
+            limits=KeyLimits.of(tier),
             name=record.name,
             expires_at=record.expires_at,
             metered=record.balance is not None,

@@ -25,7 +25,7 @@ from services.core.settings import ConfigurationError
 logger = logging.getLogger(__name__)
 
 
-class _Entry(BaseModel):
+class _FileEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
@@ -39,7 +39,7 @@ class _Entry(BaseModel):
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    keys: tuple[_Entry, ...]
+    keys: tuple[_FileEntry, ...]
 
 
 class KeyFile:
@@ -100,7 +100,7 @@ class KeyFile:
             raise ConfigurationError(f"Keys file {self._path}: every id and digest must be there once.")
         return {bytes.fromhex(record.digest): record for record in records}
 
-    def _record(self, entry: _Entry) -> KeyRecord:
+    def _record(self, entry: _FileEntry) -> KeyRecord:
         tier = entry.tier or self._default_tier
         if tier not in self._tiers:
             known = ", ".join(sorted(self._tiers))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
-from services.core.access.principal import Limits
+from services.core.access.principal import KeyLimits
 from services.core.errors import ErrorCode, ServiceError
 
 WINDOW_MS = 60_000
@@ -20,7 +20,7 @@ NO_LIMIT = 2**31 - 1
 _CONCURRENCY_RETRY_SECONDS = 1.0
 
 
-class Kind(IntEnum):
+class LimitKind(IntEnum):
     """What a refusal was for; the numbers are those the scripts in Redis answer."""
 
     REQUESTS = 1
@@ -30,10 +30,10 @@ class Kind(IntEnum):
 
 
 _CODES = {
-    Kind.REQUESTS: ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED,
-    Kind.TOKENS: ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED,
-    Kind.CONCURRENCY: ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
-    Kind.ADDRESS: ErrorCode.RATE_IP_LIMIT_EXCEEDED,
+    LimitKind.REQUESTS: ErrorCode.RATE_REQUEST_LIMIT_EXCEEDED,
+    LimitKind.TOKENS: ErrorCode.RATE_TOKEN_LIMIT_EXCEEDED,
+    LimitKind.CONCURRENCY: ErrorCode.RATE_CONCURRENCY_LIMIT_EXCEEDED,
+    LimitKind.ADDRESS: ErrorCode.RATE_IP_LIMIT_EXCEEDED,
 }
 
 
@@ -45,7 +45,7 @@ class Lease:
     """
 
     key_id: str
-    limits: Limits
+    limits: KeyLimits
     remaining_requests: int
     remaining_tokens: int
     id: str | None = None
@@ -54,7 +54,7 @@ class Lease:
 class Limiter(Protocol):
     """Admission by requests per minute, tokens per minute and concurrency, each all or nothing."""
 
-    async def admit(self, key_id: str, limits: Limits) -> Lease:
+    async def admit(self, key_id: str, limits: KeyLimits) -> Lease:
         """Count one request and take one slot, or raise a 429 and count nothing."""
         ...
 
@@ -85,7 +85,7 @@ def headers(remaining_requests: int, remaining_tokens: int) -> dict[str, str]:
 
 
 def refusal(
-    kind: Kind, *, current: int, limit: int, wait_ms: int, left: dict[str, str] | None = None
+    kind: LimitKind, *, current: int, limit: int, wait_ms: int, left: dict[str, str] | None = None
 ) -> ServiceError:
     """Build the 429 of one kind.
 
@@ -93,5 +93,7 @@ def refusal(
     is counted meanwhile; it becomes whole seconds, as the header wants. For a slot nobody can know:
     one second. A use greater than the whole limit never passes: it is told the window.
     """
-    seconds = _CONCURRENCY_RETRY_SECONDS if kind is Kind.CONCURRENCY else max(1, math.ceil(wait_ms / 1000))
+    seconds = (
+        _CONCURRENCY_RETRY_SECONDS if kind is LimitKind.CONCURRENCY else max(1, math.ceil(wait_ms / 1000))
+    )
     return ServiceError(_CODES[kind], retry_after=float(seconds), headers=left, current=current, limit=limit)

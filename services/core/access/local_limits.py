@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from services.core.access.limits import (
     SLOT_MS,
     WINDOW_MS,
-    Kind,
     Lease,
+    LimitKind,
     headers,
     refusal,
     remaining,
 )
-from services.core.access.principal import Limits
+from services.core.access.principal import KeyLimits
 
 _SLOTS = WINDOW_MS // SLOT_MS
 _SWEEP_MS = WINDOW_MS
@@ -92,7 +92,7 @@ class LocalLimiter:
         """How many keys and addresses are remembered."""
         return len(self._keys) + len(self._addresses)
 
-    async def admit(self, key_id: str, limits: Limits) -> Lease:
+    async def admit(self, key_id: str, limits: KeyLimits) -> Lease:
         """See ``Limiter``."""
         now_ms = self._now_ms()
         state = self._keys.get(key_id)
@@ -127,7 +127,7 @@ class LocalLimiter:
         if excess > 0:
             lease.remaining_tokens = remaining(limit, used)
             raise refusal(
-                Kind.TOKENS,
+                LimitKind.TOKENS,
                 current=used + tokens,
                 limit=limit,
                 wait_ms=state.tokens.wait_ms(now_ms, excess),
@@ -152,25 +152,25 @@ class LocalLimiter:
         used = window.used(now_ms)
         if used >= limit:
             wait_ms = window.wait_ms(now_ms, used + 1 - limit)
-            raise refusal(Kind.ADDRESS, current=used + 1, limit=limit, wait_ms=wait_ms)
+            raise refusal(LimitKind.ADDRESS, current=used + 1, limit=limit, wait_ms=wait_ms)
         window.add(now_ms, 1)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _refuse(self, state: _State, limits: Limits, now_ms: int) -> None:
+    def _refuse(self, state: _State, limits: KeyLimits, now_ms: int) -> None:
         requests, tokens = state.requests.used(now_ms), state.tokens.used(now_ms)
         left = headers(remaining(limits.requests, requests), remaining(limits.tokens, tokens))
         for kind, limit, used, window in (
-            (Kind.REQUESTS, limits.requests, requests, state.requests),
-            (Kind.TOKENS, limits.tokens, tokens, state.tokens),
+            (LimitKind.REQUESTS, limits.requests, requests, state.requests),
+            (LimitKind.TOKENS, limits.tokens, tokens, state.tokens),
         ):
             if limit is not None and used >= limit:
                 wait_ms = window.wait_ms(now_ms, used + 1 - limit)
                 raise refusal(kind, current=used + 1, limit=limit, wait_ms=wait_ms, left=left)
         assert limits.concurrency is not None
         raise refusal(
-            Kind.CONCURRENCY, current=state.running + 1, limit=limits.concurrency, wait_ms=0, left=left
+            LimitKind.CONCURRENCY, current=state.running + 1, limit=limits.concurrency, wait_ms=0, left=left
         )
 
     def _add_key(self, key_id: str, now_ms: int) -> _State:

@@ -21,7 +21,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class KeyLimits:
     """Limits of one key; ``None`` is none. Requests and tokens are per sliding minute."""
 
     requests: int | None
@@ -29,7 +29,7 @@ class Limits:
     concurrency: int | None
 
     @classmethod
-    def of(cls, tier: Tier) -> Limits:
+    def of(cls, tier: Tier) -> KeyLimits:
         """Take over a tier's figures."""
         return cls(tier.requests_per_minute, tier.tokens_per_minute, tier.concurrency)
 
@@ -49,7 +49,7 @@ class Principal:
 
     key_id: str
     tier: str
-    limits: Limits
+    limits: KeyLimits
     name: str = ""
     expires_at: float | None = None
     metered: bool = False

@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from services.core.access.limits import Kind, Lease, headers, refusal, remaining
+from services.core.access.limits import Lease, LimitKind, headers, refusal, remaining
 from services.core.access.local_limits import LocalLimiter
 from services.core.access.metrics import REDIS_ERRORS, REDIS_UP
-from services.core.access.principal import Limits
+from services.core.access.principal import KeyLimits
 from services.core.access.redis_pump import FAILURES, RedisPump
 from services.core.settings import ConfigurationError
 
@@ -87,7 +87,7 @@ class SharedLimiter:
         self._keeper = asyncio.create_task(self._keep())
         REDIS_UP.set(1)
 
-    async def admit(self, key_id: str, limits: Limits) -> Lease:
+    async def admit(self, key_id: str, limits: KeyLimits) -> Lease:
         """See ``Limiter``."""
         if self._up:
             try:
@@ -128,7 +128,7 @@ class SharedLimiter:
                 self._lost(error)
             else:
                 if refused:
-                    raise refusal(Kind.ADDRESS, current=current, limit=limit, wait_ms=wait_ms)
+                    raise refusal(LimitKind.ADDRESS, current=current, limit=limit, wait_ms=wait_ms)
                 return
         await self._local.count_address(address, limit)
 
@@ -146,7 +146,7 @@ class SharedLimiter:
         await asyncio.gather(self._keeper, return_exceptions=True)
         await self._pump.close()
 
-    async def _admit(self, key_id: str, limits: Limits) -> Lease:
+    async def _admit(self, key_id: str, limits: KeyLimits) -> Lease:
         lease_id = f"{self._process}:{next(self._numbers)}"
         # The braces keep a key's three entries on one node of a Redis cluster.
         requests, tokens, running = (
@@ -167,7 +167,7 @@ class SharedLimiter:
         if kind:
             limit = (limits.requests, limits.tokens, limits.concurrency)[kind - 1]
             assert limit is not None
-            raise refusal(Kind(kind), current=current, limit=limit, wait_ms=wait_ms, left=headers(*left))
+            raise refusal(LimitKind(kind), current=current, limit=limit, wait_ms=wait_ms, left=headers(*left))
         if limits.concurrency is not None:
             self._leases[lease_id] = running
         return Lease(key_id, limits, *left, id=lease_id)
@@ -178,7 +178,7 @@ class SharedLimiter:
         lease.remaining_tokens = remaining(limit, used)
         if refused:
             left = headers(lease.remaining_requests, lease.remaining_tokens)
-            raise refusal(Kind.TOKENS, current=current, limit=limit, wait_ms=wait_ms, left=left)
+            raise refusal(LimitKind.TOKENS, current=current, limit=limit, wait_ms=wait_ms, left=left)
 
     async def _window(self, key: str, limit: int, count: int) -> tuple[int, int, int, int]:
         return await self._pump.submit("EVALSHA", _CHARGE_SHA, 1, key, self._now(), limit, count)

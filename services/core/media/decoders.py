@@ -34,8 +34,8 @@ class Decoders:
         self.count = count
         self._memory_bytes = memory_bytes
         self._turns = asyncio.Semaphore(count)
-        self._idle: list[_Decoder] = []
-        self._busy: set[_Decoder] = set()
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
         self._closed = False
 
     @property
@@ -83,14 +83,14 @@ class Decoders:
         self._idle.clear()
         await asyncio.gather(*(decoder.end() for decoder in decoders))
 
-    async def _take(self) -> _Decoder:
+    async def _take(self) -> _Child:
         if self._closed:
             raise RuntimeError("the decoders are closed")
         while self._idle:
             decoder = self._idle.pop()
             if decoder.alive:
                 return decoder
-        return await _Decoder.start(self._memory_bytes)
+        return await _Child.start(self._memory_bytes)
 
 
 def _environment() -> dict[str, str]:
@@ -113,7 +113,7 @@ class _Lost(Exception):  # noqa: N818
         self.returncode = returncode
 
 
-class _Decoder:
+class _Child:
     def __init__(self, process: Process) -> None:
         self._process = process
         assert process.stdin is not None
@@ -122,7 +122,7 @@ class _Decoder:
         self._answers = process.stdout
 
     @classmethod
-    async def start(cls, memory_bytes: int) -> _Decoder:
+    async def start(cls, memory_bytes: int) -> _Child:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",

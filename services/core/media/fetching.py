@@ -18,7 +18,7 @@ from services.core.media.decoding import bounded, decoded, gunzipped
 from services.core.media.errors import FetchError
 from services.core.settings import Settings
 
-__all__ = ["FetchError", "Fetcher", "Limits"]
+__all__ = ["FetchError", "FetchLimits", "Fetcher"]
 
 _USER_AGENT = b"search-foundation"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -30,7 +30,7 @@ _RETRY_WORTH = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.Proto
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FetchLimits:
     """Bounds of one fetch: seconds to connect, without a byte, and in all; redirects followed."""
 
     connect_seconds: float = 10.0
@@ -50,11 +50,11 @@ class Fetcher:
         self,
         settings: Settings,
         *,
-        limits: Limits | None = None,
+        limits: FetchLimits | None = None,
         resolver: Resolver = resolve,
         connections: int = 100,
     ) -> None:
-        self._limits = limits or Limits(total_seconds=settings.fetch_timeout_seconds)
+        self._limits = limits or FetchLimits(total_seconds=settings.fetch_timeout_seconds)
         self._backend = GuardedBackend(settings.fetch_allow_networks, resolver)
         self._connections = connections
         self._pool: httpcore.AsyncConnectionPool | None = None

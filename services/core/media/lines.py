@@ -9,7 +9,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TextLine:
     """One line without its end; ``number`` counts from 1. A line that is ``too_long`` is cut.
 
     ``start`` and ``length`` say where all of it lies in the stream, in bytes.
@@ -22,7 +22,7 @@ class Line:
     too_long: bool = False
 
 
-async def read_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> AsyncGenerator[Line]:
+async def read_lines(chunks: AsyncIterable[bytes], max_line_bytes: int) -> AsyncGenerator[TextLine]:
     """Give the lines of ``chunks`` that are not blank, holding one line and one chunk at most."""
     held = _Held(max_line_bytes)
     async for chunk in chunks:
@@ -53,7 +53,7 @@ class _Held:
         room = self._limit + len(_BOM) + 1 - len(self._data)
         self._data += memoryview(chunk)[start : min(end, start + room)]
 
-    def take(self) -> Line | None:
+    def take(self) -> TextLine | None:
         """End the line; None if it is blank."""
         start, length, data = self._start, self._length, bytes(self._data)
         whole = length == len(data)
@@ -69,4 +69,4 @@ class _Held:
         too_long = length > self._limit
         if not too_long and not data.strip():
             return None
-        return Line(self._number, start, length, data[: self._limit], too_long)
+        return TextLine(self._number, start, length, data[: self._limit], too_long)

@@ -30,7 +30,7 @@ from services.core.media.budget import ByteBudget
 from services.core.media.connecting import Resolver, resolve
 from services.core.media.decoders import Decoders, Head
 from services.core.media.errors import FetchError, MediaError
-from services.core.media.fetching import Fetcher, Limits, shown
+from services.core.media.fetching import Fetcher, FetchLimits, shown
 from services.core.media.scaling import Scaler
 from services.core.media.sniffing import CONTAINERS, EITHER, Found, sniff
 from services.core.media.sources import expected_bytes, is_url, read_inline
@@ -68,7 +68,9 @@ class MediaRoom:
         seconds = settings.media_fetch_seconds
         self._fetcher = Fetcher(
             settings,
-            limits=Limits(connect_seconds=min(10.0, seconds), idle_seconds=seconds, total_seconds=seconds),
+            limits=FetchLimits(
+                connect_seconds=min(10.0, seconds), idle_seconds=seconds, total_seconds=seconds
+            ),
             resolver=resolver,
         )
         cores = settings.cores or usable_cores()

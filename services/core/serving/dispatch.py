@@ -15,7 +15,7 @@ from searchfoundation.v1 import ops_pb2_grpc
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.doors import Capability
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
-from services.core.serving.health import Health
+from services.core.serving.health import HealthServices
 from services.core.serving.metrics import CALLS
 from services.core.serving.pipeline import Handler, Pipeline
 from services.core.serving.ready import ReadyServicer
@@ -51,7 +51,7 @@ class Dispatcher(grpc.GenericRpcHandler):
             )
 
     def add_public(
-        self, health: Health, ready: ReadyServicer, service_names: Sequence[str], *, reflect: bool
+        self, health: HealthServices, ready: ReadyServicer, service_names: Sequence[str], *, reflect: bool
     ) -> None:
         """Serve health, readiness and, if wanted, reflection, without a key and outside the pipeline."""
 

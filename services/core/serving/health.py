@@ -11,7 +11,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-class Health:
+class HealthServices:
     """The status of each service and of the process (the empty name); all move together.
 
     Begins as NOT_SERVING. Once ``down`` was called it stays so.

@@ -15,7 +15,7 @@ _MAX_BOUNDARY = 70
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """A field of a form; ``filename`` is None where it is no file."""
 
     name: str
@@ -23,7 +23,7 @@ class Part:
     content: bytes
 
 
-def form_parts(body: bytes) -> Iterator[Part]:
+def form_parts(body: bytes) -> Iterator[FormPart]:
     """Give the fields of a form; raises ``ServiceError`` 422 for a body that is none.
 
     The boundary is the one that the body begins with: forms have nothing before it.
@@ -44,7 +44,7 @@ def form_parts(body: bytes) -> Iterator[Part]:
     raise _bad(f"has more than {_MAX_PARTS} parts")
 
 
-def _part(body: bytes, start: int, end: int) -> Part:
+def _part(body: bytes, start: int, end: int) -> FormPart:
     gap = body.find(b"\r\n\r\n", start, min(end, start + _MAX_HEADERS))
     if gap < 0:
         raise _bad("has a part without headers")
@@ -56,7 +56,7 @@ def _part(body: bytes, start: int, end: int) -> Part:
     name = headers.get_param("name", header="content-disposition")
     if not isinstance(name, str):
         raise _bad("has a part without a name")
-    return Part(name, headers.get_filename(), body[gap + 4 : end])
+    return FormPart(name, headers.get_filename(), body[gap + 4 : end])
 
 
 def _bad(what: str) -> ServiceError:

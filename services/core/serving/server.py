@@ -17,7 +17,7 @@ import grpc.aio
 from services.core.serving.certificates import Certificates
 from services.core.serving.dispatch import Dispatcher
 from services.core.serving.doors import Access, Capability, Engine
-from services.core.serving.health import Health
+from services.core.serving.health import HealthServices
 from services.core.serving.logs import AccessLog
 from services.core.serving.pipeline import Pipeline
 from services.core.serving.ports import PortInUseError, join
@@ -64,7 +64,7 @@ class Server:
         self._engine = engine
         self._share_port = share_port
         self._names = [name for capability in capabilities for name in capability.service_names]
-        self._health = Health(self._names)
+        self._health = HealthServices(self._names)
         self._ready = ReadyServicer(self._engine_serves, access)
         self._access_log = AccessLog(text=settings.logs_text(sys.stderr)) if settings.access_log else None
         self._tracing = _tracing(settings)
