@@ -104,9 +104,8 @@ async def _parts() -> AsyncIterator[tuple[Answer, Answer, Answer, Answer]]:
     """Give what makes the answers of: embedding, zero-shot, embedding of examples, training."""
     from services.classify.few_shot import ClassifierLimits, FewShot
     from services.classify.rest import response_body as classified
-    from services.classify.schema import CLASSIFIERS
-    from services.classify.table import ClassifierTable
-    from services.classify.types import Access, LabelGroup, TrainRequest, ZeroShotRequest
+    from services.classify.schema import Access, LabelGroup, TrainRequest, ZeroShotRequest
+    from services.classify.table import CLASSIFIERS, ClassifierTable
     from services.classify.zero_shot import ZeroShot
     from services.core.call import Call
     from services.core.catalog import Catalog

@@ -13,7 +13,7 @@ from gateway.documents import PREFIXES, Document
 from gateway.replies import LARGEST_BODY, METADATA_NAMESPACE
 from gateway.scripts import GRPC_SCRIPT, HEAD_SCRIPT, MODEL_SCRIPT, POOLS_KEY, READY_SCRIPT
 from gateway.topology import Share, Topology
-from services.classify.ids import model_mark
+from services.classify.schema import model_mark
 from services.core.catalog.types import Capability
 from services.core.errors import ERRORS, ErrorCode
 from services.core.forms import form_of

@@ -14,8 +14,7 @@ from gateway.openapi.parts import (
     list_answer,
     path_parameter,
 )
-from services.batch.responses import BatchStatus, Quota
-from services.batch.schemas import request_schema
+from services.batch.schema import BatchStatus, Quota, request_schema
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode
 

@@ -14,13 +14,11 @@ from gateway.openapi.parts import (
     list_answer,
     path_parameter,
 )
-from services.classify.responses import (
+from services.classify.schema import (
     ClassificationResponse,
     ClassifierSummary,
     DeletedClassifier,
     TrainingResponse,
-)
-from services.classify.schemas import (
     classifies,
     few_shot_schema,
     train_schema,

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from services.batch.quotas import Holdings, figures
-from services.batch.schema import BATCH
 from services.batch.table import JobTable
+from services.batch.tables import BATCH
 from services.core.access.control import uses_database
 from services.core.access.key_table import KeyTable
 from services.core.access.keys import KeyRecord, digest, new_key

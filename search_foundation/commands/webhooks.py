@@ -8,8 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from services.batch.schema import BATCH
-from services.batch.secrets import Secrets, WebhookSecrets, given
+from services.batch.tables import BATCH
+from services.batch.webhook import Secrets, WebhookSecrets, given
 from services.core.errors import ServiceError
 from services.core.settings import ConfigurationError, Settings, load_settings
 from services.core.storage import Database

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import grpc.aio
 from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch_rest_pb2_grpc
@@ -10,30 +13,44 @@ from searchfoundation.v1 import batch_pb2, batch_pb2_grpc, batch_rest_pb2, batch
 from services.batch.dbos_engine import DbosEngine
 from services.batch.files import Files
 from services.batch.grpc import BatchServicer
-from services.batch.inputs import JobInputs
+from services.batch.inputs import JobInputs, Sources
 from services.batch.lines import LineReader
 from services.batch.metrics import BacklogGauges
 from services.batch.openai import OpenAIBatchServicer
-from services.batch.parsing import BatchParser
-from services.batch.periodic import repeat
 from services.batch.rest import BatchRestServicer
-from services.batch.schema import BATCH
-from services.batch.secrets import WebhookSecrets
+from services.batch.schema import BatchParser
 from services.batch.service import BatchService, Housekeeper
-from services.batch.sources import Sources
 from services.batch.table import JobTable
+from services.batch.tables import BATCH
 from services.batch.uploads import Uploads
-from services.batch.webhook import Webhooks
+from services.batch.webhook import Webhooks, WebhookSecrets
 from services.batch.worker import Worker
 from services.core.access.balances import Balances
 from services.core.access.schema import ACCESS
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
+from services.core.errors import ServiceError
 from services.core.inference import Engine
 from services.core.requests.limits import RequestLimits
 from services.core.settings import ConfigurationError, Settings
 from services.core.storage import Database
-from services.core.storage.objects import open_store
+from services.core.storage.objects import ObjectStoreError, open_store
+
+logger = logging.getLogger(__name__)
+
+
+async def repeat(work: Callable[[], Awaitable[None]], seconds: float, closing: asyncio.Event) -> None:
+    """Do ``work`` now and after every pause of ``seconds``, whatever came of it, until the event."""
+    while not closing.is_set():
+        try:
+            # What is away tells so itself, and this is tried again.
+            with suppress(ServiceError, ObjectStoreError):
+                await work()
+        except Exception:
+            logger.exception("%s failed and is tried again", work.__qualname__)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closing.wait(), seconds)
+
 
 _STOP_SECONDS = 5.0
 """Of the grace period, at most: chunks that take longer are left to others, or to the next start."""

@@ -29,9 +29,9 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from services.batch.inputs import MAX_FETCHES
 from services.batch.jobs import Handler, Task, TaskKind
 from services.batch.metrics import TAKEOVERS
-from services.batch.sources import MAX_FETCHES
 from services.batch.workers import Heartbeats, WorkerName
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings

@@ -8,9 +8,8 @@ from contextlib import aclosing, suppress
 
 import orjson
 
-from services.batch.keys import folder, input_key, joined_key, part_key
+from services.batch.schema import File, JobStatus, State, folder, input_key, joined_key, part_key
 from services.batch.table import BatchJob, ChunkFiles, JobTable
-from services.batch.types import File, JobStatus, State
 from services.core.storage.objects import ObjectMissingError, ObjectStore, ObjectStoreError
 
 _LONGEST_REASON = 500

@@ -13,9 +13,8 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from services.batch.openai_schemas import ENDPOINT
-from services.batch.schemas import task_of
+from services.batch.schema import JobForm, task_of
 from services.batch.table import BatchJob
-from services.batch.types import JobForm
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.errors import ServiceError

@@ -16,14 +16,12 @@ import orjson
 from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
-from services.batch.keys import job_file_id
 from services.batch.lines import MAX_LINE_BYTES
 from services.batch.openai_schemas import ENDPOINT, WINDOW, BatchBody
-from services.batch.parsing import BatchParser, whole_number
 from services.batch.rest import NDJSON, caller
+from services.batch.schema import BatchParser, BatchRequest, File, JobForm, State, job_file_id, whole_number
 from services.batch.service import BatchService
 from services.batch.table import BatchJob, UploadedFile
-from services.batch.types import BatchRequest, File, JobForm, State
 from services.batch.uploads import PURPOSE, Uploads
 from services.core.call import current_call
 from services.core.errors import FieldError, ServiceError, validation_error

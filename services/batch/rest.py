@@ -1,7 +1,8 @@
-"""The REST door: JSON bodies inside ``google.api.HttpBody``, files as a stream of them."""
+"""The REST door: jobs as JSON, files as streams with their ranges and conditions."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,16 +13,55 @@ import grpc.aio
 from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
-from services.batch.conditions import unchanged
-from services.batch.parsing import BatchParser, parse_limit, parse_offset
 from services.batch.quotas import figures
-from services.batch.ranges import byte_range
+from services.batch.schema import BatchParser, File, JobStatus, parse_limit, parse_offset, status_json
 from services.batch.service import POLL_SECONDS, BatchService, Caller
-from services.batch.types import File, JobStatus, status_json
 from services.core.call import Call, current_call
+from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.exchange import arrived_with
 from services.core.serving.failure import HTTP_STATUS_HEADER, LENGTH_HEADER
 from services.core.serving.rest import Body, decode, encode, raw_items
+
+_TAG = re.compile(r'(?:W/)?"[^"]*"')
+_ANY = "*"
+
+
+def unchanged(etag: str, if_match: str, if_none_match: str) -> bool:
+    """Whether a caller has the file with ``etag`` already, by its headers, which are empty when not sent.
+
+    Raises ``ServiceError`` PRECONDITION_FAILED if it wants another file than this.
+    """
+    # A weak tag never matches strongly, as RFC 9110 (13.1.1) has it; If-None-Match compares weakly (13.1.2).
+    if if_match and if_match.strip() != _ANY and etag not in _TAG.findall(if_match):
+        raise ServiceError(ErrorCode.PRECONDITION_FAILED)
+    known = {tag.removeprefix("W/") for tag in _TAG.findall(if_none_match)}
+    return if_none_match.strip() == _ANY or etag in known
+
+
+_ONE = re.compile(r"bytes=([0-9]{1,18})?-([0-9]{1,18})?")
+
+
+def byte_range(header: str, length: int) -> range | None:
+    """Give the bytes that are asked for of ``length``, None for all: nothing, or no single range, is named.
+
+    Raises ``ServiceError`` RANGE_NOT_SATISFIABLE for a range that begins behind the end.
+    """
+    found = _ONE.fullmatch(header)
+    if found is None or found[0] == "bytes=-":
+        return None
+    first, last = found.groups()
+    if first is None:  # the last bytes
+        asked = range(max(0, length - int(last)), length)
+    else:
+        asked = range(int(first), length if last is None else min(int(last) + 1, length))
+        if last is not None and int(last) < int(first):
+            return None
+    if not asked:
+        raise ServiceError(
+            ErrorCode.RANGE_NOT_SATISFIABLE, headers={"content-range": f"bytes */{length}"}, length=length
+        )
+    return asked
+
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

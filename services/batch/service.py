@@ -12,13 +12,24 @@ from typing import Any
 
 import orjson
 
-from services.batch.errors import ended, file_not_found, not_ended, not_found
 from services.batch.files import Files, StoredFile
 from services.batch.jobs import JobEngine
-from services.batch.keys import input_key, is_job_id, new_job_id
 from services.batch.quotas import Holdings, check
+from services.batch.schema import (
+    BatchRequest,
+    File,
+    JobForm,
+    JobStatus,
+    State,
+    ended,
+    file_not_found,
+    input_key,
+    is_job_id,
+    new_job_id,
+    not_ended,
+    not_found,
+)
 from services.batch.table import BatchJob, JobTable
-from services.batch.types import BatchRequest, File, JobForm, JobStatus, State
 from services.batch.worker import Worker, open_task
 from services.core.content import Media
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error

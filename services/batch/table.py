@@ -23,9 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.batch.keys import job_file_id
 from services.batch.quotas import Holdings
-from services.batch.types import RUNNING, File, JobForm, State
+from services.batch.schema import RUNNING, File, JobForm, State, job_file_id
 from services.core.access.booking import book
 from services.core.storage import Database
 

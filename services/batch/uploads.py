@@ -10,11 +10,10 @@ from contextlib import aclosing
 from sqlalchemy import and_, or_, select
 
 from services.batch.files import Files
-from services.batch.keys import file_key, new_file_id, part_key
 from services.batch.quotas import Holdings, check
+from services.batch.schema import File, file_key, new_file_id, part_key
 from services.batch.service import Caller, store_away
 from services.batch.table import FILES, BatchJob, JobTable, UploadedFile
-from services.batch.types import File
 from services.core.errors import ErrorCode, ServiceError
 from services.core.settings import Settings
 from services.core.storage import Database

@@ -18,11 +18,10 @@ from services.batch.embedding import ChunkEmbedder, Results
 from services.batch.files import Files
 from services.batch.inputs import JobInputs, Planned, UnusableInputError
 from services.batch.jobs import JobEngine, Task, TaskKind
-from services.batch.keys import part_key
 from services.batch.metrics import CHUNK_SECONDS, ENDS, LINES, WEBHOOKS
 from services.batch.quotas import Holdings, check
+from services.batch.schema import File, State, part_key, status_json
 from services.batch.table import UNPLANNED, BatchJob, Chunk, ChunkFiles, ChunkOutcome, JobTable
-from services.batch.types import File, State, status_json
 from services.batch.webhook import Delivery, Webhooks
 from services.core.access.balances import Balances
 from services.core.access.metrics import KeyUsage

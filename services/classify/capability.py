@@ -14,10 +14,9 @@ from searchfoundation.v1 import (
 
 from services.classify.few_shot import ClassifierLimits, FewShot
 from services.classify.grpc import ClassifyServicer
-from services.classify.parsing import ClassifyParser
 from services.classify.rest import ClassifyRestServicer
-from services.classify.schema import CLASSIFIERS
-from services.classify.table import ClassifierTable
+from services.classify.schema import ClassifyParser
+from services.classify.table import CLASSIFIERS, ClassifierTable
 from services.classify.zero_shot import ZeroShot
 from services.core.catalog import Catalog
 from services.core.inference import Engine

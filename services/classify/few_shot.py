@@ -13,15 +13,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from services.classify.cache import ByteCache
-from services.classify.errors import busy, not_found, too_few_labels, too_many_classifiers, too_many_labels
-from services.classify.ids import new_id, parse_id
 from services.classify.learner import LabelWeights, learn
 from services.classify.lease import Leases
 from services.classify.metrics import CLASSIFIER_HITS, CLASSIFIER_MISSES, LEARN_SECONDS
-from services.classify.scores import best, softmax
-from services.classify.table import ClassifierTable, Trained
-from services.classify.types import (
+from services.classify.schema import (
     Classifier,
     ClassifyResult,
     FewShotRequest,
@@ -29,8 +24,18 @@ from services.classify.types import (
     TrainRequest,
     TrainResult,
     UpdateRequest,
+    busy,
+    new_id,
+    not_found,
+    parse_id,
+    too_few_labels,
+    too_many_classifiers,
+    too_many_labels,
 )
+from services.classify.scores import best, softmax
+from services.classify.table import ClassifierTable, Trained
 from services.classify.uses import UseCounter
+from services.classify.zero_shot import ByteCache
 from services.core.call import Call
 from services.core.content import Content
 from services.core.errors import ErrorCode, ServiceError

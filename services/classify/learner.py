@@ -24,7 +24,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from services.classify.products import product
+from services.classify.scores import product
 
 Vectors = NDArray[np.float32]
 Sums = NDArray[np.float64]

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from services.classify.errors import busy, not_found
 from services.classify.metrics import BUSY
+from services.classify.schema import busy, not_found
 from services.classify.table import ClassifierTable, Taken, new_holder
 from services.core.errors import ServiceError
 

@@ -12,9 +12,14 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import classify_rest_pb2, classify_rest_pb2_grpc
 
 from services.classify.few_shot import FewShot
-from services.classify.ids import owner_uuid
-from services.classify.parsing import ClassifyParser
-from services.classify.types import Classifier, ClassifyResult, TrainRequest, ZeroShotRequest
+from services.classify.schema import (
+    Classifier,
+    ClassifyParser,
+    ClassifyResult,
+    TrainRequest,
+    ZeroShotRequest,
+    owner_uuid,
+)
 from services.classify.zero_shot import ZeroShot
 from services.core.call import current_call
 from services.core.serving.rest import Body, decode, encode, in_slices

@@ -1,4 +1,4 @@
-"""Classifiers in the database."""
+"""The classifiers of all keys, in the database."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 from sqlalchemy import (
+    BigInteger,
+    Column,
     ColumnElement,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
     RowMapping,
+    String,
+    Table,
+    Text,
     case,
     column,
     delete,
@@ -28,10 +38,37 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from services.classify.learner import LabelWeights
-from services.classify.types import Access, Classifier
-from services.core.storage import Database
+from services.classify.schema import Access, Classifier
+from services.core.storage import Database, Migration, Schema
+
+_V1 = MetaData()
+_FIRST = Table(
+    "classifiers",
+    _V1,
+    Column("id", String(36), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("access", String(16), nullable=False),
+    Column("labels", Text, nullable=False),  # a JSON list, in the order of the weights' rows
+    # (1 + labels, width) little-endian float32, row by row: the centre, then a row for each label
+    Column("weights", LargeBinary, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("used_number", BigInteger, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("used_at", Double),
+    # Who is training it further, and until when that is believed without a sign of life.
+    Column("lease_holder", String(36)),
+    Column("lease_until", Double),
+)
+_OWNER = Index("classifiers_by_owner", _FIRST.c.owner, _FIRST.c.created_at)
+
+CLASSIFIERS = Schema("classify", (Migration(1, "classifiers", (CreateTable(_FIRST), CreateIndex(_OWNER))),))
+
 
 Matrix = NDArray[np.float32]
 

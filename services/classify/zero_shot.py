@@ -1,22 +1,136 @@
-"""Zero-shot classification: how near the vector of a text lies to that of each label."""
+"""Zero-shot classification: by the nearness of texts and labels, whose vectors are kept."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.classify.label_memory import LabelMatrix, LabelMemory, LabelVector
-from services.classify.products import similarities
-from services.classify.scores import best, softmax
-from services.classify.types import ClassifyResult, LabelGroup, ZeroShotRequest
+from services.classify.metrics import LABEL_BYTES, LABEL_HITS, LABEL_MISSES
+from services.classify.schema import ClassifyResult, LabelGroup, ZeroShotRequest
+from services.classify.scores import best, similarities, softmax
 from services.core.call import Call
+from services.core.catalog.types import ModelSpec
 from services.core.content import Content
 from services.core.inference import EmbeddingModel, Engine, Inputs
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class ByteCache(Generic[K, V]):
+    """Values of known sizes; the least recently used make room. For one event loop."""
+
+    def __init__(self, capacity: int) -> None:
+        """Hold up to ``capacity`` bytes."""
+        self._capacity = capacity
+        self._entries: OrderedDict[K, tuple[V, int]] = OrderedDict()
+        self.size = 0
+        """Bytes held."""
+
+    def get(self, key: K) -> V | None:
+        """Return a value and keep it longer; None when it is not there."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        self._entries.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: K, value: V, size: int) -> None:
+        """Keep a value of ``size`` bytes, unless it alone is too large."""
+        self.drop(key)
+        if size > self._capacity:
+            return
+        self._entries[key] = (value, size)
+        self.size += size
+        while self.size > self._capacity:
+            _, (_, freed) = self._entries.popitem(last=False)
+            self.size -= freed
+
+    def drop(self, key: K) -> None:
+        """Forget a value."""
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.size -= entry[1]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+Vectors = NDArray[np.float32]
+
+_ENTRY_BYTES = 400
+"""What an entry costs beside its vectors and characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelVector:
+    """The unit vector (width,) of a label and the tokens it is billed with."""
+
+    vector: Vectors
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMatrix:
+    """The unit vectors (labels, width) of all labels of a call, and the tokens of all of them."""
+
+    vectors: Vectors
+    tokens: int
+
+
+class LabelMemory:
+    """Remembers labels one by one, and the lists of them as they were asked for, in so many bytes."""
+
+    def __init__(self, capacity: int) -> None:
+        self._cache: ByteCache[tuple[str, str | None, str | tuple[str, ...]], LabelVector | LabelMatrix]
+        self._cache = ByteCache(capacity)
+
+    def matrix(self, spec: ModelSpec, labels: tuple[str, ...]) -> LabelMatrix | None:
+        """Return what is known of a whole list; calls tend to come with the same one again."""
+        found = self._cache.get((spec.weights_id, spec.classify_task, labels))
+        if isinstance(found, LabelMatrix):
+            LABEL_HITS.labels(spec.id).inc(len(labels))
+            return found
+        return None
+
+    def known(self, spec: ModelSpec, labels: Sequence[str]) -> dict[str, LabelVector]:
+        """Return those of the labels that are known."""
+        found: dict[str, LabelVector] = {}
+        misses = 0
+        for label in labels:
+            entry = self._cache.get((spec.weights_id, spec.classify_task, label))
+            if isinstance(entry, LabelVector):
+                found[label] = entry
+            else:
+                misses += 1
+        LABEL_HITS.labels(spec.id).inc(len(labels) - misses)
+        LABEL_MISSES.labels(spec.id).inc(misses)
+        return found
+
+    def remember(
+        self,
+        spec: ModelSpec,
+        labels: tuple[str, ...],
+        known: Mapping[str, LabelVector],
+        made: Mapping[str, LabelVector],
+    ) -> LabelMatrix:
+        """Keep what was ``made`` for a list, and the list; ``known`` is the rest of it."""
+        for label, entry in made.items():
+            size = _ENTRY_BYTES + 4 * len(label) + entry.vector.nbytes
+            self._cache.put((spec.weights_id, spec.classify_task, label), entry, size)
+        each = [known.get(label) or made[label] for label in labels]
+        matrix = LabelMatrix(np.stack([e.vector for e in each]), sum(e.tokens for e in each))
+        size = _ENTRY_BYTES + sum(50 + 4 * len(label) for label in labels) + matrix.vectors.nbytes
+        self._cache.put((spec.weights_id, spec.classify_task, labels), matrix, size)
+        LABEL_BYTES.set(self._cache.size)
+        return matrix
+
 
 Vectors = NDArray[np.float32]
 

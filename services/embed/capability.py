@@ -15,11 +15,10 @@ from services.core.inference import Engine
 from services.core.requests.defaults import DefaultModels
 from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
-from services.embed.grpc import EmbedServicer
+from services.embed.grpc import EmbedServicer, EmbedStreamLimits
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
 from services.embed.rest import EmbedRestServicer
-from services.embed.stream import EmbedStreamLimits
 from services.embed.vendors import tei
 from services.embed.vendors.rest import EmbedVendorsServicer
 

@@ -11,11 +11,10 @@ from services.core.inference import Engine
 from services.core.requests.defaults import DefaultModels
 from services.core.requests.limits import RequestLimits
 from services.core.settings import Settings
-from services.rerank.grpc import RerankServicer
+from services.rerank.grpc import RerankServicer, RerankStreamLimits
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.rest import RerankRestServicer
-from services.rerank.stream import RerankStreamLimits
 
 
 class RerankCapability:

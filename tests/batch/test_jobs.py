@@ -11,9 +11,9 @@ import pytest
 from searchfoundation.v1 import batch_pb2, common_pb2
 from sqlalchemy import text
 
-from services.batch.keys import input_key, new_job_id
-from services.batch.schema import BATCH
+from services.batch.schema import input_key, new_job_id
 from services.batch.table import BatchJob, JobTable
+from services.batch.tables import BATCH
 from services.core.access.key_table import KeyTable
 from services.core.access.schema import ACCESS
 from services.core.storage import Database

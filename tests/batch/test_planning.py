@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.batch.inputs import MAX_CHUNK_LINES, TooManyLines, cut
 from services.batch.lines import DUPLICATE, MAX_LINE_BYTES, TOO_LONG, split_lines
-from services.batch.planning import MAX_CHUNK_LINES, TooManyLines, cut
 from services.batch.table import Plan
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from services.batch import inputs as job_inputs
-from services.batch.inputs import JobInputs
-from services.batch.keys import new_job_id
+from services.batch.inputs import JobInputs, Sources
 from services.batch.lines import LineReader
-from services.batch.schema import BATCH
-from services.batch.sources import Sources
+from services.batch.schema import new_job_id
 from services.batch.table import BatchJob, JobTable
+from services.batch.tables import BATCH
 from services.core.access.schema import ACCESS
 from services.core.catalog import Catalog
 from services.core.storage import Database

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from services.batch.schema import BATCH
-from services.batch.secrets import WebhookSecrets
-from services.batch.webhook import Delivery, Webhooks
+from services.batch.tables import BATCH
+from services.batch.webhook import Delivery, Webhooks, WebhookSecrets
 from services.core.errors import ServiceError
 from services.core.media.fetching import FetchLimits
 from services.core.settings import ConfigurationError, Settings

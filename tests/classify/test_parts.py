@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from services.classify.cache import ByteCache
-from services.classify.ids import model_mark, new_id, owner_uuid, parse_id
-from services.classify.products import product, similarities
-from services.classify.scores import best, softmax
+from services.classify.schema import model_mark, new_id, owner_uuid, parse_id
+from services.classify.scores import best, product, similarities, softmax
+from services.classify.zero_shot import ByteCache
 
 
 def test_the_cache_keeps_what_was_used_last() -> None:

@@ -19,9 +19,8 @@ import services.classify.lease as lease_module
 from services.classify.few_shot import ClassifierLimits, FewShot
 from services.classify.learner import LabelWeights
 from services.classify.lease import Leases
-from services.classify.schema import CLASSIFIERS
-from services.classify.table import ClassifierTable, Taken
-from services.classify.types import Access, FewShotRequest, TrainRequest, UpdateRequest
+from services.classify.schema import Access, FewShotRequest, TrainRequest, UpdateRequest
+from services.classify.table import CLASSIFIERS, ClassifierTable, Taken
 from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.errors import ErrorCode, ServiceError

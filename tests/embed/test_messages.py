@@ -11,7 +11,7 @@ from searchfoundation.v1 import common_pb2, embed_pb2
 from services.core.catalog import Catalog
 from services.core.content import Usage
 from services.core.errors import ServiceError
-from services.embed import messages
+from services.embed import grpc as messages
 from services.embed.parsing import RequestParser
 from services.embed.types import EmbedResult, Encoding
 

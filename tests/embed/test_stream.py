@@ -15,9 +15,9 @@ from searchfoundation.v1 import common_pb2, embed_pb2
 
 from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
+from services.embed.grpc import EmbedStream, EmbedStreamLimits
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
-from services.embed.stream import EmbedStream, EmbedStreamLimits
 from tests.embed.conftest import Rig
 from tests.rig import ALIAS, settings
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from services.batch.schema import BATCH
-from services.batch.types import State
+from services.batch.schema import State
+from services.batch.tables import BATCH
 from services.core.storage.migrations import apply
 from tests.helm.chart import render
 from tests.helm.value_sets import MONITORED, SETS, one_pool, pool

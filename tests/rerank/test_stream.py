@@ -12,10 +12,9 @@ from google.rpc import error_details_pb2
 from searchfoundation.v1 import common_pb2, rerank_pb2
 
 from services.core.errors import ErrorCode, ServiceError
-from services.rerank.grpc import RerankServicer
+from services.rerank.grpc import RerankServicer, RerankStreamLimits
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
-from services.rerank.stream import RerankStreamLimits
 from tests.rerank.conftest import Rig
 from tests.rig import MINILM, detail
 
