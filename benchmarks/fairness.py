@@ -26,7 +26,7 @@ _TEXT = " ".join(["river"] * (64 - SPECIALS))
 
 async def _once(model: EmbeddingModel, tenant: str, priority: Priority, texts: Sequence[str]) -> float:
     began = time.perf_counter()
-    await model.embed(texts, EmbedOptions(), Call("benchmark", tenant=tenant, priority=priority))
+    await model.embed(texts, EmbedOptions(), Call("benchmark", key_id=tenant, priority=priority))
     return time.perf_counter() - began
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from gateway.topology import Topology
+from services.core.catalog import VENDORS
 from services.core.catalog.types import Capability, ModelSpec
 from services.embed.vendors import gemini, ollama
 
@@ -17,7 +18,6 @@ PREFIXES = ("/v1", "/openai/v1")
 """Base URLs that clients of OpenAI are given; the second one has its files and batches, too."""
 
 _SLASH = "(/|%2[Ff])"
-_VENDORS = ("jina-ai", "jinaai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def documents(
         yield Document(_json(openapi), path="/openapi.json")
     for model, info in zip(topology.models, infos, strict=True):
         owner, _, name = str(info["hugging_face_id"]).rpartition("/")
-        vendors = {*_VENDORS, owner} if owner and name == model else set(_VENDORS)
+        vendors = {*VENDORS, owner} if owner and name == model else set(VENDORS)
         vendor = f"(({'|'.join(map(re.escape, sorted(vendors)))}){_SLASH})?"
         names = f"({'|'.join(PREFIXES)})/models/{vendor}{re.escape(model)}"
         yield Document(_json(info), pattern=names)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from services.chat.logic import Chat
-from services.chat.parsing import RequestParser as ChatParser
+from services.chat.parsing import ChatParser
 from services.core.call import Call
 from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.folder import inspect

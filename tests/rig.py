@@ -21,14 +21,14 @@ from services.core.errors import ServiceError
 from services.core.inference import Engine
 from services.core.inference.loading import load_model
 from services.core.media.room import MediaRoom
-from services.core.serving.doors import Capability
+from services.core.serving.capability import ServingCapability
 from services.core.serving.server import Server
 from services.core.settings import Settings
 
 MINILM = "all-MiniLM-L6-v2"
 ALIAS = "house-model"
 
-Build = Callable[[Engine, Catalog, Settings], Capability]
+Build = Callable[[Engine, Catalog, Settings], ServingCapability]
 
 
 class Turnstile(AccessControl):

@@ -21,7 +21,7 @@ from search_foundation.capabilities import CAPABILITIES, STORING
 from search_foundation.servable import NotServableError, require_servable
 from services.core.folders import data_folder
 from services.core.serving import PortInUseError, Server, StopReason
-from services.core.serving.doors import Capability
+from services.core.serving.capability import ServingCapability
 from services.core.serving.exposition import Exposition
 from services.core.serving.logs import configure
 from services.core.serving.ports import check_free, join, write_ports_file
@@ -129,7 +129,7 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
         engine = await Engine.start(settings, catalog, opener=media)
         stack.push_async_callback(engine.stop, _ENGINE_SECONDS)
         capabilities = [_build(name, engine, catalog, settings, database) for name in names]
-        capabilities.append(ModelsCapability(engine.served))
+        capabilities.append(ModelsCapability(catalog, engine.served))
         server = Server(settings, capabilities, engine, access, share_port=link is not None)
         if link is not None:
             await link.warm()
@@ -175,8 +175,8 @@ async def _database(settings: Settings, names: Sequence[str]) -> Database | None
 
 def _build(
     name: str, engine: Engine, catalog: Catalog, settings: Settings, database: Database | None
-) -> Capability:
-    build: Callable[..., Capability] = importlib.import_module(CAPABILITIES[name]).build
+) -> ServingCapability:
+    build: Callable[..., ServingCapability] = importlib.import_module(CAPABILITIES[name]).build
     if name in STORING:
         return build(engine, catalog, settings, database)
     return build(engine, catalog, settings)

@@ -160,7 +160,7 @@ class ChunkEmbedder:
         whole = replace(requests[0], model=job.model, contents=contents)
         delay = _RETRY_SECONDS[0]
         while True:
-            call = Call(f"{job.id}:{lines[0].number}", tenant=job.owner, priority=Priority.BATCH)
+            call = Call(f"{job.id}:{lines[0].number}", key_id=job.owner, priority=Priority.BATCH)
             try:
                 raw = await embed_vectors(whole, model, call)
                 break

@@ -118,13 +118,13 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
         self, request: batch_pb2.GetBatchRequest, context: Context
     ) -> batch_pb2.Batch:
         """Tell how far a job is."""
-        return batch_message(await self._service.status(request.id, current_call.get().tenant))
+        return batch_message(await self._service.status(request.id, current_call.get().key_id))
 
     async def WatchBatch(  # noqa: N802 - named by the contract
         self, request: batch_pb2.WatchBatchRequest, context: Context
     ) -> AsyncIterator[batch_pb2.Batch]:
         """Tell of a job until it has ended."""
-        async for status in self._service.watch(request.id, current_call.get().tenant):
+        async for status in self._service.watch(request.id, current_call.get().key_id):
             yield batch_message(status)
 
     async def ListBatches(  # noqa: N802 - named by the contract
@@ -132,20 +132,20 @@ class BatchServicer(batch_pb2_grpc.BatchServiceServicer):
     ) -> batch_pb2.ListBatchesResponse:
         """List the newest jobs."""
         limit = min(request.limit or DEFAULT_LIMIT, MAX_LIMIT)
-        found = await self._service.list(current_call.get().tenant, limit)
+        found = await self._service.list(current_call.get().key_id, limit)
         return batch_pb2.ListBatchesResponse(batches=map(batch_message, found))
 
     async def CancelBatch(  # noqa: N802 - named by the contract
         self, request: batch_pb2.CancelBatchRequest, context: Context
     ) -> batch_pb2.Batch:
         """Cancel a job."""
-        return batch_message(await self._service.cancel(request.id, current_call.get().tenant))
+        return batch_message(await self._service.cancel(request.id, current_call.get().key_id))
 
     async def DownloadBatch(  # noqa: N802 - named by the contract
         self, request: batch_pb2.DownloadBatchRequest, context: Context
     ) -> AsyncIterator[batch_pb2.DownloadBatchResponse]:
         """Send a file."""
-        found = await self._service.open(request.id, current_call.get().tenant, file_asked(request))
+        found = await self._service.open(request.id, current_call.get().key_id, file_asked(request))
         async with aclosing(found.pieces(range(request.offset, found.length))) as pieces:
             async for piece in pieces:
                 yield batch_pb2.DownloadBatchResponse(data=piece)

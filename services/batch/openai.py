@@ -77,13 +77,13 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         self, request: batch_rest_pb2.ListFilesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/files``."""
-        owner, limit = current_call.get().tenant, _limit(request.limit, _MAX_FILES, _MAX_FILES)
+        key_id, limit = current_call.get().key_id, _limit(request.limit, _MAX_FILES, _MAX_FILES)
         if request.order not in ("", "asc", "desc"):
             raise _wrong("order", "should be 'asc' or 'desc'", request.order)
         if request.after:
-            await self._uploads.find(owner, request.after)
+            await self._uploads.find(key_id, request.after)
         found = await self._uploads.list(
-            owner,
+            key_id,
             purpose=request.purpose,
             after=request.after or None,
             limit=limit + 1,
@@ -95,20 +95,20 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         self, request: batch_rest_pb2.FileByPathRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/files/{file_id}``."""
-        return encode(_file(await self._uploads.find(current_call.get().tenant, request.file_id)))
+        return encode(_file(await self._uploads.find(current_call.get().key_id, request.file_id)))
 
     async def DeleteFile(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.FileByPathRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``DELETE /openai/v1/files/{file_id}``."""
-        await self._uploads.delete(current_call.get().tenant, request.file_id)
+        await self._uploads.delete(current_call.get().key_id, request.file_id)
         return encode({"id": request.file_id, "object": "file", "deleted": True})
 
     async def DownloadFile(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.FileByPathRequest, context: Context
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         """Answer ``GET /openai/v1/files/{file_id}/content``."""
-        file = await self._uploads.find(current_call.get().tenant, request.file_id)
+        file = await self._uploads.find(current_call.get().key_id, request.file_id)
         empty = True
         async with aclosing(self._uploads.pieces(file)) as pieces:
             async for piece in pieces:
@@ -125,7 +125,7 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         """Answer ``POST /openai/v1/batches``."""
         call = current_call.get()
         body = checked(BatchBody, await decode(request))
-        file = await self._uploads.find(call.tenant, body.input_file_id)
+        file = await self._uploads.find(call.key_id, body.input_file_id)
         if file.purpose != PURPOSE:
             raise _wrong("input_file_id", f"should name a file of purpose '{PURPOSE}'", file.id)
         call.model = self._parser.model(await self._model(file))
@@ -138,31 +138,31 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
             metadata=json.dumps(body.metadata) if body.metadata else "",
         )
         made = await self._service.create(request_for_job, caller(call), "")
-        return encode(_batch(await self._service.job(made.batch_id, call.tenant)))
+        return encode(_batch(await self._service.job(made.batch_id, call.key_id)))
 
     async def ListOpenAIBatches(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.ListOpenAIBatchesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/batches``."""
-        owner, limit = current_call.get().tenant, _limit(request.limit, _DEFAULT_BATCHES, _MAX_BATCHES)
+        key_id, limit = current_call.get().key_id, _limit(request.limit, _DEFAULT_BATCHES, _MAX_BATCHES)
         if request.after:
-            await self._service.job(request.after, owner)
-        found = await self._service.page(owner, JobForm.OPENAI, request.after or None, limit + 1)
+            await self._service.job(request.after, key_id)
+        found = await self._service.page(key_id, JobForm.OPENAI, request.after or None, limit + 1)
         return encode(_page([_batch(job) for job in found], limit))
 
     async def GetOpenAIBatch(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.BatchByPathRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/batches/{batch_id}``."""
-        return encode(_batch(await self._service.job(request.batch_id, current_call.get().tenant)))
+        return encode(_batch(await self._service.job(request.batch_id, current_call.get().key_id)))
 
     async def CancelOpenAIBatch(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.CancelOpenAIBatchByPathRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``POST /openai/v1/batches/{batch_id}/cancel``."""
-        owner = current_call.get().tenant
-        await self._service.cancel(request.batch_id, owner)
-        return encode(_batch(await self._service.job(request.batch_id, owner)))
+        key_id = current_call.get().key_id
+        await self._service.cancel(request.batch_id, key_id)
+        return encode(_batch(await self._service.job(request.batch_id, key_id)))
 
     async def _model(self, file: UploadedFile) -> str:
         """Read the name of the model off the first line, which all others share."""

@@ -99,7 +99,7 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         self, request: batch_rest_pb2.ListBatchesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /v1/batches``."""
-        found = await self._service.list(current_call.get().tenant, parse_limit(request.limit))
+        found = await self._service.list(current_call.get().key_id, parse_limit(request.limit))
         return encode([status_json(status) for status in found])
 
     async def GetBatch(  # noqa: N802 - named by the contract
@@ -107,14 +107,14 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /v1/batch/{batch_id}``."""
         call = current_call.get()
-        return _answer(await self._service.status(request.batch_id, call.tenant), call)
+        return _answer(await self._service.status(request.batch_id, call.key_id), call)
 
     async def CancelBatch(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.BatchByPathRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``DELETE /v1/batch/{batch_id}``."""
         call = current_call.get()
-        return _answer(await self._service.cancel(request.batch_id, call.tenant), call)
+        return _answer(await self._service.cancel(request.batch_id, call.key_id), call)
 
     async def GetQuota(  # noqa: N802 - named by the contract
         self, request: batch_rest_pb2.QuotaRequest, context: Context
@@ -143,7 +143,7 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
         offset = parse_offset(request.offset)
         call = current_call.get()
-        found = await self._service.open(request.batch_id, call.tenant, file)
+        found = await self._service.open(request.batch_id, call.key_id, file)
         etag = f'"{request.batch_id}-{file}"'
         if unchanged(etag, _header("if-match"), _header("if-none-match")):
             status = str(HTTPStatus.NOT_MODIFIED.value)
@@ -176,7 +176,7 @@ _RETRY = ("retry-after", str(int(POLL_SECONDS)))
 
 def caller(call: Call) -> Caller:
     """Give whom a call is for."""
-    return Caller(call.tenant, call.tier)
+    return Caller(call.key_id, call.tier)
 
 
 def base_url(public_url: str | None) -> str:

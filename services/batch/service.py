@@ -53,7 +53,7 @@ CheckUrl = Callable[[str], Awaitable[str | None]]
 class Caller:
     """The id of the key that asks, and its tier."""
 
-    owner: str
+    key_id: str
     tier: str
 
 
@@ -79,7 +79,7 @@ class Download:
 
 
 class BatchService:
-    """Jobs of callers; ``owner`` is always the id of the key that asks."""
+    """Jobs of callers; ``key_id`` is always the id of the key that asks."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class BatchService:
         more = Holdings(jobs=1, lines=len(request.lines or ()), webhooks=request.webhook_url is not None)
         tier = self._tiers[caller.tier]
         # Before anything is written, and again where nobody can come between.
-        used = await self._table.usage(caller.owner)
+        used = await self._table.usage(caller.key_id)
         check(tier, used, more)
         await self._require_share(used)
         url = request.webhook_url
@@ -120,7 +120,7 @@ class BatchService:
         now = time.time()
         job = BatchJob(
             id=new_job_id(),
-            owner=caller.owner,
+            owner=caller.key_id,
             tier=caller.tier,
             model=request.model,
             task=request.task,
@@ -152,19 +152,19 @@ class BatchService:
         await self._jobs.submit(open_task(job))
         return await self._files.status(job)
 
-    async def status(self, batch_id: str, owner: str) -> JobStatus:
+    async def status(self, batch_id: str, key_id: str) -> JobStatus:
         """Tell how far a job is."""
-        return await self._told(await self._find(batch_id, owner))
+        return await self._told(await self._find(batch_id, key_id))
 
-    async def list(self, owner: str, limit: int) -> list[JobStatus]:
+    async def list(self, key_id: str, limit: int) -> list[JobStatus]:
         """Tell of the newest jobs."""
-        return [await self._told(job) for job in await self._table.list(owner, limit)]
+        return [await self._told(job) for job in await self._table.list(key_id, limit)]
 
-    async def watch(self, batch_id: str, owner: str) -> AsyncIterator[JobStatus]:
+    async def watch(self, batch_id: str, key_id: str) -> AsyncIterator[JobStatus]:
         """Tell how far a job is now, at every change, and at its end."""
         before: JobStatus | None = None
         while True:
-            status = await self.status(batch_id, owner)
+            status = await self.status(batch_id, key_id)
             if status != before:
                 yield status
             if status.state.ended:
@@ -172,17 +172,17 @@ class BatchService:
             before = status
             await asyncio.sleep(_WATCH_SECONDS)
 
-    async def cancel(self, batch_id: str, owner: str) -> JobStatus:
+    async def cancel(self, batch_id: str, key_id: str) -> JobStatus:
         """Cancel a job; raises CONFLICT_STATE for one that has ended."""
-        job = await self._find(batch_id, owner)
+        job = await self._find(batch_id, key_id)
         state = (await self._files.status(job)).state
         if state.ended or not await self._cancel(job):
-            job = await self._find(batch_id, owner)
+            job = await self._find(batch_id, key_id)
             raise ended(batch_id, state if state is State.EXPIRED else job.state)
         self._worker.cancel(job.id)
         with suppress(ServiceError):  # tasks that cannot be dropped now find a job that has ended
             await self._jobs.cancel(job.id)
-        return await self._told(await self._find(batch_id, owner))
+        return await self._told(await self._find(batch_id, key_id))
 
     async def _require_share(self, used: Holdings) -> None:
         """Keep the last room above the reserve for keys that do not hold most of what is stored."""
@@ -203,15 +203,15 @@ class BatchService:
 
     async def quota(self, caller: Caller) -> tuple[Holdings, Tier]:
         """Tell what a caller has stored and unfinished, and what it may have."""
-        return await self._table.usage(caller.owner), self._tiers[caller.tier]
+        return await self._table.usage(caller.key_id), self._tiers[caller.tier]
 
-    async def open(self, batch_id: str, owner: str, file: File) -> Download:
+    async def open(self, batch_id: str, key_id: str, file: File) -> Download:
         """Find a file of a job.
 
         Raises ``ServiceError``: CONFLICT_RESOURCE_BUSY before the job has ended, RESOURCE_NOT_FOUND for a
         file that is not there.
         """
-        job = await self._find(batch_id, owner)
+        job = await self._find(batch_id, key_id)
         state = (await self._files.status(job)).state
         if not state.ended:
             raise not_ended(batch_id, POLL_SECONDS)
@@ -219,17 +219,17 @@ class BatchService:
             raise file_not_found(batch_id, file)
         return Download(batch_id, file, await self._files.open(job, file))
 
-    async def job(self, batch_id: str, owner: str) -> BatchJob:
+    async def job(self, batch_id: str, key_id: str) -> BatchJob:
         """Give a job as it is kept, expired as soon as its time is over."""
-        return _now(await self._find(batch_id, owner))
+        return _now(await self._find(batch_id, key_id))
 
-    async def page(self, owner: str, form: JobForm, after: str | None, limit: int) -> list[BatchJob]:
+    async def page(self, key_id: str, form: JobForm, after: str | None, limit: int) -> list[BatchJob]:
         """Give the newest jobs of a form behind the job ``after``."""
-        return [_now(job) for job in await self._table.page(owner, form, after, limit)]
+        return [_now(job) for job in await self._table.page(key_id, form, after, limit)]
 
-    async def _find(self, batch_id: str, owner: str) -> BatchJob:
+    async def _find(self, batch_id: str, key_id: str) -> BatchJob:
         job = await self._table.find(batch_id) if is_job_id(batch_id) else None
-        if job is None or job.owner != owner:
+        if job is None or job.owner != key_id:
             raise not_found(batch_id)
         return job
 

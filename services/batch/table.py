@@ -201,10 +201,10 @@ class JobTable:
                 change = update(_JOBS).where(_J.id == file.job_id)
                 await connection.execute(change.values(file_bytes=_J.file_bytes - file.bytes))
 
-    async def usage(self, owner: str) -> Holdings:
+    async def usage(self, key_id: str) -> Holdings:
         """Sum up what an owner has stored and unfinished."""
         async with self._database.read() as connection:
-            return await _usage(connection, owner)
+            return await _usage(connection, key_id)
 
     async def find(self, job_id: str) -> BatchJob | None:
         """Look a job up."""
@@ -212,9 +212,9 @@ class JobTable:
             row = (await connection.execute(select(*_J).where(_J.id == job_id))).mappings().one_or_none()
         return None if row is None else _job(row)
 
-    async def list(self, owner: str, limit: int) -> list[BatchJob]:
+    async def list(self, key_id: str, limit: int) -> list[BatchJob]:
         """Give an owner's jobs, newest first."""
-        query = select(*_J).where(_J.owner == owner).order_by(_J.created_at.desc(), _J.id).limit(limit)
+        query = select(*_J).where(_J.owner == key_id).order_by(_J.created_at.desc(), _J.id).limit(limit)
         async with self._database.read() as connection:
             return [_job(row) for row in (await connection.execute(query)).mappings()]
 
@@ -382,9 +382,9 @@ class JobTable:
         async with self._database.read() as connection:
             return set((await connection.execute(query)).scalars())
 
-    async def page(self, owner: str, form: JobForm, after: str | None, limit: int) -> list[BatchJob]:
+    async def page(self, key_id: str, form: JobForm, after: str | None, limit: int) -> list[BatchJob]:
         """Give an owner's jobs of a form, newest first, behind the job ``after``."""
-        query = select(*_J).where(_J.owner == owner, _J.form == form.value)
+        query = select(*_J).where(_J.owner == key_id, _J.form == form.value)
         if after is not None:
             last = select(_J.created_at).where(_J.id == after).scalar_subquery()
             query = query.where(or_(_J.created_at < last, and_(_J.created_at == last, _J.id > after)))
@@ -438,7 +438,7 @@ class JobTable:
             await connection.execute(change)
 
 
-async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Holdings:
+async def _usage(connection: AsyncConnection, key_id: str, but: str = "") -> Holdings:
     running = _J.state.in_(_RUNNING)
     untold = and_(_J.webhook_url.is_not(None), _J.webhook_ended.is_(False), _J.state != State.EXPIRED.value)
     query = select(
@@ -446,10 +446,10 @@ async def _usage(connection: AsyncConnection, owner: str, but: str = "") -> Hold
         func.sum(case((running, _J.total - _J.completed - _J.failed), else_=0)),
         func.sum(case((untold, 1), else_=0)),
         func.sum(_J.input_bytes + _J.file_bytes),
-    ).where(_J.owner == owner, _J.id != but)
+    ).where(_J.owner == key_id, _J.id != but)
     jobs, lines, webhooks, stored = (int(figure or 0) for figure in (await connection.execute(query)).one())
     # What jobs have made is counted with them.
-    uploads = select(func.sum(FILES.c.bytes)).where(FILES.c.owner == owner, FILES.c.job_id.is_(None))
+    uploads = select(func.sum(FILES.c.bytes)).where(FILES.c.owner == key_id, FILES.c.job_id.is_(None))
     uploaded = int((await connection.execute(uploads)).scalar_one() or 0)
     return Holdings(jobs, lines, webhooks, stored + uploaded)
 
@@ -476,14 +476,14 @@ async def _list_files(connection: AsyncConnection, job_id: str, now: float) -> N
             await connection.execute(insert(FILES).values(asdict(row)))
 
 
-async def _let_owner_in_alone(connection: AsyncConnection, owner: str) -> None:
+async def _let_owner_in_alone(connection: AsyncConnection, key_id: str) -> None:
     """Make others of one owner wait for this transaction, or two could both be the last that is allowed.
 
     On SQLite there is only one writer anyway.
     """
     if connection.dialect.name == "postgresql":
         lock = text("SELECT pg_advisory_xact_lock(hashtext(:room), hashtext(:owner))")
-        await connection.execute(lock, {"room": "batch", "owner": owner})
+        await connection.execute(lock, {"room": "batch", "owner": key_id})
 
 
 async def _is_running(connection: AsyncConnection, job_id: str) -> bool:

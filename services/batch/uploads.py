@@ -50,10 +50,10 @@ class Uploads:
         """
         await asyncio.to_thread(self._disk.require_room, "files")
         tier, more = self._tiers[caller.tier], Holdings(stored_bytes=len(content))
-        check(tier, await self._table.usage(caller.owner), more)
+        check(tier, await self._table.usage(caller.key_id), more)
         now = time.time()
         ends = now + min(seconds or self._longest, self._longest)
-        file = UploadedFile(new_file_id(), caller.owner, PURPOSE, filename, len(content), now, ends)
+        file = UploadedFile(new_file_id(), caller.key_id, PURPOSE, filename, len(content), now, ends)
         try:
             await self._store.put_stream(file_key(file.id), _pieces(content))
         except ObjectStoreError as error:
@@ -66,11 +66,11 @@ class Uploads:
         return file
 
     async def list(
-        self, owner: str, *, purpose: str, after: str | None, limit: int, newest_first: bool
+        self, key_id: str, *, purpose: str, after: str | None, limit: int, newest_first: bool
     ) -> list[UploadedFile]:
         """Give an owner's files, behind the file ``after``."""
         made, name = FILES.c.created_at, FILES.c.id
-        query = select(*FILES.c).where(FILES.c.owner == owner, FILES.c.expires_at > time.time())
+        query = select(*FILES.c).where(FILES.c.owner == key_id, FILES.c.expires_at > time.time())
         if purpose:
             query = query.where(FILES.c.purpose == purpose)
         if after is not None:
@@ -81,18 +81,18 @@ class Uploads:
         async with self._database.read() as connection:
             return [UploadedFile(**row) for row in (await connection.execute(query)).mappings()]
 
-    async def find(self, owner: str, file_id: str) -> UploadedFile:
+    async def find(self, key_id: str, file_id: str) -> UploadedFile:
         """Look a file up."""
-        query = select(*FILES.c).where(FILES.c.id == file_id, FILES.c.owner == owner)
+        query = select(*FILES.c).where(FILES.c.id == file_id, FILES.c.owner == key_id)
         async with self._database.read() as connection:
             row = (await connection.execute(query)).mappings().one_or_none()
         if row is None or row["expires_at"] <= time.time():
             raise _not_found(file_id)
         return UploadedFile(**row)
 
-    async def delete(self, owner: str, file_id: str) -> None:
+    async def delete(self, key_id: str, file_id: str) -> None:
         """Delete a file; raises CONFLICT_STATE for one that a job is being made from."""
-        file = await self.find(owner, file_id)
+        file = await self.find(key_id, file_id)
         job_id = await self._table.uses(file_id)
         if job_id is not None:
             raise ServiceError(

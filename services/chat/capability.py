@@ -7,7 +7,7 @@ from searchfoundation.v1 import chat_pb2, chat_pb2_grpc, chat_rest_pb2, chat_res
 
 from services.chat.grpc import ChatServicer
 from services.chat.logic import Chat
-from services.chat.parsing import RequestParser
+from services.chat.parsing import ChatParser
 from services.chat.rest import ChatRestServicer
 from services.core.catalog import Catalog
 from services.core.inference import Engine
@@ -26,7 +26,7 @@ class ChatCapability:
 
     def __init__(self, engine: Engine, catalog: Catalog, settings: Settings) -> None:
         self.max_body_bytes = RequestLimits.of(settings).body("chat", engine.served)
-        parser = RequestParser(catalog, engine.served, max_answer=settings.chat_max_answer_tokens)
+        parser = ChatParser(catalog, engine.served, max_answer=settings.chat_max_answer_tokens)
         chat = Chat(engine, default=settings.chat_answer_tokens, seconds=settings.chat_timeout_seconds)
         self._typed = ChatServicer(parser, chat)
         self._rest = ChatRestServicer(parser, chat, settings.chat_heartbeat_seconds)

@@ -10,7 +10,7 @@ import grpc.aio
 from searchfoundation.v1 import chat_pb2, chat_pb2_grpc, common_pb2
 
 from services.chat.logic import Chat
-from services.chat.parsing import RequestParser
+from services.chat.parsing import ChatParser
 from services.core.call import Call, current_call
 from services.core.errors import FieldError, validation_error
 from services.core.inference.answering import Answer
@@ -29,7 +29,7 @@ _NUMBERS = (
 class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
     """``ChatService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, chat: Chat) -> None:
+    def __init__(self, parser: ChatParser, chat: Chat) -> None:
         self._parser = parser
         self._chat = chat
 

@@ -14,7 +14,7 @@ from services.core.inference.sampling import Sampling
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
 
 
-class RequestParser:
+class ChatParser:
     """Checks requests for the models that a process serves; ``max_answer`` bounds answers in tokens."""
 
     def __init__(self, catalog: Catalog, served: Iterable[ModelSpec], *, max_answer: int) -> None:

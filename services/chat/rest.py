@@ -12,7 +12,7 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import chat_rest_pb2_grpc
 
 from services.chat.logic import Chat, or_heartbeats
-from services.chat.parsing import RequestParser
+from services.chat.parsing import ChatParser
 from services.chat.responses import Envelope, usage_fields
 from services.chat.types import ChatRequest
 from services.core.call import Call, current_call
@@ -32,7 +32,7 @@ _DONE = b"data: [DONE]\n\n"
 class ChatRestServicer(chat_rest_pb2_grpc.ChatRestServiceServicer):
     """``ChatRestService`` over the capability."""
 
-    def __init__(self, parser: RequestParser, chat: Chat, heartbeat_seconds: float) -> None:
+    def __init__(self, parser: ChatParser, chat: Chat, heartbeat_seconds: float) -> None:
         self._parser = parser
         self._chat = chat
         self._heartbeat = heartbeat_seconds

@@ -59,7 +59,7 @@ class ClassifierLimits:
 class FewShot:
     """Trains classifiers and classifies with them.
 
-    Owners are known by ``Call.tenant``. Every method raises ``ServiceError``: RESOURCE_NOT_FOUND for a
+    Owners are known by ``Call.key_id``. Every method raises ``ServiceError``: RESOURCE_NOT_FOUND for a
     classifier that is not there or not for this caller, SERVICE_UNAVAILABLE while the database is away, and
     what embedding raises. Learning runs in ``executor``.
     """
@@ -81,7 +81,7 @@ class FewShot:
         Texts longer than the model's context are cut.
         """
         classifier_id = _known_form(request.classifier_id)
-        trained = await self._open(classifier_id, call.tenant)
+        trained = await self._open(classifier_id, call.key_id)
         model = self._model(trained, call)
         vectors, tokens = await _embed(model, request.contents, 1, call)
         call.usage_tokens += tokens
@@ -108,7 +108,7 @@ class FewShot:
         if len(labels) < 2:
             raise too_few_labels()
         limit = self._limits.of_tier.get(call.tier) or self._limits.classifiers
-        if (current := await self._table.count(call.tenant)) >= limit:
+        if (current := await self._table.count(call.key_id)) >= limit:
             raise too_many_classifiers(current, limit)
         vectors, tokens = await _embed(model, request.contents, request.iterations, call)
         start = LabelWeights.new(vectors, len(labels))
@@ -116,7 +116,7 @@ class FewShot:
         now = time.time()
         classifier = Classifier(
             id=new_id(model.spec.id),
-            owner=call.tenant,
+            owner=call.key_id,
             model=model.spec.id,
             access=request.access,
             labels=labels,
@@ -138,7 +138,7 @@ class FewShot:
         CONFLICT_RESOURCE_BUSY.
         """
         classifier_id = _known_form(request.classifier_id)
-        async with self._leases.hold(classifier_id, call.tenant) as holder:
+        async with self._leases.hold(classifier_id, call.key_id) as holder:
             trained = await self._table.trained(classifier_id)
             if trained is None:
                 raise not_found(classifier_id)
@@ -157,20 +157,20 @@ class FewShot:
     async def list(self, call: Call) -> list[Classifier]:
         """Give the caller's classifiers, oldest first."""
         await self.uses.flush()
-        return await self._table.list(call.tenant)
+        return await self._table.list(call.key_id)
 
     async def get(self, classifier_id: str, call: Call) -> Classifier:
         """Describe a classifier that the caller may classify with."""
         await self.uses.flush()
         found = await self._table.find(_known_form(classifier_id))
-        if found is None or not found.open_to(call.tenant):
+        if found is None or not found.open_to(call.key_id):
             raise not_found(classifier_id)
         return found
 
     async def delete(self, classifier_id: str, call: Call) -> str:
         """Delete a classifier of the caller's; returns its id."""
         found = _known_form(classifier_id)
-        if not await self._table.delete(found, call.tenant):
+        if not await self._table.delete(found, call.key_id):
             raise not_found(classifier_id)
         self._cache.drop(found)
         return found

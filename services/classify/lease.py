@@ -29,15 +29,15 @@ class Leases:
         self._table = table
 
     @asynccontextmanager
-    async def hold(self, classifier_id: str, owner: str) -> AsyncGenerator[str]:
+    async def hold(self, classifier_id: str, key_id: str) -> AsyncGenerator[str]:
         """Give the name of the holder, who may replace the classifier until the block ends.
 
-        Raises ``ServiceError``: RESOURCE_NOT_FOUND when ``owner`` has no such classifier,
+        Raises ``ServiceError``: RESOURCE_NOT_FOUND when ``key_id`` has no such classifier,
         CONFLICT_RESOURCE_BUSY when another call keeps it longer than ``WAIT_SECONDS``.
         """
         holder = new_holder()
         try:
-            await self._take(classifier_id, owner, holder)
+            await self._take(classifier_id, key_id, holder)
         except asyncio.CancelledError:
             # It may have been taken all the same.
             await self._give_back(classifier_id, holder)
@@ -49,10 +49,10 @@ class Leases:
             renewing.cancel()
             await self._give_back(classifier_id, holder)
 
-    async def _take(self, classifier_id: str, owner: str, holder: str) -> None:
+    async def _take(self, classifier_id: str, key_id: str, holder: str) -> None:
         patience = time.monotonic() + WAIT_SECONDS
         while True:
-            taken = await self._table.take(classifier_id, owner, holder, LEASE_SECONDS)
+            taken = await self._table.take(classifier_id, key_id, holder, LEASE_SECONDS)
             if taken is Taken.YES:
                 return
             if taken is Taken.MISSING:

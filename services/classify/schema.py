@@ -62,9 +62,9 @@ def parse_id(text: str) -> str | None:
     return text if _UUID.fullmatch(text) else None
 
 
-def owner_uuid(owner: str) -> str:
+def owner_uuid(key_id: str) -> str:
     """Return a UUID for an owner's key id, which the REST contract wants."""
-    return str(uuid.uuid5(_OWNERS, owner))
+    return str(uuid.uuid5(_OWNERS, key_id))
 
 
 class Access(StrEnum):

@@ -127,10 +127,10 @@ class ClassifierTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def count(self, owner: str) -> int:
+    async def count(self, key_id: str) -> int:
         """Give the number of an owner's classifiers."""
         async with self._database.read() as connection:
-            return await _count(connection, owner)
+            return await _count(connection, key_id)
 
     async def create(self, classifier: Classifier, matrix: Matrix, limit: int) -> bool:
         """Store a new classifier; false, storing none, when its owner already has ``limit``."""
@@ -152,9 +152,9 @@ class ClassifierTable:
             await connection.execute(insert(_CLASSIFIERS).values(row))
         return True
 
-    async def list(self, owner: str) -> list[Classifier]:
+    async def list(self, key_id: str) -> list[Classifier]:
         """Give an owner's classifiers, oldest first."""
-        query = select(*(_C[name] for name in _FACTS)).where(_C.owner == owner)
+        query = select(*(_C[name] for name in _FACTS)).where(_C.owner == key_id)
         async with self._database.read() as connection:
             rows = await connection.execute(query.order_by(_C.created_at, _C.id))
             return [_classifier(row) for row in rows.mappings()]
@@ -184,19 +184,19 @@ class ClassifierTable:
         matrix = np.frombuffer(row.weights, "<f4").reshape(1 + len(labels), row.width)
         return Trained(row.model, labels, row.version, LabelWeights.from_matrix(matrix))
 
-    async def delete(self, classifier_id: str, owner: str) -> bool:
+    async def delete(self, classifier_id: str, key_id: str) -> bool:
         """Delete a classifier; false when the owner has none of that id."""
-        change = delete(_CLASSIFIERS).where(_C.id == classifier_id, _C.owner == owner)
+        change = delete(_CLASSIFIERS).where(_C.id == classifier_id, _C.owner == key_id)
         async with self._database.write() as connection:
             return (await connection.execute(change)).rowcount == 1
 
-    async def take(self, classifier_id: str, owner: str, holder: str, seconds: float) -> Taken:
+    async def take(self, classifier_id: str, key_id: str, holder: str, seconds: float) -> Taken:
         """Take the lease on a classifier for ``seconds``, unless another holder has it."""
-        mine = select(_C.id).where(_C.id == classifier_id, _C.owner == owner)
+        mine = select(_C.id).where(_C.id == classifier_id, _C.owner == key_id)
         async with self._database.write() as connection:
             now = _CLOCKS[connection.dialect.name]
             free = or_(_C.lease_holder.is_(None), _C.lease_until <= now)
-            change = update(_CLASSIFIERS).where(_C.id == classifier_id, _C.owner == owner, free)
+            change = update(_CLASSIFIERS).where(_C.id == classifier_id, _C.owner == key_id, free)
             taken = await connection.execute(change.values(lease_holder=holder, lease_until=now + seconds))
             if taken.rowcount == 1:
                 return Taken.YES
@@ -251,19 +251,19 @@ def new_holder() -> str:
     return str(uuid.uuid4())
 
 
-async def _count(connection: AsyncConnection, owner: str) -> int:
-    query = select(func.count()).select_from(_CLASSIFIERS).where(_C.owner == owner)
+async def _count(connection: AsyncConnection, key_id: str) -> int:
+    query = select(func.count()).select_from(_CLASSIFIERS).where(_C.owner == key_id)
     return (await connection.execute(query)).scalar_one()
 
 
-async def _let_owner_in_alone(connection: AsyncConnection, owner: str) -> None:
+async def _let_owner_in_alone(connection: AsyncConnection, key_id: str) -> None:
     """Make other creations of one owner wait for this transaction, or two could both be the last allowed.
 
     On SQLite there is only one writer anyway.
     """
     if connection.dialect.name == "postgresql":
         lock = text("SELECT pg_advisory_xact_lock(hashtext(:room), hashtext(:owner))")
-        await connection.execute(lock, {"room": "classifiers", "owner": owner})
+        await connection.execute(lock, {"room": "classifiers", "owner": key_id})
 
 
 def _packed(labels: tuple[str, ...], matrix: Matrix) -> dict[str, Any]:

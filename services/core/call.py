@@ -33,14 +33,15 @@ async def _free_of_charge(_tokens: int) -> None:
 class Call:
     """One call in flight.
 
-    ``tenant`` is the key's id (never the key) or ``"anonymous"``; the scheduler is fair between tenants.
+    ``key_id`` is the id of the API key, never the key, or ``"anonymous"``; the scheduler is fair between
+    them.
     ``deadline`` is on the ``time.monotonic`` clock. ``charge`` books billed tokens before inference and
     raises ``ServiceError`` (429 or 403) when the key has none left. ``usage_tokens`` and ``model`` are
     filled in by the capability for metrics and logs, ``headers`` (lower-case names) for a REST answer.
     """
 
     request_id: str
-    tenant: str = "anonymous"
+    key_id: str = "anonymous"
     tier: str = ""
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None

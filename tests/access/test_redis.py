@@ -28,7 +28,7 @@ LEASE_SECONDS = 1.5
 TAKER = """
 import asyncio, sys
 from services.core.access.local_limits import LocalLimiter
-from services.core.access.principal import Limits
+from services.core.access.principal import KeyLimits
 from services.core.access.shared_limits import SharedLimiter, connect
 from services.core.errors import ServiceError
 
@@ -38,7 +38,7 @@ async def main(url, key, limits, wanted, lease_seconds):
     passed = 0
     for _ in range(int(wanted)):
         try:
-            await limiter.admit(key, Limits(*eval(limits)))
+            await limiter.admit(key, KeyLimits(*eval(limits)))
         except ServiceError:
             continue
         passed += 1

@@ -38,11 +38,11 @@ LIMITS = ClassifierLimits(classifiers=5, labels=4, of_tier={})
 
 
 def ann() -> Call:
-    return Call("test", tenant="key_ann")
+    return Call("test", key_id="key_ann")
 
 
 def bob() -> Call:
-    return Call("test", tenant="key_bob")
+    return Call("test", key_id="key_bob")
 
 
 def train_request(access: Access = Access.PRIVATE) -> TrainRequest:

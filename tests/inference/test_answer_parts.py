@@ -19,7 +19,7 @@ def test_interactive_calls_go_before_batch_and_keys_take_turns() -> None:
     waiting = Waiting()
     for number, name in enumerate(("c1", "a1", "a2", "a3", "b1")):
         priority = Priority.BATCH if name == "c1" else Priority.INTERACTIVE
-        call = Call(name, tenant=name[0], priority=priority)
+        call = Call(name, key_id=name[0], priority=priority)
         prepared = PreparedChat(np.zeros(10, np.int32), (), Usage(10))
         sampler = Sampler(Sampling(), frozenset())
         waiting.add(Conversation(call, prepared, sampler, Writer([]), 10, number, []))

@@ -124,7 +124,7 @@ async def test_a_reranker_does_not_embed_and_may_have_an_alias(tmp_path: Path) -
     catalog = Catalog(Catalog.load().models.values(), {"judge": V2})
     async with serving(tmp_path, V2, catalog) as engine:
         aliased = await score(engine, "judge")
-        plain = await score(engine, f"jinaai/{V2}")
+        plain = await score(engine, V2)
         assert aliased.values.tolist() == plain.values.tolist()
         with pytest.raises(ServiceError) as refused:
             engine.embedder(V2)

@@ -102,11 +102,11 @@ async def test_a_quiet_tenant_waits_for_one_batch_of_a_loud_one_at_most() -> Non
     async with running(gate, dtype="auto") as engine:
         model = engine.embedder(MINILM)
         loud = [
-            asyncio.ensure_future(embed(model, *(text(20, 50 * i + j) for j in range(50)), tenant="loud"))
+            asyncio.ensure_future(embed(model, *(text(20, 50 * i + j) for j in range(50)), key_id="loud"))
             for i in range(6)
         ]
         await gate.reached()
-        quiet = asyncio.ensure_future(embed(model, "a quiet word", tenant="quiet"))
+        quiet = asyncio.ensure_future(embed(model, "a quiet word", key_id="quiet"))
         await asyncio.sleep(0)
         running_already = len(gate.seen)
         gate.open()
@@ -207,16 +207,16 @@ async def test_a_queue_that_others_have_filled_has_room_for_a_little_of_everybod
     gate = Gate()
     async with running(gate, dtype="auto", max_queue_tokens=1600) as engine:
         model = engine.embedder(MINILM)
-        heavy = asyncio.ensure_future(embed(model, *(text(18, seed) for seed in range(200)), tenant="heavy"))
+        heavy = asyncio.ensure_future(embed(model, *(text(18, seed) for seed in range(200)), key_id="heavy"))
         await gate.reached()
-        waiting = [asyncio.ensure_future(embed(model, "hello", tenant="light")) for _ in range(3)]
+        waiting = [asyncio.ensure_future(embed(model, "hello", key_id="light")) for _ in range(3)]
         for _ in range(200):
             if (queued("items") or 0) >= 200 - len(gate.items) + len(waiting):
                 break
             await asyncio.sleep(0.01)
         for tenant, texts in (("heavy", ["x"]), ("light", [text(150)])):
             with pytest.raises(ServiceError) as refused:
-                await embed(model, *texts, tenant=tenant)
+                await embed(model, *texts, key_id=tenant)
             assert refused.value.code is ErrorCode.SERVICE_UNAVAILABLE
         gate.open()
         await asyncio.gather(heavy, *waiting)

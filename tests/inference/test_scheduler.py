@@ -48,7 +48,7 @@ def _drained(scheduler: Scheduler, only: Priority) -> list[Batch]:
 
 
 def owners(batch: Batch) -> set[str]:
-    return {job.tenant for job, _ in batch.items}
+    return {job.key_id for job, _ in batch.items}
 
 
 class TestCutting:
@@ -61,8 +61,8 @@ class TestCutting:
     def test_fills_a_batch_from_however_many_calls_of_one_text(self, tenants: int) -> None:
         scheduler, one, other = Scheduler(1_000_000), lane("one", max_tokens=8_000), lane("other")
         for i in range(1_000):
-            scheduler.submit(job(one, [16], tenant=str(i % tenants)))
-            scheduler.submit(job(other, [16], tenant=str(i % tenants)))
+            scheduler.submit(job(one, [16], key_id=str(i % tenants)))
+            scheduler.submit(job(other, [16], key_id=str(i % tenants)))
         batch = scheduler.next_batch()
         assert batch is not None
         # With a tenant for each call, those who come next are not passed over for the sake of a full batch.
@@ -75,7 +75,7 @@ class TestCutting:
             scheduler, model = Scheduler(10_000_000), _CountingLane("model", lambda payloads: payloads)
             model.max_tokens, model.max_length_ratio = 256, 2.0
             for i in range(waiting):
-                scheduler.submit(job(model, [16 if i % 2 else 100], tenant=str(i % 500)))
+                scheduler.submit(job(model, [16 if i % 2 else 100], key_id=str(i % 500)))
             model.asked = 0
             assert scheduler.next_batch() is not None
             looked_at.append(model.asked)
@@ -89,8 +89,8 @@ class TestCutting:
     def test_fills_from_other_calls_and_tenants_of_the_same_model(self) -> None:
         scheduler, one, two = Scheduler(10_000), lane("one"), lane("two")
         for tenant in "abc":
-            scheduler.submit(job(one, [10], tenant=tenant))
-            scheduler.submit(job(two, [10], tenant=tenant))
+            scheduler.submit(job(one, [10], key_id=tenant))
+            scheduler.submit(job(two, [10], key_id=tenant))
         first, second = cut_all(scheduler)
         assert first.lane is one
         assert second.lane is two
@@ -111,16 +111,16 @@ class TestCutting:
 class TestOrder:
     def test_interactive_goes_first(self) -> None:
         scheduler, model = Scheduler(10_000), lane(max_tokens=10)
-        scheduler.submit(job(model, [10] * 3, tenant="batch", priority=Priority.BATCH))
-        scheduler.submit(job(model, [10] * 3, tenant="person"))
+        scheduler.submit(job(model, [10] * 3, key_id="batch", priority=Priority.BATCH))
+        scheduler.submit(job(model, [10] * 3, key_id="person"))
         assert [owners(b) for b in cut_all(scheduler)] == [{"person"}] * 3 + [{"batch"}] * 3
 
     def test_batch_work_never_starves(self) -> None:
         scheduler, model = Scheduler(10**9, batch_share=1 / 16), lane(max_tokens=10)
-        scheduler.submit(job(model, [10] * 100, tenant="batch", priority=Priority.BATCH))
+        scheduler.submit(job(model, [10] * 100, key_id="batch", priority=Priority.BATCH))
         served = Counter[str]()
         for _ in range(800):
-            scheduler.submit(job(model, [10, 10], tenant="person"))
+            scheduler.submit(job(model, [10, 10], key_id="person"))
             batch = scheduler.next_batch()
             assert batch is not None
             served.update(owners(batch))
@@ -131,7 +131,7 @@ class TestOrder:
         scheduler.submit(job(model, [10] * 10, priority=Priority.BATCH))
         assert not scheduler.has_work(Priority.INTERACTIVE)
         assert scheduler.next_batch(only=Priority.INTERACTIVE) is None
-        scheduler.submit(job(model, [10] * 2, tenant="person"))
+        scheduler.submit(job(model, [10] * 2, key_id="person"))
         background = scheduler.next_batch(only=Priority.BATCH)
         assert background is not None
         assert (owners(background), background.tokens) == ({"anonymous"}, 40)
@@ -142,34 +142,34 @@ class TestOrder:
     def test_tenants_share_equally_whatever_they_queue(self) -> None:
         scheduler, model = Scheduler(10**9), lane(max_tokens=64)
         for _ in range(50):
-            scheduler.submit(job(model, [16] * 40, tenant="loud"))
+            scheduler.submit(job(model, [16] * 40, key_id="loud"))
         for _ in range(40):
-            scheduler.submit(job(model, [64], tenant="quiet"))
+            scheduler.submit(job(model, [64], key_id="quiet"))
         served = Counter[str]()
         for _ in range(80):
             batch = scheduler.next_batch()
             assert batch is not None
             for owner, place in batch.items:
-                served[owner.tenant] += owner.lengths[place]
+                served[owner.key_id] += owner.lengths[place]
         assert served["quiet"] == served["loud"]
 
     def test_a_newcomer_waits_for_no_backlog(self) -> None:
         scheduler, model = Scheduler(10**9), lane(max_tokens=100)
         for _ in range(100):
-            scheduler.submit(job(model, [20] * 50, tenant="loud"))
+            scheduler.submit(job(model, [20] * 50, key_id="loud"))
         for _ in range(30):
             assert scheduler.next_batch() is not None
-        scheduler.submit(job(model, [20], tenant="quiet"))
+        scheduler.submit(job(model, [20], key_id="quiet"))
         batch = scheduler.next_batch()
         assert batch is not None
-        assert batch.items[0][0].tenant == "quiet"
+        assert batch.items[0][0].key_id == "quiet"
 
     def test_idling_saves_up_nothing(self) -> None:
         scheduler, model = Scheduler(10**9), lane(max_tokens=10)
-        scheduler.submit(job(model, [10] * 1000, tenant="steady"))
+        scheduler.submit(job(model, [10] * 1000, key_id="steady"))
         for _ in range(500):
             scheduler.next_batch()
-        scheduler.submit(job(model, [10] * 100, tenant="late"))
+        scheduler.submit(job(model, [10] * 100, key_id="late"))
         served = Counter(next(iter(owners(b))) for b in cut_all(scheduler)[:40])
         assert served["late"] == pytest.approx(20, abs=1)
 
@@ -201,8 +201,8 @@ class TestOrder:
             lane("cheap", max_tokens=10),
             lane("dear", max_tokens=10, weight=4.0),
         )
-        scheduler.submit(job(cheap, [10] * 100, tenant="a"))
-        scheduler.submit(job(dear, [10] * 100, tenant="b"))
+        scheduler.submit(job(cheap, [10] * 100, key_id="a"))
+        scheduler.submit(job(dear, [10] * 100, key_id="b"))
         served = Counter(batch.lane.name for batch in (scheduler.next_batch() for _ in range(50)) if batch)
         assert served["cheap"] == pytest.approx(40, abs=1)
 
@@ -266,16 +266,16 @@ class TestBounds:
 
     def test_tenants_whose_calls_were_discarded_do_not_pile_up(self) -> None:
         scheduler, model = Scheduler(10_000), lane()
-        scheduler.submit(job(model, [10], tenant="waits"))
+        scheduler.submit(job(model, [10], key_id="waits"))
         for i in range(2_000):
-            passing = job(model, [10], tenant=f"passes {i}")
+            passing = job(model, [10], key_id=f"passes {i}")
             scheduler.submit(passing)
             scheduler.discard(passing)
         assert len(scheduler._classes[Priority.INTERACTIVE].turns) < 300
 
     def test_drains(self) -> None:
         scheduler, model = Scheduler(10_000), lane()
-        jobs = [job(model, [10] * 2, tenant=t, priority=p) for t in "ab" for p in Priority]
+        jobs = [job(model, [10] * 2, key_id=t, priority=p) for t in "ab" for p in Priority]
         for each in jobs:
             scheduler.submit(each)
         assert set(scheduler.drain()) == set(jobs)
@@ -331,7 +331,7 @@ def test_every_item_runs_once_or_is_dropped(
 
     for event, lengths, tenant, priority, which in events:
         if event == "submit":
-            jobs.append(job(lanes[which], lengths, tenant=tenant, priority=priority))
+            jobs.append(job(lanes[which], lengths, key_id=tenant, priority=priority))
             scheduler.submit(jobs[-1])
         elif event == "cut":
             check(scheduler.next_batch(workers=workers))

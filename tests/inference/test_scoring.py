@@ -132,7 +132,7 @@ async def test_only_rerankers_score() -> None:
     catalog = Catalog([spec, plain], {"house": MINILM})
     async with running(catalog=catalog, models=(MINILM, "plain")) as engine:
         assert engine.scorer("house").spec.id == "house"
-        assert engine.scorer(f"jinaai/{MINILM}").spec.id == MINILM
+        assert engine.scorer(MINILM).spec.id == MINILM
         with pytest.raises(ServiceError) as refused:
             engine.scorer("plain")
     assert refused.value.code is ErrorCode.INPUT_MODEL_NOT_FOUND
@@ -146,10 +146,10 @@ async def test_a_thousand_documents_let_others_pass(tenant: str) -> None:
     async with running(gate, max_batch_tokens=64) as engine:
         documents = [text(24, seed) for seed in range(1000)]
         large = asyncio.create_task(
-            engine.scorer(MINILM).score(QUERY, documents, ScoreOptions(), call(tenant="the same"))
+            engine.scorer(MINILM).score(QUERY, documents, ScoreOptions(), call(key_id="the same"))
         )
         await gate.reached()
-        small = asyncio.create_task(embed(engine.embedder(MINILM), "a late guest", tenant=tenant))
+        small = asyncio.create_task(embed(engine.embedder(MINILM), "a late guest", key_id=tenant))
         await asyncio.sleep(0.05)
         begun = len(gate.seen)
         gate.open()

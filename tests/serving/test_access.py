@@ -74,7 +74,7 @@ async def test_the_call_knows_its_key_and_tier(keyed: dict[str, Any]) -> None:
     async with running(**keyed) as house:
         await house.unary(metadata=bearer())
     call = house.probe.calls[0]
-    assert (call.tenant, call.tier) == ("team-a", "narrow")
+    assert (call.key_id, call.tier) == ("team-a", "narrow")
 
 
 async def test_answers_tell_what_is_left_and_the_fourth_request_is_too_many(keyed: dict[str, Any]) -> None:

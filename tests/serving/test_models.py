@@ -33,7 +33,7 @@ class Shelf:
 async def models() -> AsyncIterator[model_pb2_grpc.ModelServiceAsyncStub]:
     settings = Settings(auth=False, grpc_port=0, drain_seconds=0, access_log=False)
     access = await AccessControl.open(settings)
-    server = Server(settings, [ModelsCapability(SERVED)], Shelf(), access)
+    server = Server(settings, [ModelsCapability(CATALOG, SERVED)], Shelf(), access)
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
         yield model_pb2_grpc.ModelServiceStub(channel)  # type: ignore[misc]
@@ -80,6 +80,11 @@ async def test_list(models: model_pb2_grpc.ModelServiceAsyncStub) -> None:
 async def test_get(models: model_pb2_grpc.ModelServiceAsyncStub, prefix: str) -> None:
     answer = await models.GetModel(model_pb2.GetModelRequest(id=f"{prefix}jina-embeddings-v3"))
     assert answer.model.id == "jina-embeddings-v3"
+
+
+async def test_get_by_the_name_of_a_repository(models: model_pb2_grpc.ModelServiceAsyncStub) -> None:
+    answer = await models.GetModel(model_pb2.GetModelRequest(id="sentence-transformers/all-MiniLM-L6-v2"))
+    assert answer.model.id == "all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize("name", ["", "jina-embeddings-v4", "no-such-model"])

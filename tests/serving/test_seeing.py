@@ -145,7 +145,7 @@ async def test_each_call_is_a_line_of_json(capfd: pytest.CaptureFixture[str]) ->
     (line,) = [json.loads(text) for text in capfd.readouterr().err.splitlines() if '"access"' in text]
     assert line["request_id"] == "r1"
     assert line["method"] == "/probe.Probe/Unary"
-    assert (line["code"], line["key"], line["model"], line["tokens"]) == ("OK", "anonymous", MODEL, 1)
+    assert (line["code"], line["key_id"], line["model"], line["tokens"]) == ("OK", "anonymous", MODEL, 1)
     assert {"time", "seconds", "tokenize", "queue", "inference"} <= line.keys()
 
 

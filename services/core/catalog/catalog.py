@@ -12,19 +12,15 @@ from services.core.catalog.parse import CatalogError, read_file
 from services.core.catalog.types import ModelSpec
 
 _FOLDER = Path(__file__).parent / "models"
-_PREFIXES = ("jina-ai/", "jinaai/")
-
-
-def canonical_id(name: str) -> str:
-    """The short id of a model name: Jina's two prefixes are dropped, all else stays."""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            return name[len(prefix) :]
-    return name
+VENDORS = ("jina-ai", "jinaai")
+"""Prefixes, with a slash, under which callers may name every model."""
 
 
 class Catalog:
-    """Which models exist. Immutable; ``models`` maps ids, aliases included, to their entries."""
+    """Which models exist. Immutable; ``models`` maps ids, aliases included, to their entries.
+
+    Names of callers are resolved here, by ``get``, and once: everybody else speaks of ids.
+    """
 
     def __init__(self, specs: Iterable[ModelSpec], aliases: Mapping[str, str] | None = None) -> None:
         models = {spec.id: spec for spec in specs}
@@ -49,7 +45,7 @@ class Catalog:
 
     def get(self, name: str) -> ModelSpec | None:
         """The entry of an id, alias or repository, with or without Jina's prefix; None when there is none."""
-        return self.models.get(name) or self.models.get(canonical_id(name)) or self._repositories.get(name)
+        return self.models.get(name) or self.models.get(_short(name)) or self._repositories.get(name)
 
     def require(self, name: str) -> ModelSpec:
         """As ``get``, but raises ``CatalogError`` with the known ids."""
@@ -70,13 +66,18 @@ class Catalog:
         return tuple(chosen.values())
 
 
+def _short(name: str) -> str:
+    vendor, _, rest = name.partition("/")
+    return rest if vendor in VENDORS else name
+
+
 @cache
 def _own() -> tuple[ModelSpec, ...]:
     return tuple(spec for path in sorted(_FOLDER.glob("*.yaml")) for spec in read_file(path).specs)
 
 
 def _alias(name: str, target: str, models: Mapping[str, ModelSpec]) -> ModelSpec:
-    spec = models.get(canonical_id(target))
+    spec = models.get(_short(target))
     if spec is None:
         raise CatalogError(f"Alias '{name}' points to '{target}', which is not a model of the catalogue.")
     if not name or name != name.strip() or name == spec.id:

@@ -129,7 +129,7 @@ class ChatModel:
         """
         async with self._slot.held(call) as room:
             guess = sum(self._guess(room, part) for turn in turns for part in turn.parts)
-            with self._runtime.admitted(self._slot.lane, 1, guess, call.tenant) as reservation:
+            with self._runtime.admitted(self._slot.lane, 1, guess, call.key_id) as reservation:
                 try:
                     began = time.monotonic()
                     prepared = await self._prepared(room, turns, call)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar, cast
 
-from services.core.catalog import Catalog, CatalogError, canonical_id
+from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec, RerankMethod
 from services.core.content import Opener
 from services.core.errors import ErrorCode, ServiceError
@@ -191,25 +191,25 @@ class Engine:
         return self._slots[spec.weights_id].lane.max_tokens
 
     def embedder(self, model: str) -> EmbeddingModel:
-        """Return the embedding model of an id, with or without ``jina-ai/`` or ``jinaai/``.
+        """Return the embedding model of an id, as the catalogue has it.
 
         Raises ServiceError INPUT_MODEL_NOT_FOUND, naming those that are served.
         """
-        found = self._embedders.get(model) or self._embedders.get(canonical_id(model))
+        found = self._embedders.get(model)
         if found is None:
             raise _not_found(model, self._embedders)
         return found
 
     def scorer(self, model: str) -> Scorer:
-        """Return what scores documents by a model; names and errors as for ``embedder``."""
-        found = self._scorers.get(model) or self._scorers.get(canonical_id(model))
+        """Return what scores documents by a model; ids and errors as for ``embedder``."""
+        found = self._scorers.get(model)
         if found is None:
             raise _not_found(model, self._scorers)
         return found
 
     def chat(self, model: str) -> ChatModel:
-        """Return the model that answers of an id; names and errors as for ``embedder``."""
-        found = self._chats.get(model) or self._chats.get(canonical_id(model))
+        """Return the model that answers of an id; ids and errors as for ``embedder``."""
+        found = self._chats.get(model)
         if found is None:
             raise _not_found(model, self._chats)
         return found

@@ -181,7 +181,7 @@ class Waiting:
 
     def add(self, sequence: Conversation) -> None:
         """Queue one. A key that comes back from idling starts where those that wait are."""
-        tenant = sequence.call.tenant
+        tenant = sequence.call.key_id
         present = min((self._given[name] for _, name in self._queues), default=0.0)
         self._given[tenant] = max(self._given.get(tenant, 0.0), present)
         self._queues.setdefault((sequence.call.priority, tenant), deque()).append(sequence)
@@ -206,7 +206,7 @@ class Waiting:
 
     def discard(self, sequence: Conversation) -> bool:
         """Take one out of turn; says whether it was there."""
-        key = (sequence.call.priority, sequence.call.tenant)
+        key = (sequence.call.priority, sequence.call.key_id)
         if sequence not in self._queues.get(key, ()):
             return False
         self._queues[key].remove(sequence)
@@ -396,7 +396,7 @@ class Generation:
         step = Step(room.generator, chunks, [(each.sampler, tuple(each.said)) for each in asking])
         priority = min(sequence.call.priority for sequence, _ in planned)
         # The steps of a model are those of no one key: among the keys' other calls they are one more.
-        call = Call("", tenant=f"answers of {self._lane.name}", priority=priority)
+        call = Call("", key_id=f"answers of {self._lane.name}", priority=priority)
         began = time.monotonic()
         job = Job(self._lane, [step], [sum(len(chunk.ids) for chunk in chunks)])
         try:

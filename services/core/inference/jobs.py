@@ -51,6 +51,7 @@ class Job(Generic[P, R]):
         "done",
         "error",
         "finished_at",
+        "key_id",
         "lane",
         "lengths",
         "on_done",
@@ -63,7 +64,6 @@ class Job(Generic[P, R]):
         "sequence",
         "served",
         "started_at",
-        "tenant",
     )
 
     def __init__(
@@ -72,7 +72,7 @@ class Job(Generic[P, R]):
         payloads: Sequence[P],
         lengths: Sequence[int],
         *,
-        tenant: str = "anonymous",
+        key_id: str = "anonymous",
         priority: Priority = Priority.INTERACTIVE,
         deadline: float | None = None,
         on_done: Callable[[Job[P, R]], None] | None = None,
@@ -83,7 +83,7 @@ class Job(Generic[P, R]):
         self.lane = lane
         self.payloads = payloads
         self.lengths = lengths
-        self.tenant = tenant
+        self.key_id = key_id
         self.priority = priority
         self.deadline = deadline
         self.on_done = on_done

@@ -76,7 +76,7 @@ class Runtime:
         """Start the workers."""
         self._workers.start()
 
-    def admitted(self, lane: AnyLane, items: int, tokens: int, tenant: str = "") -> Reservation:
+    def admitted(self, lane: AnyLane, items: int, tokens: int, key_id: str = "") -> Reservation:
         """Let a call in that will queue ``items`` of about ``tokens``, while the reservation is held.
 
         Raises ServiceError SERVICE_UNAVAILABLE when the queue is full or the engine stops. A queue that
@@ -87,11 +87,11 @@ class Runtime:
         try:
             self._scheduler.check_room(self._promised_tokens)
         except QueueFullError as full:
-            if self._has_reserve(full, tokens, tenant):
-                return Reservation(self, tokens, tenant, reserved=True)
+            if self._has_reserve(full, tokens, key_id):
+                return Reservation(self, tokens, key_id, reserved=True)
             self._metrics.dropped(lane, items, "refused")
             raise self._refusal(full) from None
-        return Reservation(self, tokens, tenant)
+        return Reservation(self, tokens, key_id)
 
     async def run(self, job: Job[P, R], call: Call) -> list[R]:
         """Queue ``job`` for ``call`` and wait for its results; see ``EmbeddingModel.embed`` for errors."""
@@ -101,7 +101,7 @@ class Runtime:
             if not done.done():
                 done.set_result(None)
 
-        job.tenant, job.priority, job.deadline = call.tenant, call.priority, call.deadline
+        job.key_id, job.priority, job.deadline = call.key_id, call.priority, call.deadline
         job.on_done = wake
         self._submit(job)
         timer = None
@@ -138,30 +138,30 @@ class Runtime:
             job.error = DeviceLostError("the engine stopped")
         _finish_all(left)
 
-    def _has_reserve(self, full: QueueFullError, tokens: int, tenant: str) -> bool:
+    def _has_reserve(self, full: QueueFullError, tokens: int, key_id: str) -> bool:
         filled = self._scheduler.queued_tokens + self._promised_tokens
         limit = filled - full.excess_tokens + 1
-        little = self._inside.get(tenant, 0) + tokens <= limit // _RESERVED_PART
+        little = self._inside.get(key_id, 0) + tokens <= limit // _RESERVED_PART
         return little and self._reserved + tokens <= limit
 
-    def enter(self, tokens: int, tenant: str, *, reserved: bool) -> None:
+    def enter(self, tokens: int, key_id: str, *, reserved: bool) -> None:
         """Count a call in; ``reserved`` is one that came into a full queue."""
         self._calls += 1
         self._reserved += tokens * reserved
-        self._inside[tenant] = self._inside.get(tenant, 0) + tokens
+        self._inside[key_id] = self._inside.get(key_id, 0) + tokens
         self._promised_tokens += tokens
 
     def counted(self, tokens: int) -> None:
         """Take back a promise: the real tokens are about to be queued."""
         self._promised_tokens -= tokens
 
-    def leave(self, tokens: int, tenant: str, *, reserved: bool) -> None:
+    def leave(self, tokens: int, key_id: str, *, reserved: bool) -> None:
         """Count a call out."""
         self._calls -= 1
         self._reserved -= tokens * reserved
-        left = self._inside.pop(tenant, 0) - tokens
+        left = self._inside.pop(key_id, 0) - tokens
         if left > 0:
-            self._inside[tenant] = left
+            self._inside[key_id] = left
         if self._closing and self._calls == 0:
             self._idle.set()
 
@@ -201,16 +201,16 @@ class Runtime:
 class Reservation:
     """A call inside the engine; a context manager."""
 
-    __slots__ = ("_promised", "_reserved", "_runtime", "_tenant", "_tokens")
+    __slots__ = ("_key_id", "_promised", "_reserved", "_runtime", "_tokens")
 
-    def __init__(self, runtime: Runtime, tokens: int, tenant: str, *, reserved: bool = False) -> None:
+    def __init__(self, runtime: Runtime, tokens: int, key_id: str, *, reserved: bool = False) -> None:
         self._runtime = runtime
         self._tokens = self._promised = tokens
-        self._tenant = tenant
+        self._key_id = key_id
         self._reserved = reserved
 
     def __enter__(self) -> Reservation:
-        self._runtime.enter(self._tokens, self._tenant, reserved=self._reserved)
+        self._runtime.enter(self._tokens, self._key_id, reserved=self._reserved)
         return self
 
     def counted(self) -> None:
@@ -222,7 +222,7 @@ class Reservation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._runtime.counted(self._promised)
-        self._runtime.leave(self._tokens, self._tenant, reserved=self._reserved)
+        self._runtime.leave(self._tokens, self._key_id, reserved=self._reserved)
 
 
 def _finish_all(jobs: list[AnyJob]) -> None:

@@ -142,7 +142,7 @@ class Scheduler:
 
     def submit(self, job: AnyJob) -> None:
         """Queue all items of ``job``."""
-        tenant = self._classes[job.priority].enter(job.tenant)
+        tenant = self._classes[job.priority].enter(job.key_id)
         job.base = tenant.served
         job.sequence = next(self._sequence)
         self._push(tenant, job)
@@ -180,7 +180,7 @@ class Scheduler:
         dropped = len(job.order)
         if dropped == 0:
             return 0
-        tenant = self._classes[job.priority].active[job.tenant]
+        tenant = self._classes[job.priority].active[job.key_id]
         self._withdraw(job, tenant)
         self._dead += 1
         if self._dead > 64 and self._dead * 2 > self._entries:

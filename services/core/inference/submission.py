@@ -124,7 +124,7 @@ class Submission(Generic[P, R]):
         async with self._slot.held(call) as processor:
             try:
                 items, cost = expected(processor)
-                with self._runtime.admitted(self._slot.lane, items, cost, call.tenant) as reservation:
+                with self._runtime.admitted(self._slot.lane, items, cost, call.key_id) as reservation:
                     began = time.monotonic()
                     work = await prepare(processor)
                     call.timings.tokenize += time.monotonic() - began

@@ -69,12 +69,12 @@ class Bodies:
         if size >= _LARGE_BYTES:
             self._trimmer.trim_soon()
 
-    async def object_of(self, data: memoryview, tenant: str, hold: Hold) -> dict[str, Any]:
+    async def object_of(self, data: memoryview, key_id: str, hold: Hold) -> dict[str, Any]:
         """Build a large JSON object, part by part; raises ServiceError as ``Hold`` does and VALIDATION_ERROR.
 
         ``hold`` counts what its texts take in memory beyond what came.
         """
-        async with self._turns.of(tenant):
+        async with self._turns.of(key_id):
             parts = await self.outline_of(data)
             steps = build(parts, MAX_STRING_BYTES, hold)
             while True:
@@ -101,9 +101,9 @@ class Bodies:
             raise _string_too_long() from None
 
     @asynccontextmanager
-    async def message(self, raw: bytes, kind: Descriptor, tenant: str, hold: Hold) -> AsyncGenerator[None]:
+    async def message(self, raw: bytes, kind: Descriptor, key_id: str, hold: Hold) -> AsyncGenerator[None]:
         """Hold the turn in which a large message is parsed; raises ServiceError as ``object_of`` does."""
-        async with self._turns.of(tenant):
+        async with self._turns.of(key_id):
             most = max(1, self._limits.values // _VALUES_PER_FIELD)
             try:
                 measured = await asyncio.to_thread(measure, raw, kind, most)
@@ -146,10 +146,10 @@ class _Turns:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
-    async def of(self, tenant: str) -> AsyncGenerator[None]:
+    async def of(self, key_id: str) -> AsyncGenerator[None]:
         if self._busy:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(tenant, deque()).append(turn)
+            self._waiting.setdefault(key_id, deque()).append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
@@ -164,10 +164,10 @@ class _Turns:
 
     def _pass_on(self) -> None:
         while self._waiting:
-            tenant, turns = self._waiting.popitem(last=False)
+            key_id, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:
-                self._waiting[tenant] = turns
+                self._waiting[key_id] = turns
             if not turn.done():
                 turn.set_result(None)
                 return

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from searchfoundation.v1 import ops_pb2_grpc
 
 from services.core.errors import ErrorCode, ServiceError
-from services.core.serving.doors import Capability
+from services.core.serving.capability import ServingCapability
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
 from services.core.serving.health import HealthServices
 from services.core.serving.metrics import CALLS
@@ -43,7 +43,7 @@ class Dispatcher(grpc.GenericRpcHandler):
         arrived_with.set(handler_call_details.invocation_metadata)
         return self._handlers.get(handler_call_details.method, self._unknown)
 
-    def add_capability(self, capability: Capability) -> None:
+    def add_capability(self, capability: ServingCapability) -> None:
         """Take the handlers of a capability in, each within the pipeline."""
         for path, handler in _registered(capability.add_to_server).items():
             self._handlers[path] = self._pipeline.wrap(

@@ -18,10 +18,10 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from pydantic import IPvAnyNetwork
 
+from services.core.access import Admission
 from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.bodies import SMALL_BYTES, Bodies
-from services.core.serving.doors import Admission
 from services.core.serving.failure import grpc_message, trailing_metadata
 from services.core.serving.metrics import OK
 from services.core.serving.rest import Body
@@ -159,10 +159,10 @@ class Exchange:
             return raw
         try:
             if route.kind is None:
-                return Body(body_data(raw), self.bodies, self.call.tenant, self._hold_more)
+                return Body(body_data(raw), self.bodies, self.call.key_id, self._hold_more)
             if len(raw) <= SMALL_BYTES:
                 return route.parse(raw)
-            async with self.bodies.message(raw, route.kind, self.call.tenant, self._hold_more):
+            async with self.bodies.message(raw, route.kind, self.call.key_id, self._hold_more):
                 return route.parse(raw)
         except DecodeError:
             reason = f"The request is not a message of the type that {route.path} takes."

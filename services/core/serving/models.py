@@ -8,7 +8,7 @@ from typing import Any
 import grpc.aio
 from searchfoundation.v1 import common_pb2, model_pb2, model_pb2_grpc
 
-from services.core.catalog import canonical_id
+from services.core.catalog import Catalog
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.vocabulary import MODALITIES, OUTPUTS, TASKS
@@ -22,7 +22,8 @@ class ModelsCapability(model_pb2_grpc.ModelServiceServicer):
     name = "models"
     service_names = (model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,)
 
-    def __init__(self, served: Iterable[ModelSpec]) -> None:
+    def __init__(self, catalog: Catalog, served: Iterable[ModelSpec]) -> None:
+        self._catalog = catalog
         self._models = {spec.id: model_message(spec) for spec in served}
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
@@ -47,7 +48,8 @@ class ModelsCapability(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.GetModelRequest, context: Context
     ) -> model_pb2.GetModelResponse:
         """Describe one model."""
-        model = self._models.get(request.id) or self._models.get(canonical_id(request.id))
+        spec = self._catalog.get(request.id)
+        model = self._models.get(spec.id) if spec is not None else None
         if model is None:
             raise ServiceError(
                 ErrorCode.RESOURCE_NOT_FOUND, resource_type="Model", resource_id=request.id[:100]

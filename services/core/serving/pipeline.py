@@ -23,12 +23,12 @@ import grpc.aio
 from google.api import httpbody_pb2
 from google.protobuf.descriptor import Descriptor
 
+from services.core.access import AccessControl
 from services.core.call import Call, current_call
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.limits import RequestLimits
 from services.core.serving.bodies import Bodies
 from services.core.serving.deadlines import Deadlines
-from services.core.serving.doors import Access
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
 from services.core.serving.failure import let_go
 from services.core.serving.logs import AccessLog
@@ -56,7 +56,7 @@ class Pipeline:
     def __init__(
         self,
         settings: Settings,
-        access: Access,
+        access: AccessControl,
         known_models: frozenset[str],
         access_log: AccessLog | None = None,
         tracing: Tracing | None = None,
@@ -206,7 +206,7 @@ class Pipeline:
         if self._limits_addresses:
             address = exchange.client_address(arrived_with.get(), self._proxies)
         principal = await self._access.authenticate(exchange.authorization, address)
-        call.tenant = principal.key_id
+        call.key_id = principal.key_id
         call.tier = principal.tier
         admission = await self._access.admit(principal)
         exchange.admission = admission
@@ -239,7 +239,7 @@ class Pipeline:
                     "request_id": call.request_id,
                     "method": route.path,
                     "code": exchange.code,
-                    "key": call.tenant,
+                    "key_id": call.key_id,
                     "model": model,
                     "tokens": call.usage_tokens,
                     "seconds": round(seconds, 6),

@@ -11,7 +11,7 @@ import grpc.aio
 from google.api import httpbody_pb2
 from searchfoundation.v1 import ops_pb2, ops_pb2_grpc
 
-from services.core.serving.doors import Access
+from services.core.access import AccessControl
 from services.core.serving.rest import encode
 
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
@@ -26,7 +26,7 @@ _DISPENSABLE = frozenset({"redis", "disk"})
 class ReadyServicer(ops_pb2_grpc.OpsServiceServicer):
     """Answers ``OpsService.Ready``: whether the engine serves, and what access stands on answers."""
 
-    def __init__(self, engine_serves: Callable[[], bool], access: Access) -> None:
+    def __init__(self, engine_serves: Callable[[], bool], access: AccessControl) -> None:
         self._engine_serves = engine_serves
         self._access = access
         self._looking: asyncio.Task[dict[str, str]] | None = None

@@ -35,7 +35,7 @@ class Body:
 
     data: memoryview
     bodies: Bodies
-    tenant: str
+    key_id: str
     hold: Hold
 
 
@@ -57,7 +57,7 @@ async def decode(body: Body, *, keep: bool = False) -> dict[str, Any]:
         message = "is not valid JSON: it is encoded as UTF-16 and should be UTF-8"
         raise validation_error([FieldError(BODY, message, "json_invalid")])
     if len(data) > SMALL_BYTES:
-        value: Any = await body.bodies.object_of(data, body.tenant, body.hold)
+        value: Any = await body.bodies.object_of(data, body.key_id, body.hold)
     else:
         value = _parse(data)
     if not keep:

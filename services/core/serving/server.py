@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from services.core.access import AccessControl
+from services.core.inference import Engine
+from services.core.serving.capability import ServingCapability
 from services.core.serving.certificates import Certificates
 from services.core.serving.dispatch import Dispatcher
-from services.core.serving.doors import Access, Capability, Engine
 from services.core.serving.health import HealthServices
 from services.core.serving.logs import AccessLog
 from services.core.serving.pipeline import Pipeline
@@ -53,9 +55,9 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        capabilities: Sequence[Capability],
+        capabilities: Sequence[ServingCapability],
         engine: Engine,
-        access: Access,
+        access: AccessControl,
         *,
         share_port: bool = False,
     ) -> None:

@@ -63,7 +63,7 @@ class CallSpan:
         self._span.set_attributes(
             {
                 "searchfoundation.code": code,
-                "searchfoundation.key": call.tenant,
+                "searchfoundation.key_id": call.key_id,
                 "searchfoundation.model": call.model,
                 "searchfoundation.tokens": call.usage_tokens,
                 "searchfoundation.tokenize_seconds": call.timings.tokenize,
