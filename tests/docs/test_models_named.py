@@ -33,7 +33,7 @@ def test_every_family_has_its_row() -> None:
         ("Encoding", lambda spec: spec.supports(Capability.EMBED)),
         ("Scoring", lambda spec: spec.rerank is not None),
     ],
-    ids=str,
+    ids=["encoding", "scoring"],
 )
 def test_what_comes_back_is_told_of_every_model(heading: str, does: object) -> None:
     assert callable(does)
