@@ -56,7 +56,10 @@ def must_be_formed(name: str, answer: Answer, code: ErrorCode) -> None:
 
 @pytest.fixture(scope="module")
 def small(shared_gateways: StartGateway, service: ScriptedService) -> int:
-    return shared_gateways(pool(service), limits={"max_body_bytes": LIMIT}).http_port
+    # Below the largest body of all, the gateway reads a body to its end before the service hears of the call:
+    # this one answers at once that it does not know the method.
+    limits = {"max_body_bytes": 4 * LIMIT, "max_text_body_bytes": LIMIT}
+    return shared_gateways(pool(service), limits=limits).http_port
 
 
 def unknown_path(port: int, name: str) -> Answer:
