@@ -311,6 +311,9 @@ async def test_a_log_that_nobody_reads_holds_up_no_call(monkeypatch: pytest.Monk
 
         def flush(self) -> None: ...
 
+        def isatty(self) -> bool:
+            return False
+
     stuck = Stuck()
     dropped = Change("searchfoundation_access_log_dropped_lines_total")
     monkeypatch.setattr(logs, "_BACKLOG", 2)
