@@ -143,10 +143,11 @@ async def test_a_cancelled_call_cancels_its_work() -> None:
 
 
 async def test_a_caller_that_goes_away_cancels_its_stream() -> None:
-    cancelled = asyncio.Event()
+    waits, cancelled = asyncio.Event(), asyncio.Event()
 
     async def act(_call: Call, request: Any) -> Any:
         if request.value == "wait":
+            waits.set()
             try:
                 await asyncio.Event().wait()
             finally:
@@ -160,6 +161,7 @@ async def test_a_caller_that_goes_away_cancels_its_stream() -> None:
             await call.write(StringValue(value="a"))
             assert (await call.read()).value == "a"
             await call.write(StringValue(value="wait"))
+            await asyncio.wait_for(waits.wait(), 100)
             house.channel = keep
         await asyncio.wait_for(cancelled.wait(), 100)
         assert (await house.unary("still here")).value == "still here"
