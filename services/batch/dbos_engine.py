@@ -160,8 +160,7 @@ class DbosEngine:
                 await asyncio.wait(tasks, timeout=grace)
             self._launched = False
             await asyncio.to_thread(DBOS.destroy)
-            # DBOS had put its own in place, which is closed now.
-            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+            _renew_executor()
             await _end(list(self._tasks))
         if self._name is not None:
             with contextlib.suppress(ServiceError):
@@ -188,13 +187,19 @@ class DbosEngine:
     async def _launch(self, worker: str) -> bool:
         """Connect, migrate, take up what this worker had; false while the database is away."""
         try:
-            DBOS(config=_config(self._settings, worker))
+            config = _config(self._settings, worker)
+            if "system_database_engine" not in config:
+                # In another thread: building an index waits for every open transaction, and those of this
+                # process end on the event loop, which the launch itself holds.
+                await asyncio.to_thread(DBOS.migrate, str(config.get("system_database_url")))
+            DBOS(config=config)
             DBOS.listen_queues([*(_queue(kind, model) for model in self._models for kind in TaskKind)])
             DBOS.launch()
             await self._register()
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             logger.error("batch jobs wait: their tasks' database is away: %s", error)
             DBOS.destroy()
+            _renew_executor()
             return False
         self._launched = True
         return True
@@ -266,6 +271,11 @@ def _queue(kind: TaskKind, model: str) -> str:
 async def _outside(work: Coroutine[Any, Any, T]) -> T:
     """Run beside the workflow that calls: what it does there is not recorded as steps."""
     return await asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+def _renew_executor() -> None:
+    """Give the event loop threads: DBOS puts its own in place when it starts and closes them when it ends."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
 
 def _config(settings: Settings, worker: str) -> DBOSConfig:
