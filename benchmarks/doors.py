@@ -95,7 +95,7 @@ async def _grpc_row(embed, workload: str, calls: int, texts: int, seconds: float
 def rest_rows(url: str, folder: Path, seconds: float) -> list[Row]:
     """Load the REST door; errors as ``load``."""
     return [
-        load(url, folder, workload, calls, texts, seconds)
+        load(f"{url}/v1/embeddings", folder, workload, calls, texts, seconds)
         for workload in WORKLOADS
         for calls, texts in shapes()
     ]

@@ -56,9 +56,10 @@ def infinity(environment: Path, folder: Path) -> Generator[str]:
     port = free_port()
     command = [environment / "bin" / "infinity_emb", "v2", "--model-id", model, "--served-model-name", MODEL]
     command += ["--engine", "optimum", "--device", "cpu", "--port", str(port), "--no-bettertransformer"]
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with (folder / "infinity.log").open("wb") as log:
         process = subprocess.Popen(
-            list(map(str, command)), stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+            list(map(str, command)), stdout=log, stderr=log, env={**own, "HF_HUB_OFFLINE": "1"}
         )
     url = f"http://127.0.0.1:{port}/embeddings"
     try:
@@ -91,7 +92,7 @@ def measure(environment: Path | None, seconds: float, rounds: int) -> str:
             lines = ["| tokens | calls x texts | texts/s | p50 ms | Infinity texts/s | p50 ms | times |"]
             lines.append("|" + " --- |" * 7)
             for workload, calls, texts in CASES:
-                sides = {"ours": stack.url} | ({} if rival is None else {"other": rival})
+                sides = {"ours": f"{stack.url}/v1/embeddings"} | ({} if rival is None else {"other": rival})
                 found = {side: [] for side in sides}
                 for _ in range(rounds):
                     for side, url in sides.items():
