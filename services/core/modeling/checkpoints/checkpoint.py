@@ -141,6 +141,14 @@ def require(config: Config, name: str, kind: type, *, source: str = "config.json
     return value
 
 
+def positive(config: Config, name: str, default: int | None = None) -> int:
+    """Return a whole number of config.json, or else ``default``. CheckpointError if it is below 1."""
+    value = require({name: default, **config}, name, int)
+    if value < 1:
+        raise CheckpointError(f"config.json: '{name}' must be at least 1")
+    return value
+
+
 def _weight_files(directory: Path) -> Iterable[Path]:
     single = directory / "model.safetensors"
     if single.is_file():

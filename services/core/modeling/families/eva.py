@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive, require
 from services.core.modeling.families.encoder_config import refuse_unless
 from services.core.modeling.layers.linear import Linear
 from services.core.modeling.layers.post_norm import Norm
@@ -54,8 +54,8 @@ class EvaConfig:
             ("proj_type", None),
         ):
             refuse_unless(config, name, served, default=served)
-        width = _positive(config, "width")
-        head = _positive(config, "head_width")
+        width = positive(config, "width")
+        head = positive(config, "head_width")
         if width % head or head % 4:
             raise CheckpointError(f"config.json: a width of {width} does not make heads of {head}")
         if config.get("embed_dim", width) != width:
@@ -64,12 +64,12 @@ class EvaConfig:
             )
         return cls(
             width=width,
-            layers=_positive(config, "layers"),
+            layers=positive(config, "layers"),
             heads=width // head,
             inner=int(width * require(config, "mlp_ratio", float)),
-            image=_positive(config, "image_size"),
-            patch=_positive(config, "patch_size"),
-            positions_to=_positive(config, "pt_hw_seq_len"),
+            image=positive(config, "image_size"),
+            patch=positive(config, "patch_size"),
+            positions_to=positive(config, "pt_hw_seq_len"),
             interpolated=require(config, "intp_freq", bool),
         )
 
@@ -216,10 +216,3 @@ def _rotation(config: EvaConfig, device: torch.device) -> Rotation:
     rows = angles[:, None].expand(grid, grid, count)
     turns = torch.cat([rows, rows.transpose(0, 1)], dim=2).flatten(0, 1)
     return Rotation.by(torch.cat([torch.zeros(1, 2 * count), turns]).to(device))
-
-
-def _positive(config: Config, name: str) -> int:
-    value = require(config, name, int)
-    if value < 1:
-        raise CheckpointError(f"config.json: '{name}' must be at least 1")
-    return value

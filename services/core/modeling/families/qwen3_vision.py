@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive
 from services.core.modeling.families.encoder_config import refuse_unless
 from services.core.modeling.families.qwen_vision import Grid, Layout, attend
 from services.core.modeling.layers.linear import Linear
@@ -59,20 +59,20 @@ class Qwen3VisionConfig:
         refuse_unless(config, "in_channels", _CHANNELS, default=_CHANNELS)
         refuse_unless(config, "temporal_patch_size", 2, default=2)
         refuse_unless(config, "deepstack_visual_indexes", [], default=[])
-        width, heads = _positive(config, "hidden_size"), _positive(config, "num_heads")
+        width, heads = positive(config, "hidden_size"), positive(config, "num_heads")
         if width % heads or width // heads % 4:
             raise CheckpointError(f"config.json: a width of {width} does not make {heads} heads")
-        positions = _positive(config, "num_position_embeddings")
+        positions = positive(config, "num_position_embeddings")
         side = round(positions**0.5)
         if side**2 != positions or side < 2:
             raise CheckpointError(f"config.json: {positions} positions do not make a square")
         return cls(
             width=width,
-            layers=_positive(config, "depth"),
+            layers=positive(config, "depth"),
             heads=heads,
-            inner=_positive(config, "intermediate_size"),
-            patch=_positive(config, "patch_size"),
-            merge=_positive(config, "spatial_merge_size"),
+            inner=positive(config, "intermediate_size"),
+            patch=positive(config, "patch_size"),
+            merge=positive(config, "spatial_merge_size"),
             side=side,
         )
 
@@ -229,10 +229,3 @@ class _Block:
         turns.rope(joined[:, : 2 * self.heads])
         x = self.attended.add_to(x, attend(joined, batch))
         return self.down.add_to(x, functional.gelu(self.up(self.inner_norm(x)), approximate="tanh"))
-
-
-def _positive(config: Config, name: str) -> int:
-    value = require(config, name, int)
-    if value < 1:
-        raise CheckpointError(f"config.json: '{name}' must be at least 1")
-    return value

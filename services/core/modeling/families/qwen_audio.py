@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from services.core.content import SOUND_RATE, SOUND_SECONDS
-from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive
 from services.core.modeling.families.encoder_config import refuse_unless
 from services.core.modeling.families.qwen_vision import attend
 from services.core.modeling.layers.linear import Linear
@@ -55,13 +55,13 @@ class AudioConfig:
         refuse_unless(config, "activation_function", "gelu", default="gelu")
         refuse_unless(config, "scale_embedding", False, default=False)
         parsed = cls(
-            width=_positive(config, "d_model", 1280),
-            layers=_positive(config, "encoder_layers", 32),
-            heads=_positive(config, "encoder_attention_heads", 20),
-            inner=_positive(config, "encoder_ffn_dim", 5120),
-            bands=_positive(config, "num_mel_bins", 128),
-            chunk=2 * _positive(config, "n_window", 100),
-            positions=_positive(config, "max_source_positions", 1500),
+            width=positive(config, "d_model", 1280),
+            layers=positive(config, "encoder_layers", 32),
+            heads=positive(config, "encoder_attention_heads", 20),
+            inner=positive(config, "encoder_ffn_dim", 5120),
+            bands=positive(config, "num_mel_bins", 128),
+            chunk=2 * positive(config, "n_window", 100),
+            positions=positive(config, "max_source_positions", 1500),
         )
         if parsed.width % parsed.heads or parsed.width % 2:
             raise CheckpointError(f"config.json: {parsed.width} numbers do not make {parsed.heads} heads")
@@ -256,10 +256,3 @@ class _Block:
         joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
         x = self.attended.add_to(x, attend(joined, batch))
         return self.down.add_to(x, self.up.gelu(self.inner_norm(x)))
-
-
-def _positive(config: Config, name: str, default: int) -> int:
-    value = require({name: default, **config}, name, int)
-    if value < 1:
-        raise CheckpointError(f"config.json: '{name}' must be at least 1")
-    return value

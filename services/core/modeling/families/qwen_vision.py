@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.content import Scaling
-from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive, require
 from services.core.modeling.families.decoder import RmsNorm
 from services.core.modeling.families.encoder_config import refuse_unless
 from services.core.modeling.layers.attention import attention
@@ -69,21 +69,21 @@ class VisionConfig:
         refuse_unless(config, "hidden_act", activation, default=activation)
         for name in ("in_channels", "in_chans"):
             refuse_unless(config, name, _CHANNELS, default=_CHANNELS)
-        width = _positive(config, "hidden_size" if newer else "embed_dim", None if newer else 1280)
+        width = positive(config, "hidden_size" if newer else "embed_dim", None if newer else 1280)
         inner = (
-            _positive(config, "intermediate_size", 3420)
+            positive(config, "intermediate_size", 3420)
             if newer
             else int(width * require({"mlp_ratio": 4, **config}, "mlp_ratio", float))
         )
         parsed = cls(
             width=width,
-            layers=_positive(config, "depth", 32),
-            heads=_positive(config, "num_heads", 16),
+            layers=positive(config, "depth", 32),
+            heads=positive(config, "num_heads", 16),
             inner=inner,
-            out=_positive(config, "out_hidden_size" if newer else "hidden_size", None),
-            patch=_positive(config, "patch_size", 14),
-            frames=_positive(config, "temporal_patch_size", 2),
-            merge=_positive(config, "spatial_merge_size", 2),
+            out=positive(config, "out_hidden_size" if newer else "hidden_size", None),
+            patch=positive(config, "patch_size", 14),
+            frames=positive(config, "temporal_patch_size", 2),
+            merge=positive(config, "spatial_merge_size", 2),
             newer=newer,
         )
         if width % parsed.heads or width // parsed.heads % 4:
@@ -91,7 +91,7 @@ class VisionConfig:
         return parsed._windowed(config) if newer else parsed
 
     def _windowed(self, config: Config) -> VisionConfig:
-        window = _positive(config, "window_size", 112) // self.patch // self.merge
+        window = positive(config, "window_size", 112) // self.patch // self.merge
         whole = config.get("fullatt_block_indexes", [7, 15, 23, 31])
         if window < 1 or not isinstance(whole, list) or not set(whole) <= set(range(self.layers)):
             raise CheckpointError("config.json: 'window_size' or 'fullatt_block_indexes' not served")
@@ -362,10 +362,3 @@ def _channels(said: Config, name: str) -> tuple[float, ...]:
     if len(values) != _CHANNELS or not all(isinstance(value, int | float) for value in values):
         raise CheckpointError(f"preprocessor_config.json: '{name}' must be three numbers")
     return tuple(map(float, values))
-
-
-def _positive(config: Config, name: str, default: int | None) -> int:
-    value = require({name: default, **config}, name, int)
-    if value < 1:
-        raise CheckpointError(f"config.json: '{name}' must be at least 1")
-    return value

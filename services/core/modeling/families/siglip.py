@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, require
+from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive, require
 from services.core.modeling.families.encoder_config import refuse_unless
 from services.core.modeling.layers.linear import Linear
 from services.core.modeling.layers.post_norm import Norm
@@ -58,7 +58,7 @@ class SiglipConfig:
             refuse_unless(config, name, served, default=served)
         refuse_unless(config, "use_cls_token", False, default=True)
         refuse_unless(config, "post_lnorm", True, default=False)
-        width, layers = _positive(config, "hidden_size"), _positive(config, "n_layers")
+        width, layers = positive(config, "hidden_size"), positive(config, "n_layers")
         side = config.get("input_size")
         if not isinstance(side, list) or len(set(cast("list[int]", side))) != 1:
             raise CheckpointError(f"config.json: 'input_size' is {side!r}, this network takes squares")
@@ -101,13 +101,13 @@ class SiglipConfig:
             heads=heads,
             inner=inner_size(feed, width),
             side=cast("list[int]", side)[0],
-            patch=_positive(config, "patch_size"),
+            patch=positive(config, "patch_size"),
             epsilon=float(norm.get("eps") or 1e-5),
             read=blocks,
             pool=pool,
             pool_heads=_heads(pooling, width),
             projected=inner_size(projector, width),
-            out=_positive(config, "output_size"),
+            out=positive(config, "output_size"),
         )
 
     @property
@@ -290,15 +290,8 @@ def inner_size(feed: Config, width: int) -> int:
 
 
 def _heads(attention: Config, width: int) -> int:
-    heads = _positive(attention, "n_heads")
+    heads = positive(attention, "n_heads")
     refuse_unless(attention, "n_kv_heads", heads, default=heads) if attention.get("n_kv_heads") else None
     if width % heads or attention.get("head_dim") not in (None, width // heads):
         raise CheckpointError(f"config.json: {heads} heads do not divide a width of {width}")
     return heads
-
-
-def _positive(config: Config, name: str) -> int:
-    value = require(config, name, int)
-    if value < 1:
-        raise CheckpointError(f"config.json: '{name}' must be at least 1")
-    return value
