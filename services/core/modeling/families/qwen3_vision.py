@@ -19,17 +19,16 @@ from torch.nn import functional
 
 from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive
 from services.core.modeling.families.encoder_config import refuse_unless
-from services.core.modeling.families.qwen_vision import Grid, Layout, attend
+from services.core.modeling.families.qwen_vision import Grid, Layout
 from services.core.modeling.layers.linear import Linear
-from services.core.modeling.layers.packed import PackedBatch, pinned, segments
-from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.packed import pinned, segments
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
 from services.core.modeling.layers.rotary import Rotation
+from services.core.modeling.layers.tower import CHANNELS, PatchEmbedding, TowerBlock
 from services.core.modeling.types import Feature
 
 _BASE = 10000.0
 _EPSILON = 1e-6
-_CHANNELS = 3
 _ROWS = 1 << 13
 """Patches whose pixels are normed together, so that no more of them stand in fp32."""
 
@@ -56,7 +55,7 @@ class Qwen3VisionConfig:
         served.
         """
         refuse_unless(config, "hidden_act", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
-        refuse_unless(config, "in_channels", _CHANNELS, default=_CHANNELS)
+        refuse_unless(config, "in_channels", CHANNELS, default=CHANNELS)
         refuse_unless(config, "temporal_patch_size", 2, default=2)
         refuse_unless(config, "deepstack_visual_indexes", [], default=[])
         width, heads = positive(config, "hidden_size"), positive(config, "num_heads")
@@ -86,7 +85,7 @@ def qwen3_vision_shapes(config: Qwen3VisionConfig, prefix: str) -> dict[str, Sha
     """Names and shapes of all tensors of the tower."""
     width = config.width
     shapes: dict[str, Shape] = {
-        f"{prefix}patch_embed.proj.weight": (width, _CHANNELS, 2, config.patch, config.patch),
+        f"{prefix}patch_embed.proj.weight": (width, CHANNELS, 2, config.patch, config.patch),
         f"{prefix}patch_embed.proj.bias": (width,),
         f"{prefix}pos_embed.weight": (config.side**2, width),
     }
@@ -115,9 +114,9 @@ def film_rows(frames: NDArray[np.uint8], patch: int, merge: int) -> torch.Tensor
         width // patch // merge,
         merge,
         patch,
-        _CHANNELS,
+        CHANNELS,
     )
-    return cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 2 * _CHANNELS * patch * patch)
+    return cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 2 * CHANNELS * patch * patch)
 
 
 class Qwen3Vision:
@@ -135,16 +134,13 @@ class Qwen3Vision:
         layers = Layers(layers.checkpoint, layers.device, layers.dtype, _EPSILON)
         self.config = config
         self._device, self._dtype = layers.device, layers.dtype
-        self._mean, self._std = (
-            torch.tensor(each, dtype=torch.float32, device=layers.device)[:, None] * 255.0
-            for each in (mean, std)
-        )
         name = f"{prefix}patch_embed.proj"
         weight, bias = (layers.checkpoint.tensor(f"{name}.{part}") for part in ("weight", "bias"))
-        self._patches = layers.joined(weight.flatten(1), bias)
+        product = layers.joined(weight.flatten(1), bias)
+        self._patches = PatchEmbedding(product, mean, std, _ROWS, layers.device, layers.dtype)
         table = layers.checkpoint.tensor(f"{prefix}pos_embed.weight", torch.float32)
         self._table = table.view(config.side, config.side, -1).to(layers.device)
-        self._blocks = [_Block.read(layers, config, f"{prefix}blocks.{i}") for i in range(config.layers)]
+        self._blocks = [_block(layers, config, f"{prefix}blocks.{i}") for i in range(config.layers)]
 
     def __call__(self, films: Sequence[Feature]) -> torch.Tensor:
         """From ``film_rows`` of ``films`` to the states of their patches, (patches, width)."""
@@ -152,7 +148,7 @@ class Qwen3Vision:
         grids = [cast(Grid, each.grid) for each in films]
         layout = Layout.of(grids, config.merge, 0)
         rows = pinned(torch.cat([each.data for each in films])).to(self._device, non_blocking=True)
-        x = self._embedded(rows)
+        x = self._patches(rows)
         places = torch.from_numpy(layout.places).to(self._device)
         x += self._positions(grids, places)
         sides = torch.arange(int(layout.places.max()) + 1, device=self._device)
@@ -161,14 +157,6 @@ class Qwen3Vision:
         for block in self._blocks:
             x = block(x, wholes, turns)
         return x
-
-    def _embedded(self, rows: torch.Tensor) -> torch.Tensor:
-        def embed(part: torch.Tensor) -> torch.Tensor:
-            values = part.float().view(len(part), _CHANNELS, -1).sub_(self._mean).div_(self._std)
-            return self._patches(values.flatten(1).to(self._dtype))
-
-        parts = [embed(part) for part in rows.split(_ROWS)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _positions(self, grids: Sequence[Grid], places: torch.Tensor) -> torch.Tensor:
         """Return what the table, stretched over each picture, has for each patch, in the network's dtype."""
@@ -200,32 +188,24 @@ class Qwen3Vision:
         return before.long(), at - before
 
 
+def _block(layers: Layers, config: Qwen3VisionConfig, name: str) -> TowerBlock:
+    """Read block ``name``."""
+    return TowerBlock(
+        heads=config.heads,
+        norm=layers.norm(f"{name}.norm1"),
+        query_key_value=layers.linear(f"{name}.attn.qkv"),
+        attended=layers.linear(f"{name}.attn.proj"),
+        inner_norm=layers.norm(f"{name}.norm2"),
+        inner=_TanhGelu(layers.linear(f"{name}.mlp.linear_fc1")),
+        down=layers.linear(f"{name}.mlp.linear_fc2"),
+    )
+
+
 @dataclass(frozen=True, slots=True)
-class _Block:
-    heads: int
-    norm: Norm
-    query_key_value: Linear
-    attended: Linear
-    inner_norm: Norm
+class _TanhGelu:
+    """The tanh form of GELU of ``up x``."""
+
     up: Linear
-    down: Linear
 
-    @classmethod
-    def read(cls, layers: Layers, config: Qwen3VisionConfig, name: str) -> _Block:
-        """Read block ``name``."""
-        return cls(
-            heads=config.heads,
-            norm=layers.norm(f"{name}.norm1"),
-            query_key_value=layers.linear(f"{name}.attn.qkv"),
-            attended=layers.linear(f"{name}.attn.proj"),
-            inner_norm=layers.norm(f"{name}.norm2"),
-            up=layers.linear(f"{name}.mlp.linear_fc1"),
-            down=layers.linear(f"{name}.mlp.linear_fc2"),
-        )
-
-    def __call__(self, x: torch.Tensor, batch: PackedBatch, turns: Rotation) -> torch.Tensor:
-        """Return the states behind the block; each patch sees those of its frames."""
-        joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
-        turns.rope(joined[:, : 2 * self.heads])
-        x = self.attended.add_to(x, attend(joined, batch))
-        return self.down.add_to(x, functional.gelu(self.up(self.inner_norm(x)), approximate="tanh"))
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.gelu(self.up(x), approximate="tanh")

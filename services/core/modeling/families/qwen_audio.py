@@ -20,11 +20,9 @@ from torch.nn import functional
 from services.core.content import SOUND_RATE, SOUND_SECONDS
 from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive
 from services.core.modeling.families.encoder_config import refuse_unless
-from services.core.modeling.families.qwen_vision import attend
-from services.core.modeling.layers.linear import Linear
-from services.core.modeling.layers.packed import PackedBatch, pinned, segments
-from services.core.modeling.layers.post_norm import Norm
+from services.core.modeling.layers.packed import pinned, segments
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
+from services.core.modeling.layers.tower import TowerBlock
 from services.core.modeling.types import Feature
 
 _EPSILON = 1e-5
@@ -168,7 +166,7 @@ class Hearing:
             for name in ("conv1", "conv2")
         ]
         self._positions = layers.place(_sinusoids(config.chunk // 2, config.width))
-        self._blocks = [_Block.read(layers, config, f"{prefix}layers.{i}") for i in range(config.layers)]
+        self._blocks = [_block(layers, config, f"{prefix}layers.{i}") for i in range(config.layers)]
         self._norm = layers.norm(f"{prefix}ln_post")
 
     def __call__(self, sounds: Sequence[Feature]) -> torch.Tensor:
@@ -222,37 +220,20 @@ def _sinusoids(length: int, width: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    heads: int
-    norm: Norm
-    query_key_value: Linear
-    attended: Linear
-    inner_norm: Norm
-    up: Linear
-    down: Linear
-
-    @classmethod
-    def read(cls, layers: Layers, config: AudioConfig, name: str) -> _Block:
-        """Read block ``name``."""
-        read, own = layers.checkpoint.tensor, f"{name}.self_attn"
-        parts = ("q_proj", "k_proj", "v_proj")
-        query_bias, value_bias = read(f"{own}.q_proj.bias"), read(f"{own}.v_proj.bias")
-        return cls(
-            heads=config.heads,
-            norm=layers.norm(f"{own}_layer_norm"),
-            query_key_value=layers.joined(
-                torch.cat([read(f"{own}.{part}.weight") for part in parts]),
-                torch.cat([query_bias, torch.zeros_like(query_bias), value_bias]),
-            ),
-            attended=layers.linear(f"{own}.out_proj"),
-            inner_norm=layers.norm(f"{name}.final_layer_norm"),
-            up=layers.linear(f"{name}.fc1"),
-            down=layers.linear(f"{name}.fc2"),
-        )
-
-    def __call__(self, x: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Return the states behind the block; each sees those of its chunk."""
-        joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
-        x = self.attended.add_to(x, attend(joined, batch))
-        return self.down.add_to(x, self.up.gelu(self.inner_norm(x)))
+def _block(layers: Layers, config: AudioConfig, name: str) -> TowerBlock:
+    """Read block ``name``."""
+    read, own = layers.checkpoint.tensor, f"{name}.self_attn"
+    parts = ("q_proj", "k_proj", "v_proj")
+    query_bias, value_bias = read(f"{own}.q_proj.bias"), read(f"{own}.v_proj.bias")
+    return TowerBlock(
+        heads=config.heads,
+        norm=layers.norm(f"{own}_layer_norm"),
+        query_key_value=layers.joined(
+            torch.cat([read(f"{own}.{part}.weight") for part in parts]),
+            torch.cat([query_bias, torch.zeros_like(query_bias), value_bias]),
+        ),
+        attended=layers.linear(f"{own}.out_proj"),
+        inner_norm=layers.norm(f"{name}.final_layer_norm"),
+        inner=layers.linear(f"{name}.fc1").gelu,
+        down=layers.linear(f"{name}.fc2"),
+    )

@@ -8,7 +8,7 @@ arXiv 2409.12191; Bai et al., arXiv 2502.13923; the tensors of the released chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,17 +20,15 @@ from services.core.content import Scaling
 from services.core.modeling.checkpoints.checkpoint import CheckpointError, Config, Shape, positive, require
 from services.core.modeling.families.decoder import RmsNorm
 from services.core.modeling.families.encoder_config import refuse_unless
-from services.core.modeling.layers.attention import attention
 from services.core.modeling.layers.linear import Linear
-from services.core.modeling.layers.packed import PackedBatch, pinned, segments
+from services.core.modeling.layers.packed import pinned, segments
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
 from services.core.modeling.layers.rotary import Rotation
-from services.core.modeling.native import ops
+from services.core.modeling.layers.tower import CHANNELS, Function, PatchEmbedding, TowerBlock
 from services.core.modeling.types import Feature
 
 _BASE = 10000.0
 _EPSILON = 1e-6
-_CHANNELS = 3
 _ROWS = 1 << 14
 """Patches whose pixels are normed together, so that no more of them stand in fp32."""
 
@@ -68,7 +66,7 @@ class VisionConfig:
         activation = "silu" if newer else "quick_gelu"
         refuse_unless(config, "hidden_act", activation, default=activation)
         for name in ("in_channels", "in_chans"):
-            refuse_unless(config, name, _CHANNELS, default=_CHANNELS)
+            refuse_unless(config, name, CHANNELS, default=CHANNELS)
         width = positive(config, "hidden_size" if newer else "embed_dim", None if newer else 1280)
         inner = (
             positive(config, "intermediate_size", 3420)
@@ -119,7 +117,7 @@ def vision_shapes(config: VisionConfig, prefix: str) -> dict[str, Shape]:
         return {f"{name}.weight": (width,)} if config.newer else norm_shapes(name, width)
 
     shapes: dict[str, Shape] = {
-        f"{prefix}patch_embed.proj.weight": (width, _CHANNELS, config.frames, config.patch, config.patch),
+        f"{prefix}patch_embed.proj.weight": (width, CHANNELS, config.frames, config.patch, config.patch),
         **norm(f"{prefix}merger.ln_q"),
         **linear_shapes(f"{prefix}merger.mlp.0", merged, merged),
         **linear_shapes(f"{prefix}merger.mlp.2", config.out, merged),
@@ -180,8 +178,8 @@ def patch_rows(pixels: NDArray[np.uint8], patch: int, merge: int) -> torch.Tenso
     Patches that become one state are neighbours.
     """
     height, width = (side // patch // merge for side in pixels.shape[:2])
-    cut = torch.from_numpy(pixels).view(height, merge, patch, width, merge, patch, _CHANNELS)
-    return cut.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, _CHANNELS * patch * patch)
+    cut = torch.from_numpy(pixels).view(height, merge, patch, width, merge, patch, CHANNELS)
+    return cut.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, CHANNELS * patch * patch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,15 +225,14 @@ class Vision:
         """Read the weights."""
         layers = Layers(layers.checkpoint, layers.device, layers.dtype, _EPSILON)
         self.config = config
-        self._device, self._dtype = layers.device, layers.dtype
-        self._mean, self._std = (
-            torch.tensor(each, dtype=torch.float32, device=layers.device)[:, None] * 255.0
-            for each in (pictures.mean, pictures.std)
-        )
+        self._device = layers.device
         # The frames of a picture are the same, and so one product with the sum of their weights.
         patches = layers.checkpoint.tensor(f"{prefix}patch_embed.proj.weight", torch.float32).sum(2)
-        self._patches = layers.joined(patches.flatten(1), None)
-        self._blocks = [_Block.read(layers, config, f"{prefix}blocks.{i}") for i in range(config.layers)]
+        product = layers.joined(patches.flatten(1), None)
+        self._patches = PatchEmbedding(
+            product, pictures.mean, pictures.std, _ROWS, layers.device, layers.dtype
+        )
+        self._blocks = [_block(layers, config, f"{prefix}blocks.{i}") for i in range(config.layers)]
         self._norm = _norm(layers, config, f"{prefix}merger.ln_q")
         self._merge = layers.linear(f"{prefix}merger.mlp.0"), layers.linear(f"{prefix}merger.mlp.2")
 
@@ -247,7 +244,7 @@ class Vision:
         order = None if layout.order is None else torch.from_numpy(layout.order).to(self._device)
         if self._device.type == "cuda":
             rows = pinned(rows).to(self._device, non_blocking=True)
-        x = self._embedded(rows)
+        x = self._patches(rows)
         if order is not None:
             x = x.view(-1, config.merge**2 * config.width)[order].view(-1, config.width)
         turns = self._turns(layout)
@@ -262,16 +259,6 @@ class Vision:
         ordered[order] = states
         return ordered
 
-    def _embedded(self, rows: torch.Tensor) -> torch.Tensor:
-        """From patches (patches, channels * pixels) uint8 to the first states, (patches, width)."""
-
-        def embed(part: torch.Tensor) -> torch.Tensor:
-            values = part.float().view(len(part), _CHANNELS, -1).sub_(self._mean).div_(self._std)
-            return self._patches(values.flatten(1).to(self._dtype))
-
-        parts = [embed(part) for part in rows.split(_ROWS)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
     def _turns(self, layout: Layout) -> Rotation:
         half = self.config.width // self.config.heads // 2
         sides = torch.arange(int(layout.places.max()) + 1, device=self._device)
@@ -282,51 +269,22 @@ class Vision:
         return second(first.gelu(self._norm(x).view(-1, self.config.merge**2 * self.config.width)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    heads: int
-    norm: Callable[[torch.Tensor], torch.Tensor]
-    query_key_value: Linear
-    attended: Linear
-    inner_norm: Callable[[torch.Tensor], torch.Tensor]
-    widened: Callable[[torch.Tensor], torch.Tensor]
-    down: Linear
-
-    @classmethod
-    def read(cls, layers: Layers, config: VisionConfig, name: str) -> _Block:
-        """Read block ``name``."""
-        if config.newer:
-            inner: Callable[[torch.Tensor], torch.Tensor] = _Gated(
-                layers.linear(f"{name}.mlp.gate_proj"), layers.linear(f"{name}.mlp.up_proj")
-            )
-            down = layers.linear(f"{name}.mlp.down_proj")
-        else:
-            inner, down = _QuickGelu(layers.linear(f"{name}.mlp.fc1")), layers.linear(f"{name}.mlp.fc2")
-        return cls(
-            heads=config.heads,
-            norm=_norm(layers, config, f"{name}.norm1"),
-            query_key_value=layers.linear(f"{name}.attn.qkv"),
-            attended=layers.linear(f"{name}.attn.proj"),
-            inner_norm=_norm(layers, config, f"{name}.norm2"),
-            widened=inner,
-            down=down,
-        )
-
-    def __call__(self, x: torch.Tensor, batch: PackedBatch, turns: Rotation) -> torch.Tensor:
-        """Return the states behind the block; each patch sees those of its item of ``batch``."""
-        joined = self.query_key_value(self.norm(x)).view(x.shape[0], 3 * self.heads, -1)
-        turns.rope(joined[:, : 2 * self.heads])
-        x = self.attended.add_to(x, attend(joined, batch))
-        return self.down.add_to(x, self.widened(self.inner_norm(x)))
-
-
-def attend(joined: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Attend inside each item of ``batch``: from heads of query, key and value to (rows, width)."""
-    query, key, value = joined.chunk(3, 1)
-    if joined.device.type == "cpu" and not ops.serves_attention(query, key, value):
-        # Where the processor has no products of bf16, torch's attention of it takes many times as long.
-        query, key, value = joined.float().chunk(3, 1)
-    return attention(query, key, value, batch).flatten(1).to(joined.dtype)
+def _block(layers: Layers, config: VisionConfig, name: str) -> TowerBlock:
+    """Read block ``name``."""
+    if config.newer:
+        inner: Function = _Gated(layers.linear(f"{name}.mlp.gate_proj"), layers.linear(f"{name}.mlp.up_proj"))
+        down = layers.linear(f"{name}.mlp.down_proj")
+    else:
+        inner, down = _QuickGelu(layers.linear(f"{name}.mlp.fc1")), layers.linear(f"{name}.mlp.fc2")
+    return TowerBlock(
+        heads=config.heads,
+        norm=_norm(layers, config, f"{name}.norm1"),
+        query_key_value=layers.linear(f"{name}.attn.qkv"),
+        attended=layers.linear(f"{name}.attn.proj"),
+        inner_norm=_norm(layers, config, f"{name}.norm2"),
+        inner=inner,
+        down=down,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +309,7 @@ class _QuickGelu:
         return y.mul_((y * 1.702).sigmoid_())
 
 
-def _norm(layers: Layers, config: VisionConfig, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+def _norm(layers: Layers, config: VisionConfig, name: str) -> Function:
     if config.newer:
         return RmsNorm(layers.tensor(f"{name}.weight"), layers.epsilon)
     return layers.norm(name)
@@ -359,6 +317,6 @@ def _norm(layers: Layers, config: VisionConfig, name: str) -> Callable[[torch.Te
 
 def _channels(said: Config, name: str) -> tuple[float, ...]:
     values = cast("list[Any]", require(said, name, list, source="preprocessor_config.json"))
-    if len(values) != _CHANNELS or not all(isinstance(value, int | float) for value in values):
+    if len(values) != CHANNELS or not all(isinstance(value, int | float) for value in values):
         raise CheckpointError(f"preprocessor_config.json: '{name}' must be three numbers")
     return tuple(map(float, values))
