@@ -19,13 +19,37 @@ from services.core.modeling.families.encoder_config import refuse_short
 from services.core.modeling.families.pairs import PairRules, PairTokenizer, TextPairProcessor
 from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.layers.reading import linear_shapes
-from services.core.modeling.types import Backbone, EncodeItem, Encoding
+from services.core.modeling.types import Backbone, EncodeItem, Encoding, PairProcessor
 
 _OVERLAP = 80
 """Tokens that neighbouring windows of a document share, by reranker-v2's published code."""
 
 
-class CrossEncoder:
+class PairScorer:
+    """An encoder whose head makes one number of each sequence; see ``types.Backend`` for the contract."""
+
+    def __init__(self, processor: PairProcessor, encoder: Encoder) -> None:
+        """Score what ``processor`` makes of pairs by ``encoder``."""
+        self.processor = processor
+        self.width = 0
+        self._encoder = encoder
+
+    @property
+    def batch_tokens(self) -> int:
+        """As of ``types.Backend``."""
+        return self._encoder.batch_tokens
+
+    def forward(self, batch: Sequence[EncodeItem]) -> list[float]:
+        """Score each sequence, 0 to 1, in the order of ``batch``; raises as ``Backend.forward``."""
+        scores = cast("list[NDArray[np.float32]]", self._encoder.forward(batch))
+        return [float(score[0]) for score in scores]
+
+    def warm_up(self) -> None:
+        """Run what the first real call would otherwise pay for."""
+        self._encoder.warm_up()
+
+
+class CrossEncoder(PairScorer):
     """A model in memory. Calls may come from several threads; weights are shared and never written."""
 
     def __init__(
@@ -39,24 +63,9 @@ class CrossEncoder:
         limits: Limits,
     ) -> None:
         """Join the parts. CheckpointError if they do not fit."""
-        self.processor = TextPairProcessor(spec, tokenizer)
         self.tokenizer = tokenizer
-        self.width = 0
-        self._encoder = Encoder(spec, tokenizer.plain, backbone, head, device=device, limits=limits, width=1)
-
-    @property
-    def batch_tokens(self) -> int:
-        """See ``types.TextEncoder``."""
-        return self._encoder.batch_tokens
-
-    def forward(self, batch: Sequence[EncodeItem]) -> list[float]:
-        """Score each sequence, 0 to 1, in the order of ``batch``; raises as ``TextEncoder.forward``."""
-        scores = cast("list[NDArray[np.float32]]", self._encoder.forward(batch))
-        return [float(score[0]) for score in scores]
-
-    def warm_up(self) -> None:
-        """Run what the first real call would otherwise pay for."""
-        self._encoder.warm_up()
+        encoder = Encoder(spec, tokenizer.plain, backbone, head, device=device, limits=limits, width=1)
+        super().__init__(TextPairProcessor(spec, tokenizer), encoder)
 
 
 class ScoreHead:

@@ -19,6 +19,7 @@ from services.core.catalog.types import Modality, ModelSpec
 from services.core.content import Image, Input, Usage
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
+from services.core.modeling.families.cross_encoder import PairScorer
 from services.core.modeling.families.dense_decoder import ends
 from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.qwen_vl import (
@@ -61,7 +62,7 @@ def m0_shapes(config: VisionLanguageConfig) -> dict[str, Shape]:
 
 def load_reranker_m0(
     spec: ModelSpec, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> RerankerM0:
+) -> PairScorer:
     """Load jina-reranker-m0. The bounds of a picture are the catalogue's, as in the published code."""
     config = VisionLanguageConfig.read(checkpoint.config, newer=False)
     limits = None if spec.images is None else (spec.images.min_pixels, spec.images.max_pixels)
@@ -81,30 +82,7 @@ def load_reranker_m0(
         sees=parts.sight,
         warm=processor.samples(),
     )
-    return RerankerM0(processor, encoder)
-
-
-class RerankerM0:
-    """A model in memory; see ``types.Backend`` for the contract."""
-
-    def __init__(self, processor: M0Processor, encoder: Encoder) -> None:
-        self.processor = processor
-        self.width = 0
-        self._encoder = encoder
-
-    @property
-    def batch_tokens(self) -> int:
-        """As of ``types.Backend``."""
-        return self._encoder.batch_tokens
-
-    def forward(self, batch: Sequence[EncodeItem]) -> list[float]:
-        """Score each sequence, 0 to 1, in the order of ``batch``; raises as ``Backend.forward``."""
-        scores = cast("list[NDArray[np.float32]]", self._encoder.forward(batch))
-        return [float(score[0]) for score in scores]
-
-    def warm_up(self) -> None:
-        """Run what the first real call would otherwise pay for."""
-        self._encoder.warm_up()
+    return PairScorer(processor, encoder)
 
 
 class M0Head:
