@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.limits import MAX_STRING_BYTES, RequestLimits
-from services.core.serving.bodies import SMALL_BYTES, Bodies, Hold
+from services.core.serving.bodies import SMALL_BYTES, VALUE_BYTES, Bodies, Hold
 from services.core.serving.rest import Body, decode, encode, raw_items
 
 VALUES = 40_000
@@ -182,8 +183,22 @@ def test_what_wide_characters_take_in_memory_is_counted(
     data = f'{{"input":[{",".join([chr(34) + "a" * length + wide + chr(34)] * count)}]}}'.encode()
     fields = asyncio.run(decode(body(data, held.append)))
     assert fields == orjson.loads(data)
-    more = (width - 1) * length * count
-    assert 0.99 * more <= sum(held) <= 1.01 * more
+    more = (width - 1) * length * count + VALUE_BYTES * count
+    assert 0.99 * more <= sum(held) <= 1.01 * more + 3 * VALUE_BYTES
+
+
+def test_what_many_small_values_take_in_memory_is_counted() -> None:
+    held: list[int] = []
+    data = orjson.dumps({"input": [{"text": str(n)} for n in range(10_000)]})
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        fields = asyncio.run(decode(body(data, held.append)))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(fields["input"]) == 10_000
+    assert sum(held) + len(data) > 0.5 * (after - before)
 
 
 def test_a_string_that_takes_more_memory_than_any_may_is_refused() -> None:

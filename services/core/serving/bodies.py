@@ -32,6 +32,10 @@ _LARGE_BYTES = 1 << 20
 _VALUES_PER_FIELD = 4
 """A field of a typed message costs the event loop as much as so many values, since it is parsed in one go."""
 
+VALUE_BYTES = 100
+"""What a value takes in memory beyond its characters: the object, its place in a list or dictionary, what the
+request is made of it."""
+
 _TRIM_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 
@@ -57,7 +61,7 @@ class Bodies:
         """
         most = self._limits.together
         if held and held + size > most:
-            message = f"takes more than {most:,} bytes in memory: one wide character widens all of its string"
+            message = f"takes more than {most:,} bytes in memory, for its many values or wide characters"
             raise validation_error([FieldError(BODY, message, "too_large")])
         if self._held + size > most:
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SECONDS)
@@ -72,10 +76,11 @@ class Bodies:
     async def object_of(self, data: memoryview, key_id: str, hold: Hold) -> dict[str, Any]:
         """Build a large JSON object, part by part; raises ServiceError as ``Hold`` does and VALIDATION_ERROR.
 
-        ``hold`` counts what its texts take in memory beyond what came.
+        ``hold`` counts what its values take in memory beyond what came.
         """
         async with self._turns.of(key_id):
             parts = await self.outline_of(data)
+            hold(VALUE_BYTES * parts.values())
             steps = build(parts, MAX_STRING_BYTES, hold)
             while True:
                 try:
@@ -111,7 +116,7 @@ class Bodies:
                 raise _too_many(most) from None
             if measured.longest > MAX_STRING_BYTES:
                 raise _string_too_long()
-            hold(measured.more)
+            hold(measured.more + VALUE_BYTES * measured.fields)
             yield
 
 
