@@ -179,7 +179,7 @@ def _form(kind: str, tiny: bool) -> tuple[dict[str, Any], Mapping[str, Sequence[
         }
         change = _TINY | {"num_attention_heads": 4} if tiny else size | {"vocab_size": 250002}
         config = text_checkpoints.v3_config(**change | {"max_position_embeddings": 8194})
-        shapes = xlm_rotary._shapes(xlm_rotary.read_config(config), Adapters.read(config))
+        shapes = xlm_rotary.xlm_rotary_shapes(xlm_rotary.read_config(config), Adapters.read(config))
         return config, shapes, text_checkpoints.sentence_pieces()
     config, form = decoder_models.CONFIGS[NAMES[kind]]
     if tiny:

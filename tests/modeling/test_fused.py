@@ -316,6 +316,20 @@ class TestRows:
 @kernel
 @pytest.mark.gpu
 class TestMerges:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(
+        ("outs", "ins", "rank"), [(1, 1, 1), (70, 130, 8), (33, 20, 45), (64, 128, 96)], ids=str
+    )
+    def test_a_change_is_added_and_rounded_once(
+        self, dtype: torch.dtype, outs: int, ins: int, rank: int
+    ) -> None:
+        base, down = random(outs, ins, dtype=dtype), random(rank, ins, dtype=dtype, seed=1) * 0.1
+        up, kept, out = random(outs, rank, dtype=dtype, seed=2), base.clone(), torch.empty_like(base)
+        ops.merge(base, down, up, out)
+        wanted = base.double() + up.double() @ down.double()
+        torch.testing.assert_close(out.double(), wanted, atol=WITHIN[dtype], rtol=WITHIN[dtype])
+        assert torch.equal(base, kept)
+
     def test_the_network_rests_on_one_task_at_a_time(self) -> None:
         merges = Merges(DEVICE)
         base, down, up = random(6, 5), random(2, 5, seed=1), random(6, 2, seed=2)

@@ -9,6 +9,7 @@ import threading
 import torch
 
 from services.core.cores import usable_cores
+from services.core.modeling.cuda.recording import free_cached
 
 _ALLOCATOR_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
@@ -71,7 +72,7 @@ class TorchDevice:
         if not _is_out_of_memory(error):
             return False
         if self.torch.type == "cuda":
-            torch.cuda.empty_cache()
+            free_cached()
         return True
 
     def lost(self, error: Exception) -> bool:

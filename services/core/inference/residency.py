@@ -28,6 +28,7 @@ from services.core.inference.memory import Budget, NotEnoughMemoryError
 from services.core.inference.metrics import ResidencyMetrics
 from services.core.inference.slots import AnySlot, Loaded
 from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.cuda.recording import free_cached
 
 _log = logging.getLogger(__name__)
 
@@ -325,7 +326,7 @@ def _give_back(device: torch.device) -> None:
     """Return memory that nothing uses any more to the device and the system."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        free_cached()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

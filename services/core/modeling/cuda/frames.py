@@ -6,6 +6,7 @@ that the numbers of a batch are copied to; what the batch leaves of the room is 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 
 from services.core.modeling.cuda.ops import SHORT
-from services.core.modeling.cuda.recording import Recorder
+from services.core.modeling.cuda.recording import NotRecordedError, Recorder
 from services.core.modeling.layers.packed import Frame, PackedBatch, host_numbers, place
 from services.core.modeling.types import Backbone
+
+_log = logging.getLogger(__name__)
 
 SIZES = (
     *(16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 640, 768, 1024, 1280, 1536, 1792, 2048),
@@ -125,6 +128,9 @@ class Frames:
             graph, _ = self._recorder.record(work)
         except torch.OutOfMemoryError:
             return None  # launched kernel by kernel, it may still fit
+        except NotRecordedError as error:
+            _log.warning("passes of %d tokens are launched kernel by kernel: %s", key.tokens, error)
+            return None
         return _Graph(graph, frame)
 
     def _free(self) -> int:

@@ -292,3 +292,44 @@ def mean(hidden_at, starts_at, out_at, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
         summed += tl.load(hidden_at + at, mask=there, other=0.0).to(tl.float32)
     y = tl.sum(summed, 0) / tl.maximum(end - start, 1).to(tl.float32)
     tl.store(out_at + item * WIDTH + column, y, mask=column < WIDTH)
+
+
+@triton.jit
+def merge(
+    base_at,
+    down_at,
+    up_at,
+    out_at,
+    outs,
+    ins,
+    RANK: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``out = base + up down`` (outs, ins), of ``up`` (outs, RANK) and ``down`` (RANK, ins)."""
+    row = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    column = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    at = row.to(tl.int64)[:, None] * ins + column[None, :]
+    there = (row < outs)[:, None] & (column < ins)[None, :]
+    y = tl.load(base_at + at, mask=there, other=0.0).to(tl.float32)
+    for start in tl.static_range(0, RANK, BLOCK_RANK):
+        rank = start + tl.arange(0, BLOCK_RANK)
+        held = rank < RANK
+        up = tl.load(
+            up_at + row.to(tl.int64)[:, None] * RANK + rank[None, :],
+            mask=(row < outs)[:, None] & held[None, :],
+            other=0.0,
+        )
+        down = tl.load(
+            down_at + rank.to(tl.int64)[:, None] * ins + column[None, :],
+            mask=held[:, None] & (column < ins)[None, :],
+            other=0.0,
+        )
+        if UPCAST:
+            up = up.to(tl.float32)
+            down = down.to(tl.float32)
+        y = tl.dot(up, down, y, input_precision=PRECISION)
+    tl.store(out_at + at, y.to(out_at.dtype.element_ty), mask=there)

@@ -255,6 +255,31 @@ def mean(hidden: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def merge(base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ``base + up down`` to ``out``: (out, in), of ``up`` (out, rank) and ``down`` (rank, in).
+
+    Reads and writes the weights once: a product that adds in place would copy ``base`` before.
+    """
+    assert all(part.is_contiguous() for part in (base, down, up, out))
+    outs, ins = base.shape
+    rows, columns = (64, 64) if INTERPRETED else (32, 128)
+    _kernels().merge[(-(-outs // rows), -(-ins // columns))](
+        base,
+        down,
+        up,
+        out,
+        outs,
+        ins,
+        RANK=len(down),
+        BLOCK_OUT=rows,
+        BLOCK_IN=columns,
+        BLOCK_RANK=min(32, max(16, _power(len(down)))),
+        UPCAST=INTERPRETED and base.dtype == torch.bfloat16,
+        PRECISION="ieee",
+        num_warps=4,
+    )
+
+
 @cache
 def _kernels() -> Any:
     from services.core.modeling.cuda import kernels

@@ -18,6 +18,7 @@ from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.cuda.frames import Frames
+from services.core.modeling.cuda.recording import free_cached
 from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import Limits, PackedBatch, lay_out, place, split
@@ -147,7 +148,7 @@ class Encoder:
                 for _ in range(_KNEE_REPEATS):
                     self.forward(batch)
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
+                free_cached()
                 break
             seconds = (time.perf_counter() - began) / _KNEE_REPEATS
             rates[tokens] = tokens / seconds

@@ -73,7 +73,7 @@ class Merges:
                 used.copy_(base)
             else:
                 down, up = pair
-                torch.addmm(base, up, down, out=used)
+                cuda.merge(base, down, up, used)
         for base, used, tasks in self._choices:
             used.copy_(base if task is None else tasks.get(task, base))
 
