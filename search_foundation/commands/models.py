@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +18,8 @@ from services.core.catalog import Catalog, CatalogError
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.catalog.weights import WeightsNotFound, locate, model_root, place
 from services.core.settings import Settings, load_settings
+
+_LOOK_SECONDS = 1.0
 
 Parsers = Any
 """What ``add_subparsers`` returns; argparse has no public name for it."""
@@ -56,6 +60,13 @@ def add_parser(subparsers: Parsers) -> None:
         help="leave out models whose weights are here, without asking the hub",
     )
     pull.set_defaults(models_run=_pull)
+
+    waiting = commands.add_parser("wait", help="wait until another process has fetched the weights of models")
+    waiting.add_argument("id", nargs="+", help="ids of models")
+    waiting.add_argument(
+        "--seconds", type=float, default=math.inf, help="give up after these; without it never"
+    )
+    waiting.set_defaults(models_run=_wait)
 
     checking = commands.add_parser("check", help="say what a folder holds and whether it would load")
     checking.add_argument("folder", metavar="DIR|ID", help="a folder of weights, or a model's id")
@@ -167,6 +178,31 @@ def _pull(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
     except PullError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _wait(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int:
+    deadline = time.monotonic() + args.seconds
+    for spec in [catalog.require(name) for name in args.id]:
+        told = ""
+        while problem := _problem(spec, settings):
+            if time.monotonic() > deadline:
+                print(f"{problem} Waited {args.seconds:g} s.", file=sys.stderr)
+                return 1
+            if problem != told:
+                print(f"{problem} Waiting.", file=sys.stderr, flush=True)
+                told = problem
+            time.sleep(_LOOK_SECONDS)
+        print(f"{locate(spec, settings)}: there.")
+    return 0
+
+
+def _problem(spec: ModelSpec, settings: Settings) -> str:
+    """Why the weights cannot be loaded; empty if they can."""
+    try:
+        locate(spec, settings)
+    except WeightsNotFound as problem:
+        return str(problem)
+    return ""
 
 
 def _is_here(spec: ModelSpec, settings: Settings) -> bool:

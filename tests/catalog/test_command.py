@@ -149,6 +149,30 @@ def test_pull_of_what_is_missing_asks_the_hub_for_nothing_else(
     assert not (tmp_path / "models" / "all-MiniLM-L6-v2").exists()
 
 
+def test_wait_ends_once_another_process_has_the_weights(command: Command, tmp_path: Path) -> None:
+    with command.start("wait", "all-MiniLM-L6-v2", V2) as waiting:
+        assert waiting.stderr is not None
+        said = waiting.stderr.readline()
+        assert said.startswith(f"There are no weights of {V2} here.")
+        assert said.endswith("Waiting.\n")
+        write_files(tmp_path / "fetched", tiny_files()).rename(_made(tmp_path / "models") / V2)
+        out, err = waiting.communicate(timeout=120)
+    assert (waiting.returncode, err) == (0, "")
+    assert out.splitlines()[-1] == f"{tmp_path}/models/{V2}: there."
+
+
+def test_wait_gives_up_when_told(command: Command, hub: FakeHub) -> None:
+    waited = command("wait", V2, "--seconds", "0")
+    assert waited.returncode == 1
+    assert waited.stderr.splitlines()[-1].endswith("Waited 0 s.")
+    assert hub.requests == []
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def test_pull_asks_for_a_licence_that_is_not_commercial(
     command: Command, hub: FakeHub, tmp_path: Path
 ) -> None:

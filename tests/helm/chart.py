@@ -28,6 +28,9 @@ THREE_POOLS: list[Manifest] = [
 ]
 """Pools of a rendering whose values name none, so that there is a workload of each kind."""
 
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
+"""Kinds that make pods from a template."""
+
 _APIS = ("keda.sh/v1alpha1", "monitoring.coreos.com/v1", "cert-manager.io/v1")
 
 
@@ -82,7 +85,7 @@ class Release:
             name = f"{manifest['kind']}/{manifest['metadata']['name']}"
             if manifest["kind"] == "Pod":
                 yield name, manifest["spec"]
-            elif manifest["kind"] in ("Deployment", "StatefulSet"):
+            elif manifest["kind"] in WORKLOADS:
                 yield name, manifest["spec"]["template"]["spec"]
 
 

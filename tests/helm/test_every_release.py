@@ -21,7 +21,7 @@ from gateway.topology import parse
 from search_foundation.capabilities import implemented
 from services.core.settings import Settings
 from tests.helm import custom_resources
-from tests.helm.chart import EXAMPLES, Manifest, Release, defaults, render
+from tests.helm.chart import EXAMPLES, WORKLOADS, Manifest, Release, defaults, render
 from tests.helm.value_sets import SETS
 
 VALIDATORS = Path(sys.prefix) / "node_modules"
@@ -126,7 +126,7 @@ def test_every_object_is_labelled_and_in_the_namespace(release: Release) -> None
 
 
 def test_selectors_find_their_pods_and_never_hold_what_changes(release: Release) -> None:
-    for workload in [*release.all("Deployment"), *release.all("StatefulSet")]:
+    for workload in [*release.all("Deployment"), *release.all("StatefulSet"), *release.all("DaemonSet")]:
         selector = workload["spec"]["selector"]["matchLabels"]
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert selector.items() <= labels.items()
@@ -200,7 +200,7 @@ def _mebibytes(memory: str) -> int:
 
 
 def test_every_mount_has_its_volume_and_every_volume_a_mount(release: Release) -> None:
-    for workload in [*release.all("Deployment"), *release.all("StatefulSet")]:
+    for workload in [workload for kind in WORKLOADS for workload in release.all(kind)]:
         pod = workload["spec"]["template"]["spec"]
         claims = {claim["metadata"]["name"] for claim in workload["spec"].get("volumeClaimTemplates", [])}
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
@@ -278,7 +278,7 @@ def test_the_gateway_understands_its_topology_and_finds_every_pool(release: Rele
 def _selected(release: Release, labels: dict[str, str]) -> list[Manifest]:
     return [
         workload
-        for kind in ("Deployment", "StatefulSet")
+        for kind in WORKLOADS
         for workload in release.all(kind)
         if labels.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.helm.chart import Release, container, render
+from tests.helm.chart import Manifest, Release, container, refusal, render
 from tests.helm.value_sets import SETS, one_pool
 
 
@@ -113,3 +113,85 @@ def test_weights_may_come_as_an_image() -> None:
     (mount,) = [m for m in container(pod, "serve")["volumeMounts"] if m["name"] == "models"]
     assert mount == {"name": "models", "mountPath": "/models", "readOnly": True, "subPath": "models"}
     assert "initContainers" not in pod, "there is nothing to fetch"
+
+
+def test_a_job_fills_the_claim_that_pools_share_and_pods_wait_for_it() -> None:
+    release = render(SETS["warm-up"])
+    shared, own = sorted(release.all("Job"), key=lambda job: "-own-" in job["metadata"]["name"])
+    assert shared["metadata"]["name"].startswith("sf-search-foundation-models-warm-up-")
+    assert own["metadata"]["name"].startswith("sf-search-foundation-own-warm-up-")
+    for job, claim, models in (
+        (shared, "sf-search-foundation-models", ["small", "all-MiniLM-L6-v2", "jina-embeddings-v3"]),
+        (own, "sf-search-foundation-own-models", ["jina-embeddings-v2-base-en"]),
+    ):
+        pod = job["spec"]["template"]["spec"]
+        assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": claim}
+        assert claim in {manifest["metadata"]["name"] for manifest in release.all("PersistentVolumeClaim")}
+        fetch = container(pod, "fetch")
+        assert fetch["args"] == ["models", "pull", "--missing", *models]
+        assert {"name": "models", "mountPath": "/models"} in fetch["volumeMounts"]
+        assert "HF_TOKEN" in {entry["name"] for entry in fetch["env"]}
+    aliases = {entry["name"]: entry.get("value") for entry in container(_pod(shared), "fetch")["env"]}
+    assert aliases["SF_MODEL_ALIASES"] == '{"small":"all-MiniLM-L6-v2"}'
+    prefetch = container(release.pod("b"), "prefetch")
+    assert prefetch["args"] == ["models", "wait", "all-MiniLM-L6-v2"]
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in prefetch["volumeMounts"]
+    assert "HF_TOKEN" not in str(release.pod("b"))
+
+
+def test_a_daemon_set_fills_every_node_where_pods_of_the_pool_may_run() -> None:
+    release = render(SETS["warm-up"])
+    (daemons,) = release.all("DaemonSet")
+    there, pods = _pod(daemons), release.pod("gpus")
+    for part in ("nodeSelector", "tolerations"):
+        assert there[part] == pods[part]
+    assert there["volumes"][0] == pods["volumes"][0]
+    assert container(there, "fetch")["args"][-1] == "jina-embeddings-v2-base-de"
+    # Also the image is on the node then, and no GPU is asked for.
+    assert {c["image"] for c in (container(there, "fetch"), container(there, "stay"))} == {
+        container(pods, "serve")["image"]
+    }
+    assert "nvidia.com/gpu" not in str(container(there, "stay")["resources"])
+    assert container(pods, "prefetch")["args"] == ["models", "wait", "jina-embeddings-v2-base-de"]
+
+
+def test_another_list_of_models_is_another_job() -> None:
+    def name(*models: str) -> str:
+        cache = {"type": "pvc", "warmUp": {"enabled": True, "models": list(models)}}
+        (job,) = render(one_pool(modelCache=cache)).all("Job")
+        return job["metadata"]["name"]
+
+    assert name() == name()
+    assert name() != name("jina-embeddings-v3")
+
+
+def test_pods_that_wait_reach_no_hub_and_what_fetches_does() -> None:
+    release = render(SETS["warm-up"])
+    internet = "0.0.0.0/0"
+    assert internet not in str(release.one("NetworkPolicy", "b")["spec"])
+    for name in ("models-warm-up", "gpus-warm-up", "own-warm-up"):
+        policy = release.one("NetworkPolicy", name)["spec"]
+        assert internet in str(policy["egress"])
+        assert "ingress" not in policy
+        assert policy["policyTypes"] == ["Ingress", "Egress"]
+    mirrored = {"type": "pvc", "warmUp": {"enabled": True}}
+    values = one_pool(modelCache=mirrored, prefetch={"hubEndpoint": "https://hub.site.internal:8443"})
+    policy = render(values).one("NetworkPolicy", "embed-warm-up")["spec"]
+    assert internet not in str(policy)
+    assert {"ports": [{"port": 8443}]} in policy["egress"]
+
+
+def test_what_cannot_be_warmed_is_refused() -> None:
+    warm = {"enabled": True}
+    for cache, why in (
+        ({"type": "emptyDir"}, "needs type pvc or hostPath"),
+        ({"type": "image", "image": "weights:1"}, "needs type pvc or hostPath"),
+        ({"type": "hostPath", "path": "/m", "readOnly": True}, "and not readOnly"),
+        ({"type": "pvc", "accessMode": "ReadWriteOnce"}, "use ReadWriteMany"),
+    ):
+        assert why in refusal(one_pool(modelCache={**cache, "warmUp": warm}))
+    assert "warmUp" in refusal(one_pool(modelCache={"type": "pvc", "warmUp": {"enabled": "yes"}}))
+
+
+def _pod(workload: Manifest) -> Manifest:
+    return workload["spec"]["template"]["spec"]

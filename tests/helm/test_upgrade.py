@@ -73,8 +73,10 @@ def _frozen(manifest: Manifest) -> Any:
     match manifest["kind"]:
         case "StatefulSet":
             return {key: value for key, value in spec.items() if key not in _OF_STATEFUL_SET}
-        case "Deployment":
+        case "Deployment" | "DaemonSet":
             return spec["selector"]
+        case "Job":
+            return spec["template"]
         case "PersistentVolumeClaim":
             return {key: value for key, value in spec.items() if key != "resources"}
         case "Service":

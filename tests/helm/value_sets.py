@@ -118,6 +118,24 @@ SETS: dict[str, dict[str, Any]] = {
         modelCache={"type": "image", "image": "registry.site.internal/weights:1", "path": "/models"}
     ),
     "cache-host": one_pool(modelCache={"type": "hostPath", "path": "/var/models", "readOnly": True}),
+    "warm-up": {
+        "poolDefaults": {
+            "modelCache": {"type": "pvc", "shared": True, "warmUp": {"enabled": True}},
+            "prefetch": {"tokenSecret": {"name": "hub"}},
+        },
+        "catalog": {"aliases": {"company-embedder": "all-MiniLM-L6-v2"}},
+        "pools": [
+            pool("a", settings={"model_aliases": {"small": "all-MiniLM-L6-v2"}}, models=["small"]),
+            pool("b", modelCache={"warmUp": {"models": ["jina-embeddings-v3"]}}),
+            pool(
+                "gpus",
+                models=["jina-embeddings-v2-base-de"],
+                device={"type": "gpu", "product": "NVIDIA-L40S"},
+                modelCache={"type": "hostPath", "path": "/var/models"},
+            ),
+            pool("own", models=["jina-embeddings-v2-base-en"], modelCache={"shared": False}),
+        ],
+    },
     "no-prefetch": one_pool(prefetch={"enabled": False}),
     "hub-mirror": one_pool(
         prefetch={"hubEndpoint": "https://hub.site.internal:8443", "tokenSecret": {"name": "hub"}}

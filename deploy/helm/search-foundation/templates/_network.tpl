@@ -64,11 +64,21 @@ loadBalancerSourceRanges:
 {{- $port | default .default | default (hasPrefix "https://" .url | ternary "443" "80") -}}
 {{- end -}}
 
+{{/* Where weights are fetched from: dict root, pool. */}}
+{{- define "sf.hubEgress" -}}
+{{- with .pool.prefetch.hubEndpoint -}}
+- ports:
+    - port: {{ include "sf.urlPort" (dict "url" .) }}
+{{- else -}}
+{{- include "sf.internetEgress" (dict "root" .root "ports" (list 443)) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What a pool needs besides DNS: dict root, pool. */}}
 {{- define "sf.poolEgress" -}}
 {{- $values := .root.Values -}}
 {{- $pool := .pool -}}
-{{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) -}}
+{{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) (not $pool.modelCache.warmUp.enabled) -}}
 {{- $abroad := or (has "batch" $pool.capabilities) (has "chat" $pool.capabilities) (not $pool.offline) -}}
 {{- if or (and $prefetch (not $pool.prefetch.hubEndpoint)) $abroad }}
 {{ include "sf.internetEgress" (dict "root" .root "ports" ($abroad | ternary (list 80 443) (list 443))) }}

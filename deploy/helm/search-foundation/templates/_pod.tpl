@@ -88,12 +88,98 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{/* Where the pods of a pool go: on nodes that have its device. */}}
+{{- define "sf.poolPlacement" -}}
+{{- $gpu := eq .device.type "gpu" -}}
+{{- $nodeSelector := deepCopy .nodeSelector -}}
+{{- $tolerations := .tolerations -}}
+{{- if $gpu -}}
+{{- with .device.product -}}
+{{- $_ := set $nodeSelector $.device.productLabel . -}}
+{{- end -}}
+{{- $tolerations = append $tolerations (dict "key" .device.resourceName "operator" "Exists" "effect" "NoSchedule") -}}
+{{- end -}}
+{{- include "sf.placement" (merge (dict
+  "runtimeClassName" ($gpu | ternary .device.runtimeClassName "")
+  "nodeSelector" $nodeSelector
+  "tolerations" $tolerations) .) -}}
+{{- end -}}
+
+{{/*
+A container that has weights in the volume `models` when it ends: dict root, pool, name, image, models, waits (whether
+another one fetches them), and either configMap (name of the pool's) or environment (a dict).
+*/}}
+{{- define "sf.fetch" -}}
+{{- $token := .pool.prefetch.tokenSecret }}
+name: {{ .name }}
+image: {{ .image }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+args:
+  - models
+  {{- if .waits }}
+  - wait
+  {{- else }}
+  - pull
+  - --missing
+  {{- if .pool.prefetch.acceptLicenses }}
+  - --accept-license
+  {{- end }}
+  {{- end }}
+  {{- toYaml .models | nindent 2 }}
+{{- if or .configMap .pool.extraEnvFrom }}
+envFrom:
+  {{- with .configMap }}
+  - configMapRef:
+      name: {{ . }}
+  {{- end }}
+  {{- with .pool.extraEnvFrom }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+{{- if or .environment (and $token.name (not .waits)) .pool.extraEnv }}
+env:
+  {{- range $name, $value := .environment }}
+  - name: {{ $name }}
+    value: {{ $value | quote }}
+  {{- end }}
+  {{- if and $token.name (not .waits) }}
+  - name: HF_TOKEN
+    valueFrom:
+      secretKeyRef:
+        name: {{ $token.name }}
+        key: {{ $token.key }}
+  {{- end }}
+  {{- with .pool.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+resources:
+  {{- toYaml .pool.prefetch.resources | nindent 2 }}
+securityContext:
+  {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
+volumeMounts:
+  - name: models
+    mountPath: /models
+    {{- if .waits }}
+    readOnly: true
+    {{- end }}
+  - name: tmp
+    mountPath: /tmp
+  {{- if .root.Values.catalog }}
+  - name: catalog
+    mountPath: /etc/search-foundation/catalog
+    readOnly: true
+  {{- end }}
+  {{- with .pool.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
 {{/* Pod template of a pool: dict root, pool. */}}
 {{- define "sf.poolPod" -}}
 {{- $root := .root -}}
 {{- $values := .root.Values -}}
 {{- $pool := .pool -}}
-{{- $gpu := eq $pool.device.type "gpu" -}}
 {{- $image := include "sf.image" (dict "root" $root "device" $pool.device.type "own" $pool.image) -}}
 {{- $context := toYaml $values.containerSecurityContext -}}
 {{- $names := dict "root" $root "component" "pool" "pool" $pool.name -}}
@@ -103,22 +189,11 @@ affinity:
 {{- $_ := set $checksums "catalog" (toJson .) -}}
 {{- end -}}
 {{- $prefetch := and $pool.prefetch.enabled (not $pool.modelCache.readOnly) (ne $pool.modelCache.type "image") -}}
-{{- $nodeSelector := deepCopy $pool.nodeSelector -}}
-{{- $tolerations := $pool.tolerations -}}
-{{- if $gpu -}}
-{{- with $pool.device.product -}}
-{{- $_ := set $nodeSelector $pool.device.productLabel . -}}
-{{- end -}}
-{{- $tolerations = append $tolerations (dict "key" $pool.device.resourceName "operator" "Exists" "effect" "NoSchedule") -}}
-{{- end -}}
 metadata:
   {{- include "sf.podMetadata" (merge (dict "podLabels" $pool.podLabels "podAnnotations" $pool.podAnnotations "checksums" $checksums "metricsPort" 9090 "metricsPath" "/metrics") $names) | nindent 2 }}
 spec:
   {{- include "sf.podBase" $root | nindent 2 }}
-  {{- with include "sf.placement" (merge (dict
-    "runtimeClassName" ($gpu | ternary $pool.device.runtimeClassName "")
-    "nodeSelector" $nodeSelector
-    "tolerations" $tolerations) $pool) | trim }}
+  {{- with include "sf.poolPlacement" $pool | trim }}
   {{- . | nindent 2 }}
   {{- end }}
   {{- if $pool.topologySpread.enabled }}
@@ -132,54 +207,7 @@ spec:
     {{- toYaml . | nindent 4 }}
     {{- end }}
     {{- if $prefetch }}
-    - name: prefetch
-      image: {{ $image }}
-      imagePullPolicy: {{ $values.image.pullPolicy }}
-      args:
-        - models
-        - pull
-        - --missing
-        {{- if $pool.prefetch.acceptLicenses }}
-        - --accept-license
-        {{- end }}
-        {{- toYaml $pool.models | nindent 8 }}
-      envFrom:
-        - configMapRef:
-            name: {{ $pool.fullname }}
-        {{- with $pool.extraEnvFrom }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-      {{- $token := $pool.prefetch.tokenSecret }}
-      {{- if or $token.name $pool.extraEnv }}
-      env:
-        {{- if $token.name }}
-        - name: HF_TOKEN
-          valueFrom:
-            secretKeyRef:
-              name: {{ $token.name }}
-              key: {{ $token.key }}
-        {{- end }}
-        {{- with $pool.extraEnv }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
-      {{- end }}
-      resources:
-        {{- toYaml $pool.prefetch.resources | nindent 8 }}
-      securityContext:
-        {{- $context | nindent 8 }}
-      volumeMounts:
-        - name: models
-          mountPath: /models
-        - name: tmp
-          mountPath: /tmp
-        {{- if $values.catalog }}
-        - name: catalog
-          mountPath: /etc/search-foundation/catalog
-          readOnly: true
-        {{- end }}
-        {{- with $pool.extraVolumeMounts }}
-        {{- toYaml . | nindent 8 }}
-        {{- end }}
+    - {{ include "sf.fetch" (dict "root" $root "pool" $pool "name" "prefetch" "image" $image "models" $pool.models "configMap" $pool.fullname "waits" $pool.modelCache.warmUp.enabled) | nindent 6 | trim }}
     {{- end }}
   {{- end }}
   containers:

@@ -121,6 +121,13 @@
 {{- if and $cache.readOnly (or (eq $cache.type "emptyDir") (and (eq $cache.type "pvc") (not $cache.existingClaim))) -}}
 {{- $problems = append $problems (printf "%s: modelCache.readOnly needs a volume that holds the models: an existingClaim or a hostPath." $at) -}}
 {{- end -}}
+{{- if $cache.warmUp.enabled -}}
+{{- if or (not (has $cache.type (list "pvc" "hostPath"))) $cache.readOnly -}}
+{{- $problems = append $problems (printf "%s: modelCache.warmUp fills a volume that outlives pods; it needs type pvc or hostPath, and not readOnly." $at) -}}
+{{- else if and (eq $cache.type "pvc") (not $cache.existingClaim) (ne $cache.accessMode "ReadWriteMany") -}}
+{{- $problems = append $problems (printf "%s: modelCache.warmUp and pods would wait for each other's volume with accessMode %s; use ReadWriteMany." $at $cache.accessMode) -}}
+{{- end -}}
+{{- end -}}
 {{- if and (eq $cache.type "pvc") (not $cache.existingClaim) (ne $cache.accessMode "ReadWriteMany") (gt $most 1) -}}
 {{- $problems = append $problems (printf "%s: %d pods cannot share a model cache of accessMode %s; use ReadWriteMany, an existingClaim or emptyDir." $at $most $cache.accessMode) -}}
 {{- end -}}
