@@ -22,9 +22,20 @@ import pkgutil
 
 import gateway
 import services
+import torch
+
+left_out = ()
+try:
+    import triton
+except ModuleNotFoundError:
+    if torch.version.cuda:
+        raise
+    left_out = ("services.core.modeling.cuda.",)  # torch brings triton where it brings CUDA's libraries
 
 for package in (services, gateway):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if module.name.startswith(left_out):
+            continue
         spec = importlib.util.find_spec(module.name)
         if spec is not None and str(spec.origin).endswith(".py"):  # compiled kernels are loaded by their user
             importlib.import_module(module.name)

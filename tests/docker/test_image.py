@@ -98,8 +98,16 @@ def test_the_source_stays_as_it_was(source: Path, wheel: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_an_installed_environment_passes_its_check(source: Path, prefix: Path) -> None:
-    printed = _run([source / "deploy/docker/check.sh", prefix], TMPDIR=str(prefix.parent))
+@pytest.mark.parametrize("triton", [True, False], ids=["triton", "no triton"])
+def test_an_installed_environment_passes_its_check(
+    source: Path, prefix: Path, triton: bool, tmp_path: Path
+) -> None:
+    variables = {"TMPDIR": str(prefix.parent)}
+    if not triton:  # as in the CPU image, whose torch does not bring it
+        absent = "raise ModuleNotFoundError(\"No module named 'triton'\", name='triton')\n"
+        (tmp_path / "triton.py").write_text(absent, encoding="utf-8")
+        variables["PYTHONPATH"] = str(tmp_path)
+    printed = _run([source / "deploy/docker/check.sh", prefix], **variables)
     assert "search-foundation 0.1.0" in printed
     assert "already there." in printed
     assert "every module imports" in printed
