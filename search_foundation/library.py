@@ -33,8 +33,13 @@ from services.core.catalog.types import Capability, Modality, ModelSpec
 from services.core.content import Content, Media
 from services.core.errors import ServiceError
 from services.core.inference import Engine, EngineStartError, ScoreOptions
-from services.core.inference.loading import Loader, WeightBytes, load_model, model_weight_bytes
-from services.core.inference.memory import weight_bytes
+from services.core.inference.loading import (
+    Loader,
+    WeightBytes,
+    load_model,
+    model_weight_bytes,
+    weight_bytes_in,
+)
 from services.core.media.room import MediaRoom
 from services.core.media.sniffing import sniff
 from services.core.modeling.device import choose_dtype
@@ -365,7 +370,7 @@ def _from(directory: Path) -> tuple[Loader, WeightBytes]:
         return network
 
     def expected(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
-        return weight_bytes(directory, choose_dtype(device, settings.dtype))
+        return weight_bytes_in(directory, spec, settings, device)
 
     return load_from, expected
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from services.core.call import Call
 from services.core.catalog import Catalog
@@ -20,7 +22,7 @@ from services.core.inference import Engine
 from services.core.inference.answering import AnswerOptions, ChatModel, Turn
 from services.core.inference.generation import Room
 from services.core.inference.sampling import Sampling
-from services.core.modeling.layers.causal import BLOCK
+from services.core.modeling.layers.causal import BLOCK, Chunk
 from tests.rig import settings
 from tests.vlm_references import Reference
 from tests.vlm_served import CACHE_BYTES, ENDLESS, PARROT, RANDOM, SAID, write_answering
@@ -196,3 +198,43 @@ async def test_a_seed_repeats_an_answer_in_any_company(engine: Engine) -> None:
     assert len(set(alone)) == 3
     together = await asyncio.gather(*(drawn(seed) for seed in range(3)), *(drawn(9) for _ in range(3)))
     assert together[:3] == alone
+
+
+class Watched:
+    """Writes the chunks of each step of a model down, and may hold steps up."""
+
+    def __init__(self, model: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        generator = room_of(model).generator
+        self._step = generator.step
+        self.steps: list[list[Chunk]] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        monkeypatch.setattr(generator, "step", self)
+
+    def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        self.steps.append(list(chunks))
+        self.begun.set()
+        assert self.go_on.wait(60)
+        return self._step(chunks)
+
+
+async def test_a_short_prompt_does_not_wait_for_a_long_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine.chat(RANDOM)
+    watched = Watched(model, monkeypatch)
+    long = asyncio.ensure_future(said(model, "l" * 3000, most=1))
+    assert await asyncio.to_thread(watched.begun.wait, 60)
+    short = asyncio.ensure_future(said(model, "short", most=1))
+    async with asyncio.timeout(60):
+        while not model._generation._waiting:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.001)
+    watched.go_on.set()
+    assert (await short)[2] == (await long)[2] == 1
+    asking = [
+        (number, chunk.end) for number, step in enumerate(watched.steps) for chunk in step if chunk.asks
+    ]
+    (answered, _), (read, length) = asking
+    assert answered <= 2
+    # The long one had at least half of each step meanwhile, and all of those that were its alone.
+    assert read <= 2 + length // BLOCK
+    assert all(max(len(chunk.ids) for chunk in step) >= BLOCK // 2 for step in watched.steps[:read])

@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from prometheus_client import REGISTRY
+from safetensors.torch import load_file, save_file
 
 from services.core.catalog import Catalog
 from services.core.inference import Engine, EngineStartError, memory
 from services.core.inference.memory import Budget, free_bytes, held_bytes, total_bytes, weight_bytes
 from services.core.modeling.checkpoints.checkpoint import CheckpointError
+from services.core.modeling.families import jina_vlm
 from services.core.modeling.families.decoder import decoder_shapes, linear_sizes
 from services.core.modeling.families.decoder_config import EUROBERT, DecoderConfig
 from tests.checkpoints import minilm_directory
 from tests.decoder_checkpoints import write_served
 from tests.inference.support import running, settings
 from tests.modeling.support import config_of
+from tests.vlm_checkpoints import write_vlm
 
 NANO = "jina-embeddings-v5-text-nano"
 CPU = torch.device("cpu")
@@ -42,6 +45,18 @@ def test_weights_are_counted_with_their_adapters(tmp_path: Path, dtype: torch.dt
     assert weight_bytes(folder, dtype) == dtype.itemsize * (base + adapters)
     assert weight_bytes(folder, dtype, merged=True) == dtype.itemsize * (base + adapters + changed)
     assert weight_bytes(minilm_directory(), dtype) // dtype.itemsize == pytest.approx(22_713_216, rel=0.001)
+
+
+def test_weights_that_stay_bf16_are_counted_so(tmp_path: Path) -> None:
+    write_vlm(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    decoder = sum(t.numel() for name, t in tensors.items() if name.startswith(jina_vlm.DECODER))
+    others = sum(t.numel() for t in tensors.values()) - decoder
+    assert min(decoder, others) > 0
+    assert weight_bytes(tmp_path, torch.float32, narrow=jina_vlm.DECODER) == 2 * decoder + 4 * others
+    assert weight_bytes(tmp_path, torch.bfloat16, narrow=jina_vlm.DECODER) == 2 * (decoder + others)
+    save_file({name: tensor.float() for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    assert weight_bytes(tmp_path, torch.float32, narrow=jina_vlm.DECODER) == 4 * (decoder + others)
 
 
 async def test_says_what_the_device_has_and_the_process_holds() -> None:

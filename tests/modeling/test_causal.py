@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from services.core.modeling.layers.causal import (
     Dense,
     TorchCausal,
 )
-from services.core.modeling.native.causal import FusedCausal, serves
+from services.core.modeling.native.causal import FusedCausal, keeps_bf16, serves
 from services.core.modeling.native.instructions import InstructionSet
 from tests.checkpoints import Random
 
@@ -95,6 +97,31 @@ def test_compiled_steps_are_those_of_torch(dtype: torch.dtype, tolerance: float)
     for one, other in zip(ours, theirs, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, atol=tolerance, rtol=0.05)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_weights_in_bf16_stay_so_and_give_what_they_give_in_fp32() -> None:
+    if not keeps_bf16(CPU, torch.float32):
+        pytest.skip("these kernels multiply bf16 alone")
+    wide = weights(torch.bfloat16)
+    narrow = dataclasses.replace(
+        wide,
+        words=wide.words.bfloat16(),
+        head=wide.head.bfloat16(),
+        layers=[
+            dataclasses.replace(
+                layer,
+                joined=Dense(layer.joined.weight.bfloat16(), layer.joined.bias),
+                attended=Dense(layer.attended.weight.bfloat16()),
+                gate=layer.gate.bfloat16(),
+                down=layer.down.bfloat16(),
+            )
+            for layer in wide.layers
+        ],
+    )
+    ours = conversation(FusedCausal(narrow, torch.float32))
+    for one, other in zip(ours, conversation(FusedCausal(wide, torch.float32)), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.usefixtures("kernels", "threads")

@@ -2,9 +2,10 @@
 
 One loop for each model plans a step, has a worker run it, and hands its tokens out. Sequences join and leave
 between two steps. A step holds the next token of every answer and, in what room is left, chunks of prompts,
-so that neither running answers nor other calls of the process wait for a long prompt. A sequence is let in
-when there are blocks for its prompt and its longest answer: none is ever thrown out again. Waiting ones go
-by priority, then the keys in turn by the tokens that each has been given.
+of the oldest and the shortest, so that neither running answers nor short prompts nor other calls of the
+process wait for a long one. A sequence is let in when there are blocks for its prompt and its longest answer:
+none is ever thrown out again. Waiting ones go by priority, then the keys in turn by the tokens that each has
+been given.
 """
 
 from __future__ import annotations
@@ -156,6 +157,11 @@ class Conversation:
     def prefilled(self) -> bool:
         """Whether all of the prompt but its last token is computed, as of every answer under way."""
         return bool(self.said)
+
+    @property
+    def unread(self) -> int:
+        """How many tokens of the prompt are not computed."""
+        return len(self.prompt) - self.computed
 
     @property
     def tokens(self) -> int:
@@ -382,13 +388,7 @@ class Generation:
             if sequence.prefilled
         ]
         left = max(room.step_tokens - len(planned), _LEAST_PROMPT_TOKENS)
-        for sequence in self._running:
-            if left <= 0:
-                break
-            if not sequence.prefilled and (chunk := _prompt_chunk(sequence, left)) is not None:
-                planned.append((sequence, chunk))
-                left -= len(chunk.ids)
-        return planned
+        return planned + _prompt_chunks([each for each in self._running if not each.prefilled], left)
 
     async def _one_step(self, room: Room, planned: Sequence[tuple[Conversation, Chunk]]) -> None:
         chunks = [chunk for _, chunk in planned]
@@ -491,6 +491,28 @@ def _pictures(prepared: PreparedChat, start: int) -> list[tuple[int, bytes]]:
         for feature in prepared.features
         if feature.offset < start + BLOCK and feature.offset + feature.length > start
     ]
+
+
+def _prompt_chunks(reading: Sequence[Conversation], left: int) -> list[tuple[Conversation, Chunk]]:
+    """Share ``left`` tokens of a step among prompts, the oldest first.
+
+    Half is for the oldest, the rest for those that have least to read: a short one does not wait for the end
+    of a long one, and a long one goes on however many short ones come.
+    """
+    if not reading:
+        return []
+    oldest, *others = reading
+    chunks: list[tuple[Conversation, Chunk]] = []
+    most = _prompt_chunk(oldest, left)
+    spare = left - min(-(-left // 2), 0 if most is None else len(most.ids))
+    for sequence in sorted(others, key=lambda each: (each.call.priority, each.unread)):
+        if spare > 0 and (chunk := _prompt_chunk(sequence, spare)) is not None:
+            chunks.append((sequence, chunk))
+            spare -= len(chunk.ids)
+            left -= len(chunk.ids)
+    if (chunk := _prompt_chunk(oldest, left)) is not None:
+        chunks.append((oldest, chunk))
+    return chunks
 
 
 def _prompt_chunk(sequence: Conversation, most: int) -> Chunk | None:

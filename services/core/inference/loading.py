@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -11,7 +12,8 @@ from services.core.catalog.weights import locate
 from services.core.inference.memory import weight_bytes
 from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.device import choose_dtype
-from services.core.modeling.families.table import Network
+from services.core.modeling.families.table import FAMILIES, Network
+from services.core.modeling.native.causal import keeps_bf16
 from services.core.modeling.registry import load_network
 from services.core.settings import Settings
 
@@ -32,5 +34,11 @@ def load_model(spec: ModelSpec, settings: Settings, device: torch.device) -> Net
 
 def model_weight_bytes(spec: ModelSpec, settings: Settings, device: torch.device) -> int:
     """Return the bytes that the weights will take; raises WeightsNotFound and CheckpointError."""
+    return weight_bytes_in(locate(spec, settings), spec, settings, device)
+
+
+def weight_bytes_in(directory: Path, spec: ModelSpec, settings: Settings, device: torch.device) -> int:
+    """As ``model_weight_bytes``, of the weights in ``directory``."""
     dtype = choose_dtype(device, settings.dtype)
-    return weight_bytes(locate(spec, settings), dtype, merged=cuda.serves_device(device))
+    narrow = FAMILIES[spec.family].narrow if keeps_bf16(device, dtype) else ()
+    return weight_bytes(directory, dtype, merged=cuda.serves_device(device), narrow=narrow)

@@ -103,10 +103,13 @@ class Budget:
         return f"{limit / _GIB:.2f} GiB {self._where} are free for models"
 
 
-def weight_bytes(directory: Path, dtype: torch.dtype, *, merged: bool = False) -> int:
+def weight_bytes(
+    directory: Path, dtype: torch.dtype, *, merged: bool = False, narrow: tuple[str, ...] = ()
+) -> int:
     """Bytes that all tensors of a checkpoint, adapters included, take as ``dtype``.
 
     With ``merged`` what adapters change is there twice: as it is, and with the changes of the task in use.
+    Tensors whose names begin with one of ``narrow`` stay bf16 where the file has them so.
     """
     base, adapters = list(directory.glob("*.safetensors")), list(directory.glob("adapters/**/*.safetensors"))
     try:
@@ -120,7 +123,8 @@ def weight_bytes(directory: Path, dtype: torch.dtype, *, merged: bool = False) -
                 for tensor in tensors
                 if changed in tensor.name and not any(tower in tensor.name for tower in _TOWERS)
             )
-        return dtype.itemsize * elements
+        kept = sum(each.elements for each in tensors if each.dtype == "BF16" and each.name.startswith(narrow))
+        return dtype.itemsize * elements - (dtype.itemsize - torch.bfloat16.itemsize) * kept
     except BrokenFileError as error:
         raise CheckpointError(str(error)) from error
 

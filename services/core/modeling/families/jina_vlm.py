@@ -55,6 +55,9 @@ from services.core.modeling.types import (
 )
 
 _TEXT, _VISION = "model.language_model.", "model.vision_model."
+DECODER = (_TEXT, "lm_head.")
+"""What the names of the decoder's tensors begin with."""
+
 _MARK = "<|image|>"
 _WORDS = ("<im_start>", "<im_patch>", "<im_col>", "<im_end>")
 _CPU_CROPS, _CUDA_CROPS = 1, 16

@@ -36,11 +36,13 @@ class Family:
     """``door`` is what the family does for the engine; nobody else says what kind of model one is.
 
     ``recognises`` decides by facts of config.json, never by ``model_type`` alone: JinaBERT says bert.
+    ``narrow`` are beginnings of the names of tensors that make a ``CausalNetwork``, see ``keeps_bf16``.
     """
 
     door: Door
     recognises: Callable[[Config], bool]
     load: Loader
+    narrow: tuple[str, ...] = ()
 
 
 def _embeds(recognises: Callable[[Config], bool], load: Loader) -> Family:
@@ -58,8 +60,9 @@ def _scores_lists(recognises: Callable[[Config], bool], load: Loader) -> Family:
 def _generates(
     recognises: Callable[[Config], bool],
     load: Callable[[ModelSpec, Checkpoint, torch.device, torch.dtype], Generator],
+    narrow: tuple[str, ...],
 ) -> Family:
-    return Family(Door.GENERATES, recognises, load)
+    return Family(Door.GENERATES, recognises, load, narrow)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -78,6 +81,6 @@ FAMILIES: Mapping[str, Family] = {
     "reranker_v2": _scores_pairs(xlm_absolute.is_reranker, cross_encoder.load_reranker_v2),
     "reranker_m0": _scores_pairs(reranker_m0.is_reranker_m0, reranker_m0.load_reranker_m0),
     "reranker_v3": _scores_lists(listwise.is_listwise, listwise.load_listwise),
-    "jina_vlm": _generates(jina_vlm.is_jina_vlm, jina_vlm.load_jina_vlm),
+    "jina_vlm": _generates(jina_vlm.is_jina_vlm, jina_vlm.load_jina_vlm, jina_vlm.DECODER),
 }
 """By the name that the catalogue gives them; who comes in here leaves ``_UNBUILT`` of its ``types``."""

@@ -126,10 +126,10 @@ class CausalNetwork(Protocol):
         ...
 
 
-def embed(words: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
+def embed(words: torch.Tensor, chunks: Sequence[Chunk], dtype: torch.dtype) -> torch.Tensor:
     """Return the embeddings of all tokens of ``chunks``, one chunk behind the other, (tokens, width)."""
     ids = torch.from_numpy(np.concatenate([chunk.ids for chunk in chunks])).long()
-    x = functional.embedding(ids.to(words.device), words)
+    x = functional.embedding(ids.to(words.device), words).to(dtype)
     at = 0
     for chunk in chunks:
         for offset, states in chunk.states:
@@ -190,7 +190,7 @@ class TorchCausal:
         slots = torch.from_numpy(tables).to(self._device)
         rotation = Rotation(positions, self.form.head_dim, self.form.rotary_base)
         groups = _groups(chunks, self._device)
-        x = embed(self._words, chunks)
+        x = embed(self._words, chunks, self._dtype)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             x = layer(x, rotation, slots, groups, keys, values)
         ends = list(accumulate(len(chunk.ids) for chunk in chunks))

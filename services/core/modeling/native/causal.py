@@ -84,6 +84,15 @@ def serves(form: CausalForm, device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
+def keeps_bf16(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights that a checkpoint has in bf16 stay so, though all is computed in fp32.
+
+    The kernels widen them in the product: the same sums to the bit, and half the memory to read for a token.
+    """
+    kernels = passes(dtype) if device.type == "cpu" else None
+    return kernels is not None and kernels.elements == torch.float32
+
+
 def causal_network(weights: CausalWeights, device: torch.device, dtype: torch.dtype) -> CausalNetwork:
     """Make the network of ``weights`` as it runs fastest on ``device``."""
     if serves(weights.form, device, dtype):
@@ -92,7 +101,10 @@ def causal_network(weights: CausalWeights, device: torch.device, dtype: torch.dt
 
 
 class FusedCausal:
-    """The network of ``TorchCausal``, with fp32 sums, norms and softmax; see ``CausalNetwork``."""
+    """The network of ``TorchCausal``, with fp32 sums, norms and softmax; see ``CausalNetwork``.
+
+    Matrices are kept as ``dtype``, or as they are where ``keeps_bf16``.
+    """
 
     def __init__(self, weights: CausalWeights, dtype: torch.dtype) -> None:
         """Lay the weights out for the kernels; ``serves`` must have said yes."""
@@ -103,8 +115,9 @@ class FusedCausal:
         )
         self._kernels = kernels
         self.form = form = weights.form
-        self._packer = Packer(kernels, dtype)
-        self._words = weights.words.to(dtype).contiguous()
+        self._dtype = dtype
+        self._packers = {each: Packer(kernels, each) for each in (dtype, torch.bfloat16)}
+        self._words = weights.words.to(self._kept(weights.words)).contiguous()
         layers = [self._layer(layer) for layer in weights.layers]
         self._layers = (_Layer * len(layers))(*layers)
         self._angles = Angles(form.head_dim, form.rotary_base)
@@ -112,8 +125,8 @@ class FusedCausal:
             *(form.width, form.heads, form.key_heads, form.head_dim, form.inner, form.layers),
             form.epsilon,
             0,
-            self._packer.linear(weights.head),
-            self._packer.numbers(weights.norm),
+            self._linear(Dense(weights.head)),
+            self._packers[dtype].numbers(weights.norm),
             ctypes.addressof(self._layers),
             None,
             None,
@@ -145,7 +158,7 @@ class FusedCausal:
         form, elements = self.form, self._kernels.elements
         refuse_foreign(chunks, len(self._words), form.positions, self._generator.blocks)
         with torch.inference_mode():
-            hidden = embed(self._words, chunks).to(elements).contiguous()
+            hidden = embed(self._words, chunks, elements).contiguous()
         tokens = len(hidden)
         positions = _joined([np.arange(chunk.start, chunk.end) for chunk in chunks])
         blocks = _joined([chunk.blocks[np.arange(chunk.start, chunk.end) // BLOCK] for chunk in chunks])
@@ -184,11 +197,19 @@ class FusedCausal:
 
     def _layer(self, layer: CausalLayer) -> _Layer:
         def norm(weight: torch.Tensor | None) -> int | None:
-            return None if weight is None else self._packer.numbers(weight)
+            return None if weight is None else self._packers[self._dtype].numbers(weight)
 
         denses = (layer.joined, layer.attended, Dense(layer.gate), Dense(layer.up), Dense(layer.down))
         norms = (layer.attention_norm, layer.inner_norm, layer.query_norm, layer.key_norm)
-        return _Layer(*(self._packer.linear(*dense) for dense in denses), *map(norm, norms))
+        return _Layer(*map(self._linear, denses), *map(norm, norms))
+
+    def _linear(self, dense: Dense) -> Linear:
+        return self._packers[self._kept(dense.weight)].linear(*dense)
+
+    def _kept(self, weight: torch.Tensor) -> torch.dtype:
+        """Return what a matrix is kept as."""
+        narrow = weight.dtype == torch.bfloat16 and self._kernels.elements == torch.float32
+        return torch.bfloat16 if narrow else self._dtype
 
 
 def _joined(parts: Sequence[NDArray[np.integer]]) -> NDArray[np.int32]:
