@@ -50,6 +50,7 @@ CONTEXT, PROMPT, LONG_PROMPT, SHORT_PROMPT = 2 * BLOCK, 256, 4000, 16
 ROUNDS, TOKENS = 2, 6
 EMBEDDINGS, PAUSE = 200, 0.01
 _SENTENCE = "The river runs past the old stone bridge and the market into the sea."
+_LONG_ANSWER = 300
 _UNDER_WAY = 2.0
 """Seconds after which what is measured beside others has begun, and all of them are at work."""
 
@@ -264,7 +265,8 @@ async def engine_of(weights: Weights, dtype: torch.dtype) -> AsyncIterator[Engin
         return Decoder(weights, dtype) if spec.id == MODEL else load_model(spec, settings, device)
 
     f = weights.form
-    cache = (LONG_PROMPT + 2048) * 2 * f.layers * f.key_heads * f.head_dim * 4
+    tokens = LONG_PROMPT + max(CALLERS) * (CONTEXT + _LONG_ANSWER + BLOCK)
+    cache = tokens * 2 * f.layers * f.key_heads * f.head_dim * 4
     settings = Settings(
         models=(MODEL, BESIDE), device="cpu", dtype=str(dtype).removeprefix("torch."), chat_cache_bytes=cache
     )
@@ -330,7 +332,7 @@ async def first_tokens(ours: Ours) -> tuple[float, float]:
 async def embedding_latencies(ours: Ours, model: EmbeddingModel) -> tuple[float, float]:
     """95th percentiles in seconds of embedding calls of one text: alone, and beside 16 answers."""
     idle = await _embeddings(model)
-    async with _busy([ours.seconds(1, CONTEXT, 10_000) for _ in range(max(CALLERS))]):
+    async with _busy([ours.seconds(1, CONTEXT, _LONG_ANSWER) for _ in range(max(CALLERS))]):
         beside = await _embeddings(model)
     _progress("embeddings")
     return idle, beside
@@ -353,8 +355,8 @@ async def _busy(work: Sequence[Coroutine[Any, Any, float]]) -> AsyncIterator[Non
     await asyncio.sleep(_UNDER_WAY)
     try:
         yield
-        if any(task.done() for task in tasks):
-            raise RuntimeError("what was to be measured beside was over too soon")
+        if over := [task for task in tasks if task.done()]:
+            raise RuntimeError(f"over too soon to be measured beside: {over[0]}")
     finally:
         for task in tasks:
             task.cancel()
