@@ -66,6 +66,7 @@ class ChatServicer(chat_pb2_grpc.ChatServiceServicer):
                     _conclude(chunk, parsed.model, answer, call)
                 if piece.text or tokens or piece.finish is not None:
                     yield chunk
+                answer.sent(piece)
 
 
 def request_fields(request: chat_pb2.ChatRequest) -> dict[str, Any]:

@@ -95,6 +95,7 @@ class ChatRestServicer(chat_rest_pb2_grpc.ChatRestServiceServicer):
                     held = []
                 if piece.finish is not None:
                     yield _event(envelope.chunk({}, _shown(request, held) if held else None, piece.finish))
+                answer.sent(piece)
         if request.include_usage:
             yield _event(envelope.usage_chunk(usage_fields(answer.prompt, answer.said, answer.shared)))
         yield _DONE

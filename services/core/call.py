@@ -29,6 +29,10 @@ async def _free_of_charge(_tokens: int) -> None:
     return None
 
 
+def _nothing_to_refund(_tokens: int) -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Call:
     """One call in flight.
@@ -36,8 +40,11 @@ class Call:
     ``key_id`` is the id of the API key, never the key, or ``"anonymous"``; the scheduler is fair between
     them.
     ``deadline`` is on the ``time.monotonic`` clock. ``charge`` books billed tokens before inference and
-    raises ``ServiceError`` (429 or 403) when the key has none left. ``usage_tokens`` and ``model`` are
-    filled in by the capability for metrics and logs, ``headers`` (lower-case names) for a REST answer.
+    raises ``ServiceError`` (429 or 403) when the key has none left; ``refund`` gives some of them back for
+    a part that failed on our side, such as a message of a stream. When a call as a whole fails so, what it
+    was charged is given back but for ``answered``: a stream counts there the tokens of what it has sent.
+    ``usage_tokens`` and ``model`` are filled in by the capability for metrics and logs, ``headers``
+    (lower-case names) for a REST answer.
     """
 
     request_id: str
@@ -46,6 +53,8 @@ class Call:
     priority: Priority = Priority.INTERACTIVE
     deadline: float | None = None
     charge: Callable[[int], Awaitable[None]] = _free_of_charge
+    refund: Callable[[int], None] = _nothing_to_refund
+    answered: int = 0
     timings: Timings = field(default_factory=Timings)
     model: str = ""
     usage_tokens: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from services.core.call import Call, Timings, current_call
 from services.core.catalog.types import InputType
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.content import Location
-from services.core.serving.failure import rpc_status
+from services.core.serving.failure import failed_here, rpc_status
 from services.core.serving.messages import content_value, field_path, fill, float_vectors, timings
 from services.core.serving.vocabulary import task_name
 from services.embed.encoding import FloatMatrix, byte_rows
@@ -151,7 +151,8 @@ def _path(location: Location, input_name: str) -> str:
 
 logger = logging.getLogger(__name__)
 
-_Answer = asyncio.Task[embed_pb2.EmbedStreamResponse]
+_Answer = asyncio.Task[tuple[embed_pb2.EmbedStreamResponse, int]]
+"""Of one message, with the tokens that it is billed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,9 @@ class EmbedStream:
             while (entry := await self._answers.get()) is not None:
                 answer, size = entry
                 try:
-                    yield await answer
+                    response, billed = await answer
+                    yield response
+                    self._call.answered += billed
                 finally:
                     answer.cancel()
                     self._window.leave(size)
@@ -259,17 +262,27 @@ class EmbedStream:
 
     async def _answer(
         self, index: int, request: embed_pb2.EmbedStreamRequest, model: str, options: embed_pb2.EmbedOptions
-    ) -> embed_pb2.EmbedStreamResponse:
-        call = self._message_call()
+    ) -> tuple[embed_pb2.EmbedStreamResponse, int]:
+        billed = 0
+
+        async def charge(tokens: int) -> None:
+            nonlocal billed
+            await self._call.charge(tokens)
+            billed += tokens
+
+        call = self._message_call(charge)
         try:
             result = await self._embed(request, model, options, call)
-        except ServiceError as error:
-            return self._failure(index, request.id, error)
-        except Exception:  # of one message only; the others go on
+        except Exception as error:  # of one message only; the others go on
+            if failed_here(error, call):
+                self._call.refund(billed)
+                billed = 0
+            if isinstance(error, ServiceError):
+                return self._failure(index, request.id, error), billed
             logger.exception("message of a stream failed", extra={"fields": {"request_id": call.request_id}})
-            return self._failure(index, request.id, ServiceError(ErrorCode.INTERNAL_ERROR))
+            return self._failure(index, request.id, ServiceError(ErrorCode.INTERNAL_ERROR)), billed
         self._book(call)
-        return embed_pb2.EmbedStreamResponse(index=index, id=request.id, result=result)
+        return embed_pb2.EmbedStreamResponse(index=index, id=request.id, result=result), billed
 
     async def _embed(
         self, request: embed_pb2.EmbedStreamRequest, model: str, options: embed_pb2.EmbedOptions, call: Call
@@ -287,11 +300,13 @@ class EmbedStream:
         status = rpc_status(error, self._call.request_id)
         return embed_pb2.EmbedStreamResponse(index=index, id=id, error=status)
 
-    def _message_call(self) -> Call:
+    def _message_call(self, charge: Callable[[int], Awaitable[None]]) -> Call:
         """Make the call of one message, which is charged, timed and limited by itself."""
         now = time.monotonic()
         deadline = self._call.deadline or now + self._limits.timeout
-        return replace(self._call, timings=Timings(), usage_tokens=0, started=now, deadline=deadline)
+        return replace(
+            self._call, charge=charge, timings=Timings(), usage_tokens=0, started=now, deadline=deadline
+        )
 
     def _book(self, call: Call) -> None:
         """Add a message's figures to those of the whole call, for metrics and logs."""

@@ -39,8 +39,10 @@ async def spend(access: AccessControl, key: str, tokens: int, *, refund: bool = 
     admission = await access.admit(await access.authenticate(f"Bearer {key}"))
     try:
         await admission.charge(tokens)
+        if refund:
+            admission.refund(tokens)
     finally:
-        await admission.release(refund=refund)
+        await admission.release()
 
 
 async def refused(access: AccessControl, key: str, tokens: int) -> ErrorCode:

@@ -75,7 +75,10 @@ async def test_refunded_tokens_are_not_usage(access: AccessControl) -> None:
     caller = await principal(access, "unlimited")
     admission = await access.admit(caller)
     await admission.charge(5)
-    await admission.release(refund=True)
+    admission.refund(5)
+    with pytest.raises(ValueError, match="cannot refund 1 of 0"):
+        admission.refund(1)
+    await admission.release()
     assert tokens_of(caller.key_id) is None
 
 

@@ -47,19 +47,30 @@ class Check:
 class Admission:
     """A call that was let in. Release it, whatever becomes of the call."""
 
-    __slots__ = ("_access", "_charged", "_lease", "_principal", "_released")
+    __slots__ = ("_access", "_lease", "_principal", "_released", "charged")
 
     def __init__(self, access: AccessControl, principal: Principal, lease: Lease | None) -> None:
         self._access = access
         self._principal = principal
         self._lease = lease
-        self._charged = 0
+        self.charged = 0
+        """Tokens that are booked and not given back."""
         self._released = False
 
     async def charge(self, tokens: int) -> None:
         """Book tokens before they are used; raises 429 or 403 and books none when they are too many."""
         await self._access.charge(self._principal, self._lease, tokens)
-        self._charged += tokens
+        self.charged += tokens
+
+    def refund(self, tokens: int) -> None:
+        """Give tokens that were booked for what failed on our side back to the key's balance.
+
+        They are left out of its usage. The minute's tokens stay counted: they were asked for.
+        """
+        if not 0 <= tokens <= self.charged:
+            raise ValueError(f"cannot refund {tokens} of {self.charged} tokens")
+        self._access.refund(self._principal, tokens)
+        self.charged -= tokens
 
     def headers(self) -> dict[str, str]:
         """Give what the key has left of its minute, with lower-case names as gRPC wants them.
@@ -70,16 +81,12 @@ class Admission:
             return dict(_UNLIMITED)
         return headers(self._lease.remaining_requests, self._lease.remaining_tokens)
 
-    async def release(self, *, refund: bool = False) -> None:
-        """Give the concurrency slot back; once is enough, more does no harm.
-
-        ``refund`` gives the tokens of a call that failed on our side back to the key's balance and leaves
-        them out of its usage. The minute's tokens stay counted: they were asked for.
-        """
+    async def release(self) -> None:
+        """Give the concurrency slot back; once is enough, more does no harm."""
         if self._released:
             return
         self._released = True
-        await self._access.release(self._principal, self._lease, self._charged, refund=refund)
+        await self._access.release(self._principal, self._lease, self.charged)
 
 
 class AccessControl:
@@ -220,12 +227,15 @@ class AccessControl:
                 ledger.credit(principal.key_id, tokens)
             raise
 
-    async def release(self, principal: Principal, lease: Lease | None, charged: int, *, refund: bool) -> None:
+    def refund(self, principal: Principal, tokens: int) -> None:
+        """Give tokens of an admission back; use ``Admission.refund``."""
+        if tokens and principal.metered and self._ledger is not None:
+            self._ledger.credit(principal.key_id, tokens)
+
+    async def release(self, principal: Principal, lease: Lease | None, charged: int) -> None:
         """End an admission; use ``Admission.release``."""
-        if charged and not refund:
+        if charged:
             self._usage.count(principal.key_id, charged)
-        elif charged and principal.metered and self._ledger is not None:
-            self._ledger.credit(principal.key_id, charged)
         if lease is not None:
             await self._limiter.release(lease)
 

@@ -64,7 +64,7 @@ class Answer:
         self._sequence = sequence
         self._room = room
         self._call = call
-        self._charged = 0
+        self._charged = self._sent = 0
         self.prompt: Usage = sequence.prepared.usage
         self.shared = 0
         self.said = 0
@@ -88,6 +88,11 @@ class Answer:
             if self.said - self._charged >= _CHARGED_AT_ONCE or piece.finish is not None:
                 await self.charge()
             yield piece
+
+    def sent(self, piece: Piece) -> None:
+        """Note that the caller has been sent a piece: that much is billed however the call ends."""
+        self._sent += len(piece.tokens)
+        self._call.answered = self.prompt.total + self._sent
 
     async def charge(self) -> None:
         """Book what has not been booked of the answer."""

@@ -6,14 +6,18 @@ service also ends with ``sf-http-status`` and ``sf-http-body``, which the gatewa
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any, cast
 
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
+from services.core.call import Call
 from services.core.errors import FieldError, ServiceError
 from services.core.forms import form_of, formed_body
 from services.core.preview import clip, percent_width
@@ -51,6 +55,15 @@ def let_go(error: BaseException) -> None:
         if isinstance(each, BaseExceptionGroup):
             pending += cast("BaseExceptionGroup[BaseException]", each).exceptions
         each.__traceback__ = each.__cause__ = each.__context__ = None
+
+
+def failed_here(error: BaseException, call: Call) -> bool:
+    """Whether a call, or a message of it, failed through no doing of its caller."""
+    if isinstance(error, ServiceError):
+        return error.spec.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    if isinstance(error, asyncio.CancelledError):
+        return call.expired
+    return not isinstance(error, grpc.aio.BaseError)
 
 
 def http_body(error: ServiceError, request_id: str, rpc: str = "") -> str:

@@ -15,7 +15,6 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import grpc
@@ -24,13 +23,13 @@ from google.api import httpbody_pb2
 from google.protobuf.descriptor import Descriptor
 
 from services.core.access import AccessControl
-from services.core.call import Call, current_call
+from services.core.call import current_call
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.limits import RequestLimits
 from services.core.serving.bodies import Bodies
 from services.core.serving.deadlines import Deadlines
 from services.core.serving.exchange import Context, Exchange, Route, arrived_with, begin
-from services.core.serving.failure import let_go
+from services.core.serving.failure import failed_here, let_go
 from services.core.serving.logs import AccessLog
 from services.core.serving.metrics import CALLS, CANCELLED
 from services.core.settings import Settings
@@ -210,16 +209,16 @@ class Pipeline:
         call.tier = principal.tier
         admission = await self._access.admit(principal)
         exchange.admission = admission
-        call.charge = admission.charge
-        refund = False
+        call.charge, call.refund = admission.charge, admission.refund
         try:
             return await work(exchange)
         except BaseException as error:
-            # What a stream has answered before it failed was worth its tokens.
-            refund = not exchange.route.streaming and _is_ours(error, call)
+            if failed_here(error, call):
+                # What a stream has answered before it failed was worth its tokens.
+                admission.refund(max(0, admission.charged - call.answered))
             raise
         finally:
-            await admission.release(refund=refund)
+            await admission.release()
 
     def _record(self, exchange: Exchange) -> None:
         call, route = exchange.call, exchange.route
@@ -286,15 +285,6 @@ def _streaming_work(path: str, handler: Handler) -> Work:
             await exchange.answer_all(responses)
 
     return stream
-
-
-def _is_ours(error: BaseException, call: Call) -> bool:
-    """Whether a call failed through no doing of its caller."""
-    if isinstance(error, ServiceError):
-        return error.spec.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    if isinstance(error, asyncio.CancelledError):
-        return call.expired
-    return not isinstance(error, grpc.aio.BaseError)
 
 
 def _fields(exchange: Exchange) -> dict[str, Any]:
