@@ -129,7 +129,8 @@ def write_model(folder: Path, size: str, layers: int | None) -> Path:
 
 
 async def opened(room: MediaRoom, fit: Fit | None, kind: Modality, data: bytes) -> Opened:
-    async with room.open([("input 0", Media(kind, data))], fit, Call("benchmark")) as ((one,),):
+    async with room.open([("input 0", Media(kind, data))], fit, Call("benchmark")) as opening:
+        (one,) = opening.take()
         return one
 
 

@@ -179,5 +179,9 @@ LIMIT_HEADERS = {
         "Tokens left in this minute; 2147483647 without a limit.", "integer"
     ),
 }
-_TIME_HEADER = {"Server-Timing": _header("Milliseconds of tokenize, queue and inference.", "string")}
+_TIME_HEADER = {
+    "Server-Timing": _header(
+        "Milliseconds of tokenize, queue and inference; with media of fetch and decode too.", "string"
+    )
+}
 _RETRY_HEADER = {"Retry-After": _header("Seconds to wait before trying again.", "integer")}

@@ -37,7 +37,7 @@ from services.classify.table import ClassifierTable, Trained
 from services.classify.uses import UseCounter
 from services.classify.zero_shot import ByteCache
 from services.core.call import Call
-from services.core.content import Content
+from services.core.content import Content, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbeddingModel, Engine, Inputs
 
@@ -83,8 +83,8 @@ class FewShot:
         classifier_id = _known_form(request.classifier_id)
         trained = await self._open(classifier_id, call.key_id)
         model = self._model(trained, call)
-        vectors, tokens = await _embed(model, request.contents, 1, call)
-        call.usage_tokens += tokens
+        vectors, usage = await _embed(model, request.contents, 1, call)
+        call.usage_tokens += usage.total
         _must_fit(classifier_id, trained, vectors)
         scores = softmax(trained.head.decide(vectors))
         self.uses.count(classifier_id)
@@ -94,7 +94,7 @@ class FewShot:
             grouped=False,
             scores=[scores],
             best=[best(scores)],
-            total_tokens=tokens,
+            usage=usage,
         )
 
     async def train(self, request: TrainRequest, call: Call) -> TrainResult:
@@ -110,7 +110,7 @@ class FewShot:
         limit = self._limits.of_tier.get(call.tier) or self._limits.classifiers
         if (current := await self._table.count(call.key_id)) >= limit:
             raise too_many_classifiers(current, limit)
-        vectors, tokens = await _embed(model, request.contents, request.iterations, call)
+        vectors, usage = await _embed(model, request.contents, request.iterations, call)
         start = LabelWeights.new(vectors, len(labels))
         head = await self._learn(start, vectors, labels, request.labels, request.iterations)
         now = time.time()
@@ -128,8 +128,8 @@ class FewShot:
         )
         if not await self._table.create(classifier, head.matrix(), limit):
             raise too_many_classifiers(limit, limit)
-        call.usage_tokens += tokens
-        return TrainResult(classifier.id, len(request.contents), tokens)
+        call.usage_tokens += usage.total
+        return TrainResult(classifier.id, len(request.contents), usage)
 
     async def update(self, request: UpdateRequest, call: Call) -> TrainResult:
         """Train a classifier of the caller's further, as the only call to do so at a time.
@@ -144,15 +144,15 @@ class FewShot:
                 raise not_found(classifier_id)
             model = self._model(trained, call)
             labels = self._labels(trained.labels, request.labels)
-            vectors, tokens = await _embed(model, request.contents, request.iterations, call)
+            vectors, usage = await _embed(model, request.contents, request.iterations, call)
             _must_fit(classifier_id, trained, vectors)
             start = trained.head.widened(len(labels))
             head = await self._learn(start, vectors, labels, request.labels, request.iterations)
             if not await self._table.replace(classifier_id, holder, trained.version, labels, head.matrix()):
                 gone = await self._table.standing(classifier_id) is None
                 raise not_found(classifier_id) if gone else busy(classifier_id)
-        call.usage_tokens += tokens
-        return TrainResult(classifier_id, len(request.contents), tokens)
+        call.usage_tokens += usage.total
+        return TrainResult(classifier_id, len(request.contents), usage)
 
     async def list(self, call: Call) -> list[Classifier]:
         """Give the caller's classifiers, oldest first."""
@@ -223,11 +223,11 @@ class FewShot:
 
 async def _embed(
     model: EmbeddingModel, contents: Sequence[Content], times: int, call: Call
-) -> tuple[Vectors, int]:
-    """Return unit vectors (contents, width) and the tokens billed, ``times`` those of the contents."""
+) -> tuple[Vectors, Usage]:
+    """Return unit vectors (contents, width) and what is billed, ``times`` the tokens of the contents."""
     copies = None if times == 1 else [times] * len(contents)
     found = await model.vectors([Inputs(contents, model.spec.classify_task, copies=copies)], True, call)
-    return found.vectors, found.usage.total
+    return found.vectors, found.usage
 
 
 def _timed(work: partial[LabelWeights]) -> LabelWeights:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
-from searchfoundation.v1 import classify_pb2, classify_pb2_grpc, common_pb2
+from searchfoundation.v1 import classify_pb2, classify_pb2_grpc
 
 from services.classify.few_shot import FewShot
 from services.classify.schema import (
@@ -24,7 +24,7 @@ from services.classify.zero_shot import ZeroShot
 from services.core.call import Call, current_call
 from services.core.errors import FieldError, validation_error
 from services.core.requests.content import Location
-from services.core.serving.messages import content_value, field_path, fill, timings
+from services.core.serving.messages import content_value, field_path, fill, timings, usage
 
 ACCESSES = {
     classify_pb2.CLASSIFIER_ACCESS_UNSPECIFIED: Access.PUBLIC,
@@ -108,11 +108,6 @@ def classifier_message(classifier: Classifier) -> classify_pb2.Classifier:
     )
 
 
-def usage(total_tokens: int) -> common_pb2.Usage:
-    """Render what a call consumed."""
-    return common_pb2.Usage(total_tokens=total_tokens, prompt_tokens=total_tokens)
-
-
 def _groups(request: classify_pb2.ClassifyRequest) -> dict[str, list[str]]:
     if request.labels:
         raise validation_error([FieldError("groups", "Give labels or groups, not both", "value_error")])
@@ -182,7 +177,7 @@ class ClassifyServicer(classify_pb2_grpc.ClassifyServiceServicer):
         else:
             result = await self._few_shot.classify(parsed, call)
         response = classify_pb2.ClassifyResponse(
-            model=result.model, usage=usage(result.total_tokens), timings=timings(call.timings)
+            model=result.model, usage=usage(result.usage), timings=timings(call.timings)
         )
         labels = sum(len(group.labels) for group in result.groups)
         await fill(response.classifications, classifications(result), at_once=_LABELS_AT_ONCE // labels)
@@ -232,6 +227,6 @@ def _trained(result: TrainResult, call: Call) -> classify_pb2.TrainResponse:
     return classify_pb2.TrainResponse(
         classifier_id=result.classifier_id,
         samples=result.samples,
-        usage=usage(result.total_tokens),
+        usage=usage(result.usage),
         timings=timings(call.timings),
     )

@@ -66,7 +66,7 @@ class ClassifyRestServicer(classify_rest_pb2_grpc.ClassifyRestServiceServicer):
             {
                 "classifier_id": result.classifier_id,
                 "num_samples": result.samples,
-                "usage": {"total_tokens": result.total_tokens},
+                "usage": {"total_tokens": result.usage.total, **result.usage.of_media},
             }
         )
 
@@ -88,7 +88,7 @@ async def response_body(result: ClassifyResult, contents: int) -> dict[str, Any]
     """Lay out the answer for so many ``contents``; keys stand in the order of the wire."""
     labels = sum(len(group.labels) for group in result.groups)
     data = await in_slices(contents, 2 * labels, partial(response_items, result))
-    return {"usage": {"total_tokens": result.total_tokens}, "data": data}
+    return {"usage": {"total_tokens": result.usage.total, **result.usage.of_media}, "data": data}
 
 
 def response_items(result: ClassifyResult, first: int, last: int) -> list[dict[str, Any]]:

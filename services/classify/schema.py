@@ -18,7 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownEr
 
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, Modality, ModelSpec
-from services.core.content import Content
+from services.core.content import Content, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.content import (
     Accepted,
@@ -133,7 +133,7 @@ class ClassifyResult:
     grouped: bool
     scores: list[Scores]
     best: list[list[int]]
-    total_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class TrainResult:
 
     classifier_id: str
     samples: int
-    total_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,6 +453,9 @@ class ClassificationUsage(BaseModel):
     """Tokens of a request, special tokens included."""
 
     total_tokens: int = Field(description="Tokens billed.", ge=0)
+    image_tokens: int | None = Field(None, description="Those of images, if any.", ge=0)
+    audio_tokens: int | None = Field(None, description="Those of sounds, if any.", ge=0)
+    video_tokens: int | None = Field(None, description="Those of films, if any.", ge=0)
 
 
 class ClassificationPredictionLabel(BaseModel):

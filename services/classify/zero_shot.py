@@ -16,7 +16,7 @@ from services.classify.schema import ClassifyResult, LabelGroup, ZeroShotRequest
 from services.classify.scores import best, similarities, softmax
 from services.core.call import Call
 from services.core.catalog.types import ModelSpec
-from services.core.content import Content
+from services.core.content import Content, Usage
 from services.core.inference import EmbeddingModel, Engine, Inputs
 
 K = TypeVar("K", bound=Hashable)
@@ -157,7 +157,7 @@ class ZeroShot:
         model = self._engine.embedder(request.model)
         labels = tuple(label for group in request.groups for label in group.labels)
         texts, targets, billed = await self._vectors(model, request.contents, labels, call)
-        call.usage_tokens += billed
+        call.usage_tokens += billed.total
         cosines = await similarities(texts, targets.vectors, self._executor)
         scores = [softmax(part) for part in _split(cosines, request.groups)]
         return ClassifyResult(
@@ -166,13 +166,13 @@ class ZeroShot:
             grouped=request.grouped,
             scores=scores,
             best=[best(part) for part in scores],
-            total_tokens=billed,
+            usage=billed,
         )
 
     async def _vectors(
         self, model: EmbeddingModel, contents: Sequence[Content], labels: tuple[str, ...], call: Call
-    ) -> tuple[Vectors, LabelMatrix, int]:
-        """Return the vectors of contents and labels, and the tokens billed for all of them."""
+    ) -> tuple[Vectors, LabelMatrix, Usage]:
+        """Return the vectors of contents and labels, and what is billed for all of them."""
         matrix = self._memory.matrix(model.spec, labels)
         if matrix is not None:
             vectors, _, billed = await _embed(model, contents, {}, matrix.tokens, call)
@@ -190,11 +190,11 @@ async def _embed(
     labels: Mapping[str, int],
     known_tokens: int,
     call: Call,
-) -> tuple[Vectors, dict[str, LabelVector], int]:
+) -> tuple[Vectors, dict[str, LabelVector], Usage]:
     """Embed contents and new ``labels``, which come so many times each, in one job.
 
     One charge is made for all of them and for the ``known_tokens`` of other labels. Returns the unit vectors
-    of the contents, the labels, and the tokens billed.
+    of the contents, the labels, and what is billed.
     """
     task = model.spec.classify_task
 
@@ -212,7 +212,7 @@ async def _embed(
         label: LabelVector(vectors[place].copy(), found.token_counts[place])
         for place, label in enumerate(labels, first)
     }
-    return vectors[:first], made, found.usage.total + known_tokens
+    return vectors[:first], made, found.usage._replace(text=found.usage.text + known_tokens)
 
 
 def _split(cosines: Vectors, groups: Sequence[LabelGroup]) -> list[Vectors]:

@@ -18,8 +18,13 @@ class Priority(IntEnum):
 
 @dataclass(slots=True)
 class Timings:
-    """Where a call's time went, in seconds. Stages may overlap, so the sum can pass the total."""
+    """Where a call's time went, in seconds. Stages may overlap, so the sum can pass the total.
 
+    ``fetch`` and ``decode`` are those of media, 0 where a call has none.
+    """
+
+    fetch: float = 0.0
+    decode: float = 0.0
     tokenize: float = 0.0
     queue: float = 0.0
     inference: float = 0.0

@@ -7,7 +7,7 @@ imports nothing but the catalogue's types.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
@@ -65,7 +65,8 @@ class Scaling:
 
     Of a film ``frames`` are kept at most, evenly spread, whose areas together are from ``film_min_pixels`` to
     ``film_max_pixels``. Scaled by torch's bicubic filter on 8 bits, with antialiasing, as the fast processors
-    of transformers do.
+    of transformers do. ``copies`` says how many times as many bytes as the pixels the features have that the
+    processor makes of them.
     """
 
     multiple: int
@@ -74,6 +75,7 @@ class Scaling:
     frames: int = 0
     film_min_pixels: int = 0
     film_max_pixels: int = 0
+    copies: int = 1
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height that a picture of this width and height gets.
@@ -168,19 +170,42 @@ class Usage(NamedTuple):
         """Tokens of all modalities."""
         return sum(self)
 
+    @property
+    def of_media(self) -> dict[str, int]:
+        """Those of media, as answers name them; of what a call did not hold there is nothing."""
+        return {f"{kind}_tokens": count for kind, count in self._asdict().items() if count and kind != "text"}
+
+
+class Opening(Protocol):
+    """The media of one call, opened; their bytes count against the bound of all calls until it ends."""
+
+    def take(self) -> tuple[Opened, ...]:
+        """Give what became of the next of the media, in their order, and forget it."""
+        ...
+
+    def became(self, size: int) -> None:
+        """Count ``size`` bytes from now on for all that was taken: what a processor made of it."""
+        ...
+
+    def outlive(self) -> Callable[[], None]:
+        """Count the bytes beyond the end of the context, until what is returned is called."""
+        ...
+
 
 class Opener(Protocol):
     """The media room, as the engine uses it: from what was sent to what networks read."""
 
     def open(
         self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
-    ) -> AbstractAsyncContextManager[list[tuple[Opened, ...]]]:
+    ) -> AbstractAsyncContextManager[Opening]:
         """Fetch and decode media on behalf of ``call``, side by side; as many as there were, in order.
 
         A picture gives one image, a PDF one for each of its pages, each as ``fit`` wants it or else as it is;
         a sound and a film give one thing each.
         With each comes what errors call it, for example ``input 3``. All or nothing: raises ServiceError for
         the first that cannot be had, and then, as when it is cancelled, stops what it did for the others.
-        The bytes count against the bound of all calls until the context ends.
+        Bytes count against the bound of all calls from before they come until the context ends. Of one call
+        all media are opened together: who held some while it waits for room for others could wait for ever.
+        Fills ``fetch``, ``decode`` and ``queue`` of ``call.timings``.
         """
         ...

@@ -323,10 +323,11 @@ class Settings(BaseSettings):
     )
     media_fetch_seconds: float = Field(20.0, gt=0, description="Longest time to fetch one file.")
     media_bytes_in_flight: int = Field(
-        256 << 20,
+        384 << 20,
         ge=1,
         description="Bytes of callers' files, encoded and decoded, that all calls of a process hold "
-        "together; beyond, calls wait for each other.",
+        "together, from before they come to the end of the passes that read them; beyond, calls wait for "
+        "each other.",
     )
     media_decoders: int | None = Field(
         None,

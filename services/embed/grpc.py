@@ -17,7 +17,7 @@ from services.core.catalog.types import InputType
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.content import Location
 from services.core.serving.failure import failed_here, rpc_status
-from services.core.serving.messages import content_value, field_path, fill, float_vectors, timings
+from services.core.serving.messages import content_value, field_path, fill, float_vectors, timings, usage
 from services.core.serving.vocabulary import task_name
 from services.embed.encoding import FloatMatrix, byte_rows
 from services.embed.logic import Embedder
@@ -125,18 +125,9 @@ def dense_vectors(vectors: FloatMatrix, encoding: Encoding) -> list[common_pb2.D
     return [common_pb2.DenseVector(encoding=number, dimensions=width, data=row) for row in rows]
 
 
-def usage(result: Result) -> common_pb2.Usage:
+def used(result: Result) -> common_pb2.Usage:
     """Render what a call consumed; sparse vectors count their entries as output."""
-    output = result.entries if isinstance(result, SparseResult) else None
-    billed = result.usage
-    return common_pb2.Usage(
-        total_tokens=billed.total,
-        prompt_tokens=billed.total,
-        image_tokens=billed.image or None,
-        audio_tokens=billed.audio or None,
-        video_tokens=billed.video or None,
-        output_tokens=output,
-    )
+    return usage(result.usage, result.entries if isinstance(result, SparseResult) else None)
 
 
 def _is_input(location: Location) -> bool:
@@ -292,7 +283,7 @@ class EmbedStream:
         return embed_pb2.EmbedStreamResult(
             model=result.model,
             embeddings=embeddings(result),
-            usage=usage(result),
+            usage=used(result),
             timings=timings(call.timings),
         )
 
@@ -313,6 +304,8 @@ class EmbedStream:
         whole = self._call
         whole.model = call.model
         whole.usage_tokens += call.usage_tokens
+        whole.timings.fetch += call.timings.fetch
+        whole.timings.decode += call.timings.decode
         whole.timings.tokenize += call.timings.tokenize
         whole.timings.queue += call.timings.queue
         whole.timings.inference += call.timings.inference
@@ -339,7 +332,7 @@ class EmbedServicer(embed_pb2_grpc.EmbedServiceServicer):
         parsed = self._parser.parse(fields, unary_location)
         result = await self._embedder.embed(parsed, call)
         response = embed_pb2.EmbedResponse(
-            model=result.model, usage=usage(result), timings=timings(call.timings)
+            model=result.model, usage=used(result), timings=timings(call.timings)
         )
         await fill(response.embeddings, embeddings(result))
         return response

@@ -54,8 +54,7 @@ def _usage(result: Result) -> dict[str, int]:
     tokens = result.usage.total
     if isinstance(result, SparseResult):
         return {"total_tokens": tokens, "input_tokens": tokens, "output_tokens": result.entries}
-    media = {f"{kind}_tokens": n for kind, n in result.usage._asdict().items() if n and kind != "text"}
-    return {"total_tokens": tokens, "prompt_tokens": tokens, **media}
+    return {"total_tokens": tokens, "prompt_tokens": tokens, **result.usage.of_media}
 
 
 def response_items(result: Result, first: int, last: int) -> list[dict[str, Any]]:

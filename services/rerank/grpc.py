@@ -13,7 +13,7 @@ from searchfoundation.v1 import common_pb2, rerank_pb2, rerank_pb2_grpc
 from services.core.call import Call, Timings, current_call
 from services.core.errors import ErrorCode, FieldError, ServiceError, validation_error
 from services.core.requests.content import Location
-from services.core.serving.messages import content_value, field_path, fill, float_vectors, timings
+from services.core.serving.messages import content_value, field_path, fill, float_vectors, timings, usage
 from services.rerank.logic import Reranker
 from services.rerank.parsing import RequestParser
 from services.rerank.types import RerankRequest, RerankResult
@@ -67,7 +67,7 @@ async def response(
     """Render a ranking; ``documents`` are those of the request, None to leave them out."""
     answer = rerank_pb2.RerankResponse(
         model=result.model,
-        usage=common_pb2.Usage(total_tokens=result.total_tokens, prompt_tokens=result.total_tokens),
+        usage=usage(result.usage),
         timings=timings(measured),
     )
     await fill(answer.results, _ranked(result, documents))

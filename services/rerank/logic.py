@@ -36,5 +36,5 @@ class Reranker:
             indices=order.tolist(),
             scores=values[order].tolist(),
             embeddings=None if scores.embeddings is None else scores.embeddings[order],
-            total_tokens=scores.usage.total,
+            usage=scores.usage,
         )

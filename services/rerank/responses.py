@@ -13,6 +13,7 @@ class RerankingUsage(BaseModel):
     """Tokens of a request, special tokens included: query and documents once each, after the cut."""
 
     total_tokens: int = Field(description="Tokens billed.", ge=0)
+    image_tokens: int | None = Field(None, description="Those of images, if any.", ge=0)
 
 
 class RankedTextDoc(TextDoc):

@@ -103,7 +103,7 @@ def response_body(result: RerankResult, results: Any) -> dict[str, Any]:
     return {
         "model": result.model,
         "object": "list",
-        "usage": {"total_tokens": result.total_tokens},
+        "usage": {"total_tokens": result.usage.total, **result.usage.of_media},
         "results": results,
     }
 

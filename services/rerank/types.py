@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.core.content import Content
+from services.core.content import Content, Usage
 
 if TYPE_CHECKING:  # the gateway reads the request schemas and needs no numpy
     import numpy as np
@@ -35,11 +35,11 @@ class RerankResult:
     """The ranking: ``indices`` into the documents and their ``scores``, the best first, equal ones by index.
 
     Scores are rounded to 8 decimals. ``embeddings`` (results, width) float32 has the rows of the ranking,
-    None unless asked for. ``total_tokens`` is what was billed.
+    None unless asked for. ``usage`` is what was billed.
     """
 
     model: str
     indices: list[int]
     scores: list[float]
     embeddings: NDArray[np.float32] | None
-    total_tokens: int
+    usage: Usage

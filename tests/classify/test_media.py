@@ -58,7 +58,7 @@ async def test_pictures_and_texts_are_sorted_under_labels(rig: Rig, chosen: Sett
     scores = [[each["score"] for each in item["predictions"]] for item in answered["data"]]
     np.testing.assert_allclose(scores, expected(chosen.model_dir / V1, CHINA, "a dog", FLOWER), atol=1e-5)
     tokens = sum(len(reference.token_ids(chosen.model_dir / V1, text)) for text in ("a dog", *LABELS))
-    assert answered["usage"] == {"total_tokens": tokens + 2 * 6000}
+    assert answered["usage"] == {"total_tokens": tokens + 2 * 6000, "image_tokens": 2 * 6000}
 
 
 async def test_labels_may_come_in_groups(rig: Rig) -> None:
@@ -76,7 +76,7 @@ async def test_a_classifier_learns_from_pictures(rig: Rig, clean: None) -> None:
     ]
     made = await rig.train(model=V1, input=examples, access="private", num_iters=10)
     assert made["num_samples"] == 3
-    assert made["usage"]["total_tokens"] == 10 * (2 * 6000 + 4)
+    assert made["usage"] == {"total_tokens": 10 * (2 * 6000 + 4), "image_tokens": 10 * 2 * 6000}
     named = {"classifier_id": made["classifier_id"]}
     answered = await rig.classify(**named, input=[picture(FLOWER), picture(CHINA), "a dog"])
     assert [item["prediction"] for item in answered["data"]] == ["flower", "china", "dog"]

@@ -135,7 +135,7 @@ async def test_private_classifiers_are_for_their_owner(few_shot: FewShot) -> Non
     caller = bob()
     caller.charge = charge
     answer = await few_shot.classify(FewShotRequest(public, ["a cat"]), caller)
-    assert charged == [answer.total_tokens]
+    assert charged == [answer.usage.total]
     assert (await few_shot.get(public, bob())).id == public
     foreign = FewShotRequest(private, ["a cat"])
     assert await refusal(few_shot.classify(foreign, bob())) is ErrorCode.RESOURCE_NOT_FOUND

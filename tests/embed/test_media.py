@@ -258,6 +258,30 @@ async def test_typed_calls_take_bytes(up: Serving, models: Path) -> None:
     assert answered.usage.image_tokens == 16_000
     only_text = await stub.Embed(embed_pb2.EmbedRequest(model=V2, inputs=[content(text="a")]))
     assert not only_text.usage.HasField("image_tokens")
+    spent = answered.timings
+    assert all(each.ToNanoseconds() > 0 for each in (spent.fetch, spent.decode, spent.inference))
+    assert only_text.timings.fetch.ToNanoseconds() == only_text.timings.decode.ToNanoseconds() == 0
+
+
+async def test_stages_of_media_are_told_where_there_are_media(up: Serving) -> None:
+    stub: Any = embed_rest_pb2_grpc.EmbedRestServiceStub(up.channel)
+
+    async def stages(value: Any) -> dict[str, float]:
+        body = orjson.dumps({"model": V1, "input": value})
+        call = stub.CreateEmbeddings(httpbody_pb2.HttpBody(content_type="application/json", data=body))
+        headers = dict(await call.initial_metadata())
+        await call
+        said = [each.split(";dur=") for each in headers["server-timing"].split(", ")]
+        return {name: float(milliseconds) for name, milliseconds in said}
+
+    async with web(answer(FLOWER)) as site:
+        fetched = await stages([{"image": site.url()}])
+    assert list(fetched) == ["fetch", "decode", "tokenize", "queue", "inference", "total"]
+    assert 0 < fetched["fetch"] < fetched["total"]
+    assert 0 < fetched["decode"] < fetched["total"]
+    sent = await stages(["a dog", {"image": text(PHOTOGRAPH)}])
+    assert sent["fetch"] == 0 < sent["decode"]
+    assert list(await stages(["a dog"])) == ["tokenize", "queue", "inference", "total"]
 
 
 async def test_a_typed_pdf_gives_its_pages(up: Serving) -> None:

@@ -11,6 +11,7 @@ from services.core.content import Usage
 from services.core.inference.blocks import BlockPool
 from services.core.inference.generation import Conversation, Waiting
 from services.core.inference.sampling import Sampler, Sampling
+from services.core.inference.submission import NothingOpened
 from services.core.inference.writing import Writer
 from services.core.modeling.types import PreparedChat
 
@@ -22,7 +23,7 @@ def test_interactive_calls_go_before_batch_and_keys_take_turns() -> None:
         call = Call(name, key_id=name[0], priority=priority)
         prepared = PreparedChat(np.zeros(10, np.int32), (), Usage(10))
         sampler = Sampler(Sampling(), frozenset())
-        waiting.add(Conversation(call, prepared, sampler, Writer([]), 10, number, []))
+        waiting.add(Conversation(call, prepared, NothingOpened(), sampler, Writer([]), 10, number, []))
     order = []
     while waiting:
         order.append(waiting.take().call.request_id)

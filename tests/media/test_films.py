@@ -58,7 +58,8 @@ async def room() -> AsyncIterator[MediaRoom]:
 
 
 async def opened(room: MediaRoom, kind: Modality, data: bytes, fit: Scaling | None = None) -> Any:
-    async with room.open([("input 0", Media(kind, data))], fit, Call("test")) as ((one,),):
+    async with room.open([("input 0", Media(kind, data))], fit, Call("test")) as opening:
+        (one,) = opening.take()
         return one
 
 
@@ -336,8 +337,9 @@ async def test_sixty_four_films_keep_to_the_budget() -> None:
 
     async def one() -> tuple[int, ...]:
         nonlocal most
-        async with room.open([("input 0", Media(Modality.VIDEO, data))], FIT, Call("test")) as ((found,),):
-            most = max(most, room.budget.held)
+        async with room.open([("input 0", Media(Modality.VIDEO, data))], FIT, Call("test")) as opening:
+            (found,) = opening.take()
+            most = max(most, room.budget.held + room.pixels.held)
             assert isinstance(found, Film)
             return found.frames.shape
 

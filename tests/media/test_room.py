@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 import torch
 from PIL import Image as Pillow
+from prometheus_client import REGISTRY
 from torch.nn.functional import interpolate
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -25,9 +26,11 @@ from services.core.call import Call
 from services.core.catalog.types import Modality
 from services.core.content import Fit, Image, Media, Scaling, Square
 from services.core.errors import ErrorCode, ServiceError
+from services.core.media.budget import ByteBudget
 from services.core.media.errors import MediaError
 from services.core.media.room import MediaRoom
 from services.core.settings import Settings
+from tests.media.films import film
 from tests.media.pictures import (
     A4,
     BAD,
@@ -90,8 +93,8 @@ def image(source: str | bytes) -> Media:
 
 async def opened(room: MediaRoom, *media: Media, fit: Fit | None = None) -> list[tuple[Image, ...]]:
     named = [(f"input[{i}]", one) for i, one in enumerate(media)]
-    async with room.open(named, fit, Call("test")) as images:
-        return images
+    async with room.open(named, fit, Call("test")) as opening:
+        return [opening.take() for _ in media]
 
 
 async def pixels(room: MediaRoom, data: bytes) -> np.ndarray:
@@ -377,12 +380,14 @@ async def test_all_pages_together_are_bounded_when_they_are_not_fitted(make: Mak
 
 async def test_calls_wait_for_room_and_the_first_comes_first(make: Make) -> None:
     data = saved(noise(50, 50))
-    room = make(media_bytes_in_flight=len(data) + SQUARE.side**2 * 3)
+    room = make(media_bytes_in_flight=2 * (len(data) + SQUARE.side**2 * 3))
     order: list[int] = []
 
     async def call(number: int) -> None:
-        async with room.open([("input", image(data))], SQUARE, Call("test")) as images:
-            assert room.budget.held == images[0][0].pixels.nbytes
+        async with room.open([("input", image(data))], SQUARE, Call("test")) as opening:
+            ((one,), _) = opening.take(), opening.became(1)
+            assert room.budget.held == len(data) + 1
+            assert one.pixels.shape == (16, 16, 3)
             order.append(number)
 
     await asyncio.gather(*(call(number) for number in range(6)))
@@ -415,9 +420,9 @@ async def many_large(room: MediaRoom, calls: int, size: int) -> int:
 
     async def call() -> None:
         nonlocal most
-        async with room.open([("input", image(site.url()))], SQUARE, Call("test")) as images:
-            most = max(most, room.budget.held)
-            assert images[0][0].source_size == (64, 64)
+        async with room.open([("input", image(site.url()))], SQUARE, Call("test")) as opening:
+            most = max(most, room.budget.held + room.pixels.held)
+            assert opening.take()[0].source_size == (64, 64)
 
     async with web(answer(data)) as site:
         await asyncio.gather(*(call() for _ in range(calls)))
@@ -437,6 +442,46 @@ async def test_two_hundred_files_of_8_mb_stay_within_the_bound(make: Make) -> No
     assert await many_large(room, 200, 8 << 20) <= 64 << 20
     # Beside what is counted, the sockets' buffers and the copy that goes through the pipe.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < (3 * 64 << 20) >> 10
+
+
+def told(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"searchfoundation_media_{name}", labels) or 0.0
+
+
+async def test_fetches_and_decodings_are_counted(make: Make) -> None:
+    started = asyncio.Event()
+    room = make()
+    outcomes = ("ok", "refused", "failed", "cancelled")
+    before = [told("fetches_total", outcome=outcome) for outcome in outcomes]
+    kinds = ("image", "pdf")
+    decoded = [told("decode_seconds_count", kind=kind) for kind in kinds]
+    async with web(answer(photograph())) as site, web(answer(b"", 404)) as missing:
+        await opened(room, image(site.url()), Media(Modality.PDF, pdf(A4)), fit=SQUARE)
+        await refused(room, image(missing.url()))
+    async with web(answer(b"", 503)) as busy, web(endless(started)) as site:
+        await refused(room, image(busy.url()))
+        task = asyncio.create_task(opened(room, image(site.url())))
+        await started.wait()
+        assert told("bytes_in_flight") == room.budget.held > 0
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [told("fetches_total", outcome=outcome) for outcome in outcomes] == [one + 1 for one in before]
+    assert [told("decode_seconds_count", kind=kind) for kind in kinds] == [one + 1 for one in decoded]
+    assert told("bytes_in_flight") == 0
+
+
+async def test_decoders_that_are_started_again_are_counted(make: Make) -> None:
+    room = make()
+    before = told("decoders_restarted_total")
+    pid = await stopped(room)
+    assert told("decoders_restarted_total") == before
+    victim = asyncio.create_task(refused(room, image(photograph())))
+    await until_busy(room)
+    os.kill(pid, signal.SIGKILL)
+    await victim
+    await opened(room, image(photograph()), fit=SQUARE)
+    assert told("decoders_restarted_total") == before + 1
 
 
 GDK_PIXBUF = Path("/usr/libexec/installed-tests/gdk-pixbuf")
@@ -481,3 +526,55 @@ async def test_sizes_are_those_of_the_published_processor(size: tuple[int, int])
         for unit in (28, 32):
             height, width = smart_resize(size[1], size[0], unit, *limits)
             assert Scaling(unit, *limits).size(*size) == (width, height)
+
+
+class Watched(ByteBudget):
+    """Remembers the most that was held."""
+
+    most = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "held":
+            self.most = max(self.most, value)
+
+
+async def test_pixels_of_all_decoders_together_are_bounded(make: Make) -> None:
+    side = 400
+    room = make(media_decoders=4, media_bytes_in_flight=4 * side**2 * 3)
+    room.pixels = Watched(room.pixels.limit)
+    sent = [image(saved(noise(side, side, seed))) for seed in range(12)]
+    assert len(await opened(room, *sent, fit=SQUARE)) == 12
+    assert len(await opened(room, *sent, fit=Scaling(28, 3136, 602_112))) == 12
+    assert room.pixels.most == 2 * side**2 * 3
+    assert room.pixels.held == 0
+
+
+@pytest.mark.parametrize("kind", [Modality.IMAGE, Modality.PDF, Modality.VIDEO])
+async def test_nothing_is_decoded_before_there_is_room_for_its_pixels(make: Make, kind: Modality) -> None:
+    room = make()
+    data = {Modality.IMAGE: saved(noise(40, 30)), Modality.PDF: pdf(A4), Modality.VIDEO: film(count=4)}[kind]
+    fit = Scaling(28, 3136, 602_112, 32, 3136, 602_112)
+    first = await room.pixels.reserve(room.pixels.limit)
+    waiting = [asyncio.create_task(opened(room, Media(kind, data), fit=fit)) for _ in range(2)]
+    await until_busy(room)
+    (pid,) = room.decoders.pids
+    waiting[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[0]
+    await until_gone(pid)
+    await until_busy(room)
+    assert not waiting[1].done()
+    assert room.pixels.held == room.pixels.limit
+    first.release()
+    ((one, *_),) = await waiting[1]
+    assert one is not None
+    assert room.budget.held == room.pixels.held == 0
+
+
+async def test_a_picture_larger_than_the_bound_is_counted_as_it_is(make: Make) -> None:
+    room = make(media_bytes_in_flight=1000)
+    room.pixels = Watched(room.pixels.limit)
+    await opened(room, image(saved(noise(100, 50))), fit=SQUARE)
+    assert room.pixels.most == 100 * 50 * 3
+    assert room.pixels.held == 0

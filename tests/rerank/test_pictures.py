@@ -85,7 +85,8 @@ async def test_texts_and_pictures_in_one_request(up: Serving, models: Path) -> N
         assert each["document"] == sent[each["index"]]
     _, ids = reference.states(models / M0, "m0", QUERY + "a dog" + "hello world", [], limits=LIMITS)
     small, flower = 2 * 3, 345
-    assert answered["usage"]["total_tokens"] == len(ids) + 2 * (small + 2) + flower + 2
+    total = len(ids) + 2 * (small + 2) + flower + 2
+    assert answered["usage"] == {"total_tokens": total, "image_tokens": 2 * small + flower}
 
 
 async def test_a_picture_asks_and_few_are_answered(up: Serving, models: Path) -> None:
@@ -111,6 +112,7 @@ async def test_the_typed_door_and_the_stream_answer_alike(up: Serving) -> None:
     ]
     assert [each.document for each in typed.results] == [contents[each.index] for each in typed.results]
     assert typed.usage.total_tokens == plain["usage"]["total_tokens"]
+    assert typed.usage.image_tokens == plain["usage"]["image_tokens"] == 2 * 3
 
     async def parts() -> AsyncIterator[rerank_pb2.RerankStreamRequest]:
         yield rerank_pb2.RerankStreamRequest(start=rerank_pb2.RerankStart(model=M0, query=asked))

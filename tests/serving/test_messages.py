@@ -13,7 +13,9 @@ from services.core.serving import messages
 
 
 def test_timings_keep_nanoseconds() -> None:
-    rendered = messages.timings(Timings(tokenize=0.000_000_5, queue=0.0, inference=2.25))
+    rendered = messages.timings(Timings(0.5, 0.25, tokenize=0.000_000_5, queue=0.0, inference=2.25))
+    assert rendered.fetch.ToNanoseconds() == 500_000_000
+    assert rendered.decode.ToNanoseconds() == 250_000_000
     assert rendered.tokenize.ToNanoseconds() == 500
     assert rendered.queue.ToNanoseconds() == 0
     assert rendered.inference.ToNanoseconds() == 2_250_000_000

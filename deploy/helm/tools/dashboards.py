@@ -100,7 +100,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "Where the time goes, p95",
                 ((quantile(0.95, "searchfoundation_request_stage_seconds", _POOL, "stage"), "{{stage}}"),),
                 "s",
-                "Tokenising, waiting for the device, and the device itself.",
+                "Fetching and decoding media, tokenising, waiting for the device, and the device itself.",
             ),
             Panel(
                 "Tokens by model",
@@ -279,6 +279,36 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
                 "s",
             ),
             Panel("Resident memory", ((f"process_resident_memory_bytes{{{_POOL}}}", "{{pod}}"),), "bytes"),
+            Panel(
+                "Media in flight",
+                (
+                    (f"searchfoundation_media_bytes_in_flight{{{_POOL}}}", "{{pod}}"),
+                    (f"max (searchfoundation_media_bytes_in_flight_limit{{{_POOL}}})", "limit"),
+                ),
+                "bytes",
+                "Files, pixels and patches that calls hold; at the limit calls wait for each other.",
+            ),
+            Panel(
+                "Media fetched, by outcome",
+                ((rate("searchfoundation_media_fetches_total", _POOL, "outcome"), "{{outcome}}"),),
+                stack=True,
+            ),
+            Panel(
+                "Time to decode media, p95",
+                ((quantile(0.95, "searchfoundation_media_decode_seconds", _POOL, "kind"), "{{kind}}"),),
+                "s",
+            ),
+            Panel(
+                "Decoding processes started again",
+                (
+                    (
+                        "sum by (pod) (increase("
+                        f"searchfoundation_media_decoders_restarted_total{{{_POOL}}}[1h]))",
+                        "{{pod}} in an hour",
+                    ),
+                ),
+                about="Those that broke down on a file, took too long, or were left with their call.",
+            ),
         ),
     ),
     "batch": (

@@ -6,19 +6,19 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from services.core.call import Call
 from services.core.catalog.types import ModelSpec
-from services.core.content import Image, Media, Opener, Usage
+from services.core.content import Image, Media, Opener, Opening, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.generation import Conversation, Generation, Piece, Room
 from services.core.inference.sampling import Sampler, Sampling
 from services.core.inference.slots import Slot
-from services.core.inference.submission import CHARACTERS_PER_TOKEN
+from services.core.inference.submission import CHARACTERS_PER_TOKEN, NothingOpened
 from services.core.inference.tokenizing import TextThreads
 from services.core.inference.writing import Writer
 from services.core.modeling.types import Message, PreparedChat, UnfitInputError
@@ -134,10 +134,17 @@ class ChatModel:
         """
         async with self._slot.held(call) as room:
             guess = sum(self._guess(room, part) for turn in turns for part in turn.parts)
-            with self._runtime.admitted(self._slot.lane, 1, guess, call.key_id) as reservation:
+            async with AsyncExitStack() as stack:
+                reservation = stack.enter_context(
+                    self._runtime.admitted(self._slot.lane, 1, guess, call.key_id)
+                )
+                opening: Opening = NothingOpened()
+                if media := _media(turns):
+                    opened = self._opener.open(media, room.processor.fit, call)
+                    opening = await stack.enter_async_context(opened)
                 try:
                     began = time.monotonic()
-                    prepared = await self._prepared(room, turns, call)
+                    prepared = await self._prepared(room, turns, opening)
                     sampler = await self._sampler(room, options)
                     call.timings.tokenize += time.monotonic() - began
                 except UnfitInputError as unfit:
@@ -148,7 +155,9 @@ class ChatModel:
                 call.usage_tokens += prepared.usage.total
                 reservation.counted()
                 writer = Writer(room.processor.pieces, options.stops)
-                sequence = self._generation.submit(room, prepared, sampler, writer, most, call)
+                sequence = self._generation.submit(room, prepared, sampler, writer, most, call, opening)
+                # Its pictures go when they have been looked at, long before the answer ends.
+                del prepared
                 answer = Answer(sequence, room, call)
                 try:
                     yield answer
@@ -172,21 +181,18 @@ class ChatModel:
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit, actual=actual)
         return most
 
-    async def _prepared(self, room: Room, turns: Sequence[Turn], call: Call) -> PreparedChat:
-        media = [
-            (f"part {place} of message {number}", part)
-            for number, turn in enumerate(turns)
-            for place, part in enumerate(turn.parts)
-            if isinstance(part, Media)
-        ]
-        async with self._opener.open(media, room.processor.fit, call) as opened:
-            images = iter([image for (image, *_) in opened if isinstance(image, Image)])
+    async def _prepared(self, room: Room, turns: Sequence[Turn], opening: Opening) -> PreparedChat:
+        def part_of(part: str | Media) -> str | Image:
+            if isinstance(part, str):
+                return part
+            (image, *_) = opening.take()
+            assert isinstance(image, Image)
+            return image
 
-            def part_of(part: str | Media) -> str | Image:
-                return part if isinstance(part, str) else next(images)
-
-            messages = [Message(turn.role, tuple(map(part_of, turn.parts))) for turn in turns]
-            return await self._threads.run(partial(room.processor.prepare, messages))
+        messages = [Message(turn.role, tuple(map(part_of, turn.parts))) for turn in turns]
+        prepared = await self._threads.run(partial(room.processor.prepare, messages))
+        opening.became(sum(feature.data.nbytes for feature in prepared.features))
+        return prepared
 
     async def _sampler(self, room: Room, options: AnswerOptions) -> Sampler:
         matcher = None
@@ -194,6 +200,15 @@ class ChatModel:
             matcher = await self._threads.run(partial(room.grammars.matcher, options.schema))
         seed = secrets.randbits(63) if options.seed is None else options.seed
         return Sampler(replace(options.sampling, seed=seed), room.processor.ends, matcher)
+
+
+def _media(turns: Sequence[Turn]) -> list[tuple[str, Media]]:
+    return [
+        (f"part {place} of message {number}", part)
+        for number, turn in enumerate(turns)
+        for place, part in enumerate(turn.parts)
+        if isinstance(part, Media)
+    ]
 
 
 async def _booked(answer: Answer, sequence: Conversation) -> None:

@@ -10,10 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
-from services.core.content import Content, Usage
+from services.core.content import Content, Opening, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.late_chunking import join_chunks
-from services.core.inference.submission import Expected, Inputs, Submission, Work, add_up, expected_cost
+from services.core.inference.submission import (
+    Expected,
+    Inputs,
+    Submission,
+    Work,
+    add_up,
+    expected_cost,
+    named_media,
+)
 from services.core.inference.tokenizing import runs_of
 from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor, TokenIds
@@ -125,10 +133,12 @@ class EmbeddingModel:
 
         def expected(processor: Processor) -> Expected:
             count = sum(len(group.contents) for group in groups)
-            return Expected(count, sum(expected_cost(processor, group) for group in groups))
+            cost = sum(expected_cost(processor, group) for group in groups)
+            media = [each for group in groups for each in named_media(group.contents, group.name)]
+            return Expected(count, cost, media, processor.fit)
 
-        async def prepare(processor: Processor) -> Work[tuple[TokenNames, list[int]]]:
-            works = [await self._prepared(processor, group, truncate, call) for group in groups]
+        async def prepare(processor: Processor, opening: Opening) -> Work[tuple[TokenNames, list[int]]]:
+            works = [await self._prepared(processor, group, truncate, opening) for group in groups]
             prepared = [each for work in works for each in work.prepared]
             counts = [count for work in works for count in work.detail]
             return Work(prepared, add_up(work.usage for work in works), (processor.names, counts))
@@ -139,15 +149,14 @@ class EmbeddingModel:
         return Encoded(results, counts, ids, [each.usage for each in work.prepared], work.usage, names)
 
     async def _prepared(
-        self, processor: Processor, group: Inputs, truncate: bool, call: Call
+        self, processor: Processor, group: Inputs, truncate: bool, opening: Opening
     ) -> Work[Sequence[int]]:
         options, copies = group.options, group.copies
         applied = await self._submission.apply(
             group.contents,
             lambda part: processor.prepare(part, options),
-            call,
+            opening,
             name=group.name,
-            fit=processor.fit,
             extra=len(self.spec.prompt(group.task)),
         )
         prepared = applied.results
@@ -169,7 +178,7 @@ class EmbeddingModel:
         def expected(processor: Processor) -> Expected:
             return Expected(1, min(expected_cost(processor, whole), processor.limit(whole.options)))
 
-        async def prepare(processor: Processor) -> Work[None]:
+        async def prepare(processor: Processor, _: Opening) -> Work[None]:
             chunks = await self._joined(cast(TextProcessor, processor), texts, options)
             return Work([chunks], chunks.usage, None)
 

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.core.call import Call, Priority
+from services.core.content import Opening
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.blocks import BlockPool, Key, block_key
 from services.core.inference.jobs import Job, Lane
@@ -44,6 +45,7 @@ _LEAST_PROMPT_TOKENS = 16
 """Of a step that running answers would fill."""
 
 _RETRY_SOON, _RETRY_AT_MOST = 1.0, 60.0
+_SEEN = torch.empty(0)
 
 
 class Room(NamedTuple):
@@ -130,6 +132,7 @@ class Conversation:
 
     call: Call
     prepared: PreparedChat
+    opening: Opening
     sampler: Sampler
     writer: Writer
     most: int
@@ -167,6 +170,12 @@ class Conversation:
     def tokens(self) -> int:
         """What it takes of the cache at most."""
         return len(self.prompt) + self.most
+
+    def forget_pictures(self) -> None:
+        """Let go of what the tower reads, which has been looked at or is in the cache."""
+        features = tuple(replace(each, data=_SEEN) for each in self.prepared.features)
+        self.prepared = self.prepared._replace(features=features)
+        self.opening.became(0)
 
     def said_from(self, position: int) -> NDArray[np.int32]:
         """Return the ids of the answer from a position of the whole on."""
@@ -280,14 +289,21 @@ class Generation:
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=self._retry_after())
 
     def submit(
-        self, room: Room, prepared: PreparedChat, sampler: Sampler, writer: Writer, most: int, call: Call
+        self,
+        room: Room,
+        prepared: PreparedChat,
+        sampler: Sampler,
+        writer: Writer,
+        most: int,
+        call: Call,
+        opening: Opening,
     ) -> Conversation:
         """Queue a conversation; its pieces, at last one with ``finish`` or an error, come in ``pieces``.
 
-        ``room`` stays in memory until the caller has called ``leave``.
+        ``room`` stays in memory until the caller has called ``leave``; ``opening`` counts its pictures.
         """
         sequence = Conversation(
-            call, prepared, sampler, writer, most, next(self._numbers), list(_keys(prepared))
+            call, prepared, opening, sampler, writer, most, next(self._numbers), list(_keys(prepared))
         )
         sequence.last = time.monotonic()
         self._pool = weakref.ref(room.pool)
@@ -360,6 +376,8 @@ class Generation:
                 sequence.looking = asyncio.get_running_loop().create_task(
                     self._look_at(room, sequence, unseen)
                 )
+            else:
+                sequence.forget_pictures()
 
     async def _look_at(self, room: Room, sequence: Conversation, features: Sequence[Feature]) -> None:
         """Have the tower run over pictures of a sequence, one part after the other."""
@@ -369,9 +387,13 @@ class Generation:
                 for part in range(room.generator.looks(feature)):
                     cost = max(1, feature.length // room.generator.looks(feature))
                     job = Job(self._lane, [Look(room.generator, feature, part)], [cost])
-                    parts += await self._runtime.run(job, sequence.call)
+                    try:
+                        parts += await self._runtime.run(job, sequence.call)
+                    finally:
+                        self._runtime.when_over(job, sequence.opening.outlive())
                 sequence.states[feature.offset] = room.generator.seen(feature, parts)
                 self._stirred.set()
+            sequence.forget_pictures()
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever it is, the one call ends with it)

@@ -42,7 +42,9 @@ class Job(Generic[P, R]):
     ``deadline`` is on the clock whose readings ``Scheduler.next_batch`` is given, and so are ``queued_at``,
     ``started_at`` and ``finished_at``, which the workers fill in. ``done`` is set when no item may run any
     more; ``error`` then says why, unless all results are there or the caller gave up. ``on_done`` is called
-    once, when results or error are there, by whoever delivers them.
+    once, when results or error are there, by whoever delivers them. ``running`` items are in batches that
+    have begun: of a job whose caller gave up they may outlive the call. ``on_over`` is called by the worker
+    that runs the last of those.
     """
 
     __slots__ = (
@@ -55,12 +57,14 @@ class Job(Generic[P, R]):
         "lane",
         "lengths",
         "on_done",
+        "on_over",
         "order",
         "payloads",
         "pending",
         "priority",
         "queued_at",
         "results",
+        "running",
         "sequence",
         "served",
         "started_at",
@@ -89,6 +93,8 @@ class Job(Generic[P, R]):
         self.on_done = on_done
         self.results: list[R | None] = [None] * n
         self.pending = n
+        self.running = 0
+        self.on_over: Callable[[], None] | None = None
         self.done = False
         self.error: BaseException | None = None
         self.queued_at = self.started_at = self.finished_at = 0.0
@@ -144,3 +150,4 @@ class Batch:
             self.longest = length
         self.items.append((job, place))
         self.tokens += length
+        job.running += 1

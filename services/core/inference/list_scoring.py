@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.core.call import Call
-from services.core.content import Content, Usage
+from services.core.content import Content, Opening, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.embedding import Vectors, finish, require_finite
 from services.core.inference.scoring import ScoreOptions, Scores
@@ -37,7 +37,7 @@ class ListScorer:
             tokens = 1 + (2 * len(asked) + sum(map(len, texts))) // CHARACTERS_PER_TOKEN
             return Expected(1 + len(texts) // BLOCK_DOCUMENTS, tokens)
 
-        async def prepare(processor: ListProcessor) -> Work[None]:
+        async def prepare(processor: ListProcessor, _: Opening) -> Work[None]:
             texts = only_texts([query, *documents], self.spec)
             return await self._prepare(processor, texts[0], texts[1:], options)
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from services.core.call import Call
-from services.core.content import Content, Input
+from services.core.content import Content, Input, Opening
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.embedding import require_finite
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
-from services.core.inference.submission import Expected, Submission, Work, add_up, guess
+from services.core.inference.submission import Expected, Submission, Work, add_up, guess, named_media
 from services.core.modeling.types import PairProcessor, PreparedPair, PreparedQuery
 
 
@@ -31,12 +31,12 @@ class PairScorer:
 
         def expected(processor: PairProcessor) -> Expected:
             asked = 1 + guess(query, processor.expected)
-            return Expected(
-                len(different), sum(asked + guess(each, processor.expected) for each in different)
-            )
+            cost = sum(asked + guess(each, processor.expected) for each in different)
+            media = [*named_media([query], "query"), *named_media(different, "document")]
+            return Expected(len(different), cost, media, processor.fit)
 
-        async def prepare(processor: PairProcessor) -> Work[list[int]]:
-            asked, pairs = await self._pairs(processor, query, different, options, call)
+        async def prepare(processor: PairProcessor, opening: Opening) -> Work[list[int]]:
+            asked, pairs = await self._pairs(processor, query, different, options, opening)
             usage = add_up([asked.usage, *(pair.usage for pair in pairs)], copies)
             windows = [window for pair in pairs for window in pair.windows]
             return Work(windows, usage, [len(pair.windows) for pair in pairs])
@@ -53,21 +53,21 @@ class PairScorer:
         query: Content,
         documents: Sequence[Content],
         options: ScoreOptions,
-        call: Call,
+        opening: Opening,
     ) -> tuple[PreparedQuery, list[PreparedPair]]:
         longest = options.max_document_length or 0
-        apply, fit = self._submission.apply, processor.fit
+        apply = self._submission.apply
 
         def ask(part: Sequence[Input]) -> list[PreparedQuery]:
             return [processor.query(one) for one in part]
 
-        found = await apply([query], ask, call, name="query", fit=fit)
+        found = await apply([query], ask, opening, name="query")
         (asked,) = found.results
 
         def join(part: Sequence[Input]) -> list[PreparedPair]:
             return processor.pairs(asked, part, longest)
 
-        pairs = (await apply(documents, join, call, name="document", fit=fit)).results
+        pairs = (await apply(documents, join, opening, name="document")).results
         if not options.truncate and (asked.truncated or any(pair.truncated for pair in pairs)):
             limit = processor.limit(asked, longest)
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)

@@ -122,6 +122,24 @@ class Runtime:
         call.timings.inference += job.finished_at - job.started_at
         return job.results  # type: ignore[return-value]  (all set when a job is done without an error)
 
+    def when_over(self, job: AnyJob, then: Callable[[], None]) -> None:
+        """Call ``then`` on the event loop once no pass has anything of ``job``, whose ``run`` has ended.
+
+        A pass that has begun outlives a call that was cancelled, failed or came to its deadline.
+        """
+
+        def in_loop() -> None:
+            try:
+                self._loop.call_soon_threadsafe(then)
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise
+
+        if job.pending and job.running:
+            self._workers.when_over(job, in_loop)
+        else:
+            then()
+
     async def stop(self, grace: float) -> None:
         """Refuse new calls, let those inside finish for up to ``grace`` seconds, end the workers."""
         until = time.monotonic() + grace

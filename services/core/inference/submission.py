@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
 
 from services.core.call import Call
 from services.core.catalog.types import InputType, Modality, ModelSpec
-from services.core.content import Content, Fit, Group, Input, Media, Opened, Opener, Usage
+from services.core.content import Content, Fit, Group, Input, Media, Opened, Opener, Opening, Usage
 from services.core.errors import ErrorCode, ServiceError, media_too_long
 from services.core.inference.jobs import Job
 from services.core.inference.slots import Slot
@@ -20,7 +20,7 @@ from services.core.inference.tokenizing import TextThreads
 from services.core.modeling.types import Prepared, PrepareOptions, Processor, TooLongError, UnfitInputError
 
 if TYPE_CHECKING:
-    from services.core.inference.runtime import Runtime
+    from services.core.inference.runtime import Reservation, Runtime
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -55,10 +55,15 @@ class Inputs:
 
 
 class Expected(NamedTuple):
-    """What a call will queue, as far as it can be known before it is prepared: items, and their cost."""
+    """What a call will queue, as far as it can be known before it is prepared: items, and their cost.
+
+    ``media`` are to be opened for it, each with what errors call it, and pictures fitted as ``fit`` says.
+    """
 
     items: int
     cost: int
+    media: Sequence[tuple[str, Media]] = ()
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +90,29 @@ class NoOpener:
     @asynccontextmanager
     async def open(
         self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
-    ) -> AsyncGenerator[list[tuple[Opened, ...]]]:
+    ) -> AsyncGenerator[Opening]:
         """Refuse the first of them: ServiceError INPUT_INVALID."""
         for name, media in named:
             reason = (
                 f"{name[:1].upper()}{name[1:]} is of kind '{media.kind}', which this server does not open."
             )
             raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason)
-        yield []
+        yield NothingOpened()
+
+
+class NothingOpened:
+    """The opening of a call without media."""
+
+    def take(self) -> tuple[Opened, ...]:
+        """Raise IndexError: there is none."""
+        raise IndexError("a call without media")
+
+    def became(self, size: int) -> None:
+        """Count nothing: what is there is part of no file."""
+
+    def outlive(self) -> Callable[[], None]:
+        """Return what has nothing to do."""
+        return lambda: None
 
 
 class Submission(Generic[P, R]):
@@ -111,56 +131,78 @@ class Submission(Generic[P, R]):
         self._opener = opener
 
     async def run(
-        self, call: Call, expected: Callable[[P], Expected], prepare: Callable[[P], Awaitable[Work[T]]]
+        self,
+        call: Call,
+        expected: Callable[[P], Expected],
+        prepare: Callable[[P, Opening], Awaitable[Work[T]]],
     ) -> tuple[Work[T], list[R]]:
-        """Hold the model, be admitted, prepare, charge, queue, and wait for the results, one for each item.
+        """Hold the model, be admitted, open media, prepare, charge, queue, and wait for the results, one for
+        each item.
+
+        ``prepare`` takes the media in the order in which they were expected. Their bytes are counted from
+        before they are fetched to the end of the passes that read them, whatever becomes of the call.
 
         Fills ``call.timings`` and awaits ``call.charge`` with the number of tokens before anything runs.
         Raises ServiceError: INPUT_INVALID for an input that the model cannot take or that is not Unicode,
         SERVICE_UNAVAILABLE with ``retry_after`` when the queue is full, the model cannot be loaded or the
-        engine stops, SERVICE_TIMEOUT at ``call.deadline``, what ``charge`` raises, and what ``prepare`` does.
+        engine stops, SERVICE_TIMEOUT at ``call.deadline``, and what ``Opener.open``, ``prepare`` and
+        ``charge`` raise.
         Cancelling takes the work that has not begun out of the queue.
         """
         async with self._slot.held(call) as processor:
             try:
-                items, cost = expected(processor)
+                items, cost, media, fit = expected(processor)
                 with self._runtime.admitted(self._slot.lane, items, cost, call.key_id) as reservation:
-                    began = time.monotonic()
-                    work = await prepare(processor)
-                    call.timings.tokenize += time.monotonic() - began
-                    await call.charge(work.usage.total)
-                    reservation.counted()
-                    payloads = [each.item for each in work.prepared]
-                    job = Job(self._slot.lane, payloads, [each.cost.total for each in work.prepared])
-                    return work, await self._runtime.run(job, call)
+                    if not media:
+                        return await self._queued(processor, prepare, NothingOpened(), reservation, call)
+                    async with self._opener.open(media, fit, call) as opening:
+                        return await self._queued(processor, prepare, opening, reservation, call)
             except UnfitInputError as unfit:
                 raise ServiceError(ErrorCode.INPUT_INVALID, reason=str(unfit)) from None
+
+    async def _queued(
+        self,
+        processor: P,
+        prepare: Callable[[P, Opening], Awaitable[Work[T]]],
+        opening: Opening,
+        reservation: Reservation,
+        call: Call,
+    ) -> tuple[Work[T], list[R]]:
+        began = time.monotonic()
+        work = await prepare(processor, opening)
+        call.timings.tokenize += time.monotonic() - began
+        opening.became(_feature_bytes(work.prepared))
+        await call.charge(work.usage.total)
+        reservation.counted()
+        payloads = [each.item for each in work.prepared]
+        job = Job(self._slot.lane, payloads, [each.cost.total for each in work.prepared])
+        try:
+            return work, await self._runtime.run(job, call)
+        finally:
+            self._runtime.when_over(job, opening.outlive())
 
     async def apply(
         self,
         contents: Sequence[Content],
         work: Callable[[Sequence[Input]], list[T]],
-        call: Call,
+        opening: Opening,
         *,
         name: str = "input",
-        fit: Fit | None = None,
         extra: int = 0,
     ) -> Applied[T]:
-        """Fetch and decode the media in ``contents``, then apply ``work`` off the event loop, in chunks.
+        """Apply ``work`` off the event loop, in chunks, to ``contents``, of which ``opening`` has the media.
 
-        ``work`` gives one result for each input. Errors call a content by ``name`` and its number; ``fit`` is
-        the processor's; ``extra`` are characters that ``work`` adds to each text. Raises as
-        ``TextThreads.map`` and ``Opener.open`` do.
+        ``work`` gives one result for each input. Errors call a content by ``name`` and its number; ``extra``
+        are characters that ``work`` adds to each text. Raises as ``TextThreads.map`` does, and ServiceError
+        for a medium that the model cannot take.
         """
         if set(map(type, contents)) <= {str}:
             results = await self.threads.map(cast("Sequence[str]", contents), work, extra)
             return Applied(results, [1] * len(results))
-        async with self._opener.open(list(_named_media(contents, name)), fit, call) as opened:
-            images = iter(opened)
-            inputs = [_inputs(content, images) for content in contents]
-            flat = [each for several in inputs for each in several]
-            names = [f"{name} {number}" for number, several in enumerate(inputs) for _ in several]
-            return Applied(await self._apply_each(flat, names, work, extra), list(map(len, inputs)))
+        inputs = [_inputs(content, opening) for content in contents]
+        flat = [each for several in inputs for each in several]
+        names = [f"{name} {number}" for number, several in enumerate(inputs) for _ in several]
+        return Applied(await self._apply_each(flat, names, work, extra), list(map(len, inputs)))
 
     async def _apply_each(
         self,
@@ -219,7 +261,8 @@ def add_up(usages: Iterable[Usage], copies: Sequence[int] | None = None) -> Usag
     return Usage(*map(sum, zip(*rows, strict=True)))
 
 
-def _named_media(contents: Sequence[Content], name: str) -> Iterator[tuple[str, Media]]:
+def named_media(contents: Sequence[Content], name: str) -> Iterator[tuple[str, Media]]:
+    """Give the media in ``contents`` in their order, each with what errors call it."""
     for number, content in enumerate(contents):
         if isinstance(content, Media):
             yield f"{name} {number}", content
@@ -229,11 +272,17 @@ def _named_media(contents: Sequence[Content], name: str) -> Iterator[tuple[str, 
                     yield f"part {part} of {name} {number}", inner
 
 
-def _inputs(content: Content, opened: Iterator[tuple[Opened, ...]]) -> tuple[Input, ...]:
+def _feature_bytes(prepared: Iterable[Prepared]) -> int:
+    """Return what all features take; items may share some."""
+    data = [feature.data for each in prepared for feature in each.item.features]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in data}.values())
+
+
+def _inputs(content: Content, opening: Opening) -> tuple[Input, ...]:
     if isinstance(content, str):
         return (content,)
     if isinstance(content, Media):
-        images = next(opened)
+        images = opening.take()
         return images if content.kind is Modality.PDF else images[:1]
-    parts = [(part,) if isinstance(part, str) else next(opened) for part in content.parts]
+    parts = [(part,) if isinstance(part, str) else opening.take() for part in content.parts]
     return (tuple(part for several in parts for part in several),)

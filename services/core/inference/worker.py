@@ -175,6 +175,14 @@ class Workers:
         if dropped:
             self._observer.dropped(job.lane, dropped, reason)
 
+    def when_over(self, job: AnyJob, then: Callable[[], None]) -> None:
+        """Call ``then`` once no batch has items of ``job``, which is done: now, or in a worker's thread."""
+        with self._lock:
+            if job.pending and job.running:
+                job.on_over = then
+                return
+        then()
+
     def _wake_all(self) -> None:
         for group in self._groups:
             group.work.notify_all()
@@ -228,8 +236,22 @@ class Workers:
         for job, _ in batch.items:
             if not job.started_at:
                 job.started_at = started
-        self._run(batch.lane, batch.items)
+        try:
+            self._run(batch.lane, batch.items)
+        finally:
+            self._left(batch)
         self._observer.ran(batch, time.monotonic() - started)
+
+    def _left(self, batch: Batch) -> None:
+        over: list[Callable[[], None]] = []
+        with self._lock:
+            for job, _ in batch.items:
+                job.running -= 1
+                if not job.running and job.on_over is not None:
+                    over.append(job.on_over)
+                    job.on_over = None
+        for then in over:
+            then()
 
     def _run(self, lane: AnyLane, items: Sequence[_Item]) -> None:
         """Run ``items`` and, where that fails, each half of them, until the guilty ones are alone."""

@@ -9,42 +9,45 @@ from contextlib import asynccontextmanager
 
 
 class Reservation:
-    """Bytes that a call holds."""
+    """Bytes that a call holds until it releases them."""
 
     def __init__(self, budget: ByteBudget, size: int) -> None:
         self._budget = budget
         self.size = size
 
-    def shrink(self, size: int) -> None:
-        """Hold no more than ``size`` from now on."""
-        if size < self.size:
-            freed, self.size = self.size - size, size
-            self._budget.release(freed)
+    def resize(self, size: int) -> None:
+        """Hold ``size`` from now on, which is not waited for: what is there already has to be counted."""
+        change, self.size = size - self.size, size
+        self._budget.change(change)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self.resize(0)
 
 
 class ByteBudget:
     """``limit`` bytes. A call that wants more than all has all of it, and so runs alone."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self.held = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
     async def reserved(self, size: int) -> AsyncGenerator[Reservation]:
         """Wait until ``size`` bytes are free and hold them inside the context."""
-        size = min(size, self._limit)
-        await self._acquire(size)
-        reservation = Reservation(self, size)
+        reservation = await self.reserve(size)
         try:
             yield reservation
         finally:
-            self.release(reservation.size)
+            reservation.release()
 
-    async def _acquire(self, size: int) -> None:
-        if not self._waiting and self.held + size <= self._limit:
+    async def reserve(self, size: int) -> Reservation:
+        """Wait until ``size`` bytes are free; they are held until the reservation is released."""
+        size = min(size, self.limit)
+        if not self._waiting and self.held + size <= self.limit:
             self.held += size
-            return
+            return Reservation(self, size)
         turn = asyncio.get_running_loop().create_future()
         entry = (size, turn)
         self._waiting.append(entry)
@@ -52,19 +55,20 @@ class ByteBudget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.release(size)
+                self.change(-size)
             else:
                 self._waiting.remove(entry)
                 self._admit()
             raise
+        return Reservation(self, size)
 
-    def release(self, size: int) -> None:
-        """Give ``size`` bytes back."""
-        self.held -= size
+    def change(self, size: int) -> None:
+        """Count ``size`` bytes more, or less where it is below 0."""
+        self.held += size
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.held + self._waiting[0][0] <= self._limit:
+        while self._waiting and self.held + self._waiting[0][0] <= self.limit:
             size, turn = self._waiting.popleft()
             self.held += size
             if turn.cancelled():

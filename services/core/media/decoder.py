@@ -3,8 +3,9 @@
 It reads requests from standard input and writes answers to standard output, until there are no more. A
 first header says that it is ready. A request is a header of JSON and the file; an answer is a header for
 each picture, frame or sound with its numbers, then a last header. All lengths are four bytes, little
-endian. The argument is its memory in bytes, a request says how many seconds of CPU its file may take: what
-exceeds those is ended by the kernel.
+endian. Before pixels are decoded a header says how many bytes of them there will be, and a byte is waited
+for that lets them be. The argument is its memory in bytes, a request says how many seconds of CPU its file
+may take: what exceeds those is ended by the kernel.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def main(memory_bytes: int) -> None:
         rules = json.loads(head)
         # Its default is to end the process, wherever it is.
         signal.setitimer(signal.ITIMER_PROF, rules["cpu_seconds"])
-        _answer(answers, data, rules)
+        _answer(requests, answers, data, rules)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
@@ -55,10 +56,12 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def _answer(answers: BinaryIO, data: bytes, rules: Mapping[str, Any]) -> None:
+def _answer(requests: BinaryIO, answers: BinaryIO, data: bytes, rules: Mapping[str, Any]) -> None:
     try:
         for piece in _decoded(data, rules):
             _write(answers, piece.head, piece.data)
+            if "needs" in piece.head and not requests.read(1):
+                return
     except Refused as refused:
         _write(answers, {"refused": str(refused)})
     except MemoryError:

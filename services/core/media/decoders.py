@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from services.core.media.errors import MediaError
+from services.core.media.metrics import DECODERS_RESTARTED
 
 _HEADER_BYTES = 1 << 16
 _WALL_TIMES_CPU = 20
@@ -22,6 +23,9 @@ _WALL_TIMES_CPU = 20
 Head: TypeAlias = Mapping[str, Any]
 Take: TypeAlias = Callable[[Head, Callable[[], Awaitable[bytearray]]], Awaitable[None]]
 """Takes a piece of an answer: what it is, and what reads its bytes, which has to be called."""
+
+Room: TypeAlias = Callable[[int], Awaitable[None]]
+"""Waits for room for so many bytes of pixels, in the place of what was waited for before."""
 
 
 class Decoders:
@@ -37,6 +41,7 @@ class Decoders:
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
         self._closed = False
+        self._lost = 0
 
     @property
     def pids(self) -> list[int]:
@@ -48,25 +53,38 @@ class Decoders:
         """How many files are being decoded."""
         return len(self._busy)
 
-    async def decode(self, data: bytes, rules: Mapping[str, Any], cpu_seconds: float, take: Take) -> None:
+    async def decode(
+        self, data: bytes, rules: Mapping[str, Any], cpu_seconds: float, room: Room, take: Take
+    ) -> None:
         """Give ``take`` the pieces of what ``data`` is, one by one; the file may take ``cpu_seconds``.
 
         ``rules`` are those of ``pictures`` or ``films``. Waits for a process to be free, in the order of the
-        calls. Raises MediaError for a file that cannot be decoded, or not within the bounds. Cancelling ends
-        the decoding, as does what ``take`` raises.
+        calls, and before pixels are decoded for ``room``, which is no time of the file's. Raises MediaError
+        for a file that cannot be decoded, or not within the bounds. Cancelling ends the decoding, as does
+        what ``take`` raises.
         """
         async with self._turns:
             decoder = await self._take()
             self._busy.add(decoder)
             try:
-                async with asyncio.timeout(cpu_seconds * _WALL_TIMES_CPU):
-                    refused = await decoder.decode(data, {**rules, "cpu_seconds": cpu_seconds}, take)
+                async with asyncio.timeout(cpu_seconds * _WALL_TIMES_CPU) as patience:
+
+                    async def wait(size: int) -> None:
+                        patience.reschedule(None)
+                        await room(size)
+                        now = asyncio.get_running_loop().time()
+                        patience.reschedule(now + cpu_seconds * _WALL_TIMES_CPU)
+
+                    refused = await decoder.decode(data, {**rules, "cpu_seconds": cpu_seconds}, wait, take)
             except _Lost as lost:
+                self._lost += 1
                 raise MediaError(_told(lost.returncode, cpu_seconds)) from lost
             except TimeoutError as error:
+                self._lost += 1
                 await decoder.end()
                 raise MediaError("it takes too long to decode") from error
             except BaseException:
+                self._lost += 1
                 await decoder.end()
                 raise
             else:
@@ -90,7 +108,12 @@ class Decoders:
             decoder = self._idle.pop()
             if decoder.alive:
                 return decoder
-        return await _Child.start(self._memory_bytes)
+            self._lost += 1
+        started = await _Child.start(self._memory_bytes)
+        if self._lost:
+            self._lost -= 1
+            DECODERS_RESTARTED.inc()
+        return started
 
 
 def _environment() -> dict[str, str]:
@@ -161,8 +184,8 @@ class _Child:
         except ChildProcessError:
             return False
 
-    async def decode(self, data: bytes, rules: Mapping[str, Any], take: Take) -> str | None:
-        """Give ``take`` all pieces; returns why not, if the file is refused.
+    async def decode(self, data: bytes, rules: Mapping[str, Any], room: Room, take: Take) -> str | None:
+        """Give ``take`` all pieces, behind ``room``; returns why not, if the file is refused.
 
         Raises _Lost when the process ends instead.
         """
@@ -176,6 +199,11 @@ class _Child:
                 if "done" in answer or "refused" in answer:
                     await self._read_bytes(None)
                     return answer.get("refused")
+                if "needs" in answer:
+                    await self._read_bytes(None)
+                    await room(answer["needs"])
+                    self._requests.write(b"\1")
+                    continue
                 await take(answer, lambda: self._read_bytes(None))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _Lost(await self._process.wait()) from error
@@ -190,5 +218,13 @@ class _Child:
     async def _read_bytes(self, most: int | None) -> bytearray:
         length = int.from_bytes(await self._answers.readexactly(4), "little")
         assert most is None or length <= most
-        # Writable, as torch wants what it takes over.
-        return bytearray(await self._answers.readexactly(length))
+        # Writable, as torch wants what it takes over, and as it comes: the stream would hold all of it too.
+        data = bytearray(length)
+        at = 0
+        while at < length:
+            piece = await self._answers.read(length - at)
+            if not piece:
+                raise asyncio.IncompleteReadError(b"", length - at)
+            data[at : at + len(piece)] = piece
+            at += len(piece)
+        return data

@@ -20,7 +20,7 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from numpy.typing import NDArray
 
-from services.core.media.pictures import Piece, Refused
+from services.core.media.pictures import Piece, Refused, needs
 
 _BROKEN = (FFmpegError, soundfile.SoundFileError, OSError, ValueError, EOFError, OverflowError)
 _SOUND_CONTAINERS = frozenset({"wav", "flac", "ogg", "mp3", "aiff", "au"})
@@ -207,6 +207,7 @@ def _film(data: bytes, rules: Rules) -> Iterator[Piece]:
         _check_seconds(_seconds(container), rules)
         stream = _films(container)[0]
         _check_size(stream.codec_context.width, stream.codec_context.height, rules)
+        yield needs(stream.codec_context.width * stream.codec_context.height)
         count = _counted(container, stream, rules)
         audio = bool(container.streams.audio)
     if audio:

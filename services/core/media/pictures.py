@@ -6,6 +6,7 @@ Imports nothing of ours, so that such a process starts fast and holds nothing bu
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,11 @@ class Fit(NamedTuple):
     fill: int
 
 
+def needs(pixels: int) -> Piece:
+    """Ask for room for so many pixels; what follows is decoded when there is some."""
+    return Piece({"needs": 3 * pixels}, b"")
+
+
 class Rules(NamedTuple):
     """What to do with a file, and how much of it is done.
 
@@ -101,10 +107,13 @@ def decode(data: bytes, rules: Rules) -> Iterator[Piece]:
     if rules.kind == "pdf":
         yield from _pages(data, rules)
     else:
-        yield _finished(_image(data, rules), rules)
+        image = _opened(data, rules)
+        yield needs(image.width * image.height)
+        yield _finished(_decoded(image, rules), rules)
 
 
-def _image(data: bytes, rules: Rules) -> Image.Image:
+def _opened(data: bytes, rules: Rules) -> Image.Image:
+    """Read what a picture says of itself before its pixels."""
     if data.startswith(b"\x89PNG"):
         _check_png(data)
     try:
@@ -112,6 +121,10 @@ def _image(data: bytes, rules: Rules) -> Image.Image:
     except _BROKEN as error:
         raise Refused("it is not an image that can be read") from error
     _check_size(image.width, image.height, rules)
+    return image
+
+
+def _decoded(image: Image.Image, rules: Rules) -> Image.Image:
     try:
         if rules.upright:
             ImageOps.exif_transpose(image, in_place=True)
@@ -195,12 +208,20 @@ def _pages(data: bytes, rules: Rules) -> Iterator[Piece]:
     count = len(document)
     if count > rules.max_pages:
         raise Refused(f"it has {count:,} pages, {rules.max_pages:,} are allowed")
-    total = 0
+    sizes: list[tuple[float, float]] = []
     for number in range(count):
         try:
+            sizes.append(document.get_page_size(number))
+        except pypdfium2.PdfiumError as error:
+            raise Refused(f"its page {number + 1} is broken") from error
+    scales = [_page_scale(*size, number, rules) for number, size in enumerate(sizes)]
+    largest = max((w * h * scale**2 for (w, h), scale in zip(sizes, scales, strict=True)), default=0.0)
+    # While one page is taken over the next one is drawn.
+    yield needs(min(2, count) * math.ceil(largest))
+    total = 0
+    for number, scale in enumerate(scales):
+        try:
             page: Any = document[number]
-            width, height = page.get_size()
-            scale = _page_scale(width, height, number, rules)
             image = page.render(scale=scale, may_draw_forms=False).to_pil().convert("RGB")
         except pypdfium2.PdfiumError as error:
             raise Refused(f"its page {number + 1} is broken") from error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.call import Call
+from services.core.call import Call, Timings
 from services.core.catalog.types import Modality
 from services.core.content import (
     SOUND_RATE,
@@ -26,11 +28,12 @@ from services.core.content import (
     Square,
 )
 from services.core.cores import usable_cores
-from services.core.media.budget import ByteBudget
+from services.core.media.budget import ByteBudget, Reservation
 from services.core.media.connecting import Resolver, resolve
 from services.core.media.decoders import Decoders, Head
 from services.core.media.errors import FetchError, MediaError
 from services.core.media.fetching import Fetcher, FetchLimits, shown
+from services.core.media.metrics import BYTES, BYTES_LIMIT, DECODE_SECONDS, FETCHES
 from services.core.media.scaling import Scaler
 from services.core.media.sniffing import CONTAINERS, EITHER, Found, sniff
 from services.core.media.sources import expected_bytes, is_url, read_inline
@@ -78,23 +81,34 @@ class MediaRoom:
             settings.media_decoders or min(_MAX_DECODERS, cores),
             memory_bytes=settings.media_decoder_memory_bytes,
         )
-        self.budget = ByteBudget(settings.media_bytes_in_flight)
-        # Pictures and frames before they are scaled. Whoever has room here waits for nothing but a thread.
-        self._unscaled = ByteBudget(_PIXEL_BYTES * settings.media_max_pixels)
+        # Two budgets share one bound. In the first are the files of calls and what has become of them, up to
+        # the end of their passes; in the second pictures, pages and frames that are being decoded and scaled.
+        # Whoever has room in the second waits for nothing but a processor, so calls that hold some of the
+        # first may wait for it.
+        whole = settings.media_bytes_in_flight
+        pixels = min(_PIXEL_BYTES * settings.media_max_pixels, whole // 2)
+        self.budget = ByteBudget(whole - pixels)
+        self.pixels = ByteBudget(pixels)
         self._scaler = Scaler(self.decoders.count)
+        files, decoding = self.budget, self.pixels
+        BYTES.set_function(lambda: files.held + decoding.held)
+        BYTES_LIMIT.set(whole)
 
     @asynccontextmanager
     async def open(
         self, named: Sequence[tuple[str, Media]], fit: Fit | None, call: Call
-    ) -> AsyncGenerator[list[tuple[Opened, ...]]]:
+    ) -> AsyncGenerator[Opening]:
         """Fetch and decode; see ``Opener.open``."""
-        if not named:
-            yield []
-            return
-        async with self.budget.reserved(self._expected(named, fit)) as reservation:
-            opened = await self._all(named, fit)
-            reservation.shrink(sum(_bytes(one) for several in opened for one in several))
-            yield opened
+        stages = _Stages(call.timings)
+        began = time.monotonic()
+        reservation = await self.budget.reserve(self._expected(named, fit))
+        call.timings.queue += time.monotonic() - began
+        opening = Opening(reservation, _sent_bytes(named))
+        try:
+            opening.fill(await self._all(named, fit, stages), fit)
+            yield opening
+        finally:
+            opening.release()
 
     async def aclose(self) -> None:
         """End the decoding processes and close the connections."""
@@ -102,13 +116,15 @@ class MediaRoom:
         self._scaler.close()
         await self._fetcher.aclose()
 
-    async def _all(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> list[tuple[Opened, ...]]:
+    async def _all(
+        self, named: Sequence[tuple[str, Media]], fit: Fit | None, stages: _Stages
+    ) -> list[tuple[Opened, ...]]:
         turns = asyncio.Semaphore(_AT_ONCE)
 
         async def one(name: str, media: Media) -> tuple[Opened, ...]:
             async with turns:
                 try:
-                    return await self._open(media, fit)
+                    return await self._open(media, fit, stages)
                 except MediaError as error:
                     raise error.of(f"The {_NAMES[media.kind]} of {name}") from error
 
@@ -121,14 +137,21 @@ class MediaRoom:
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _open(self, media: Media, fit: Fit | None) -> tuple[Opened, ...]:
-        data = await self._read(media.source, self._most_bytes(media.kind))
+    async def _open(self, media: Media, fit: Fit | None, stages: _Stages) -> tuple[Opened, ...]:
+        with stages.fetching if isinstance(media.source, str) and is_url(media.source) else stages.decoding:
+            data = await self._read(media.source, self._most_bytes(media.kind))
         found = sniff(data)
         _check_kind(found, media.kind)
-        pieces = _Pieces(self._unscaled, self._scaler, fit if isinstance(fit, Scaling) else None)
+        pieces = _Pieces(self._scaler, fit if isinstance(fit, Scaling) else None)
+        share = _Share(self.pixels)
+        rules = self._rules(media.kind, found, fit)
         film = media.kind is Modality.VIDEO
         seconds = self._settings.media_film_decoder_seconds if film else self._settings.media_decoder_seconds
-        await self.decoders.decode(data, self._rules(media.kind, found, fit), seconds, pieces.take)
+        with stages.decoding, DECODE_SECONDS.labels(media.kind).time():
+            try:
+                await self.decoders.decode(data, rules, seconds, share.wait, pieces.take)
+            finally:
+                share.release()
         return pieces.joined(media.kind)
 
     def _most_bytes(self, kind: Modality) -> int:
@@ -143,10 +166,16 @@ class MediaRoom:
                 raise MediaError("it is empty")
             return source
         if is_url(source):
+            outcome = "cancelled"
             try:
-                return await self._fetcher.read(source, max_bytes=limit)
+                data = await self._fetcher.read(source, max_bytes=limit)
+                outcome = "ok"
+                return data
             except FetchError as error:
+                outcome = "failed" if error.retryable else "refused"
                 raise MediaError(f"fetching '{shown(source)}' failed: {error.cause}") from error
+            finally:
+                FETCHES.labels(outcome).inc()
         if len(source) > _IN_THREAD_BYTES:
             return await asyncio.to_thread(read_inline, source, limit)
         return read_inline(source, limit)
@@ -175,10 +204,13 @@ class MediaRoom:
         }
 
     def _expected(self, named: Sequence[tuple[str, Media]], fit: Fit | None) -> int:
-        """Return at most how many bytes media will take: the largest files in hand at a time, all pixels."""
-        limits = [(media, self._most_bytes(media.kind)) for _, media in named]
-        files = sorted((min(_file_bytes(each.source, limit), limit) for each, limit in limits), reverse=True)
-        return sum(files[:_AT_ONCE]) + sum(self._expected_of(media.kind, fit) for _, media in named)
+        """Return at most how many bytes media will take: files that came with the call, all pixels, and the
+        larger of the largest others in hand at a time and of what is made of the pixels.
+        """
+        limits = [(media.source, self._most_bytes(media.kind)) for _, media in named]
+        files = sorted((_file_bytes(source, limit) for source, limit in limits), reverse=True)
+        pixels = sum(self._expected_of(media.kind, fit) for _, media in named)
+        return _sent_bytes(named) + pixels + max(sum(files[:_AT_ONCE]), _copies(fit) * pixels)
 
     def _expected_of(self, kind: Modality, fit: Fit | None) -> int:
         pixels = self._settings.media_max_pixels
@@ -197,24 +229,114 @@ class MediaRoom:
                 return _PIXEL_BYTES * pixels
 
 
+class Opening:
+    """See ``services.core.content.Opening``."""
+
+    def __init__(self, reservation: Reservation, sent: int) -> None:
+        """``sent`` bytes came with the call and stay with it."""
+        self._reservation = reservation
+        self._sent = sent
+        self._opened: deque[tuple[Opened, ...]] = deque()
+        self._holders = 1
+
+    def fill(self, opened: Sequence[tuple[Opened, ...]], fit: Fit | None) -> None:
+        """Take in what the media became. The files of others than ``sent`` are gone."""
+        self._opened.extend(opened)
+        # What is made of pictures as they are is not known, so room for the largest of them stays.
+        if fit is not None:
+            pixels = sum(_bytes(one) for several in opened for one in several)
+            self._reservation.resize(self._sent + pixels * (1 + _copies(fit)))
+
+    def take(self) -> tuple[Opened, ...]:
+        """See ``services.core.content.Opening``, as for the others."""
+        return self._opened.popleft()
+
+    def became(self, size: int) -> None:
+        """Count what was made instead of what was taken."""
+        self._reservation.resize(self._sent + size)
+
+    def outlive(self) -> Callable[[], None]:
+        """Add a holder; what is returned takes it away."""
+        self._holders += 1
+        return self.release
+
+    def release(self) -> None:
+        """Give the bytes back, unless another still holds them."""
+        self._holders -= 1
+        if not self._holders:
+            self._opened.clear()
+            self._reservation.release()
+
+
+class _Share:
+    """What one file holds of the pixels that are being decoded."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._reservation: Reservation | None = None
+
+    async def wait(self, size: int) -> None:
+        """Wait for room; see ``decoders.Room``. Nothing is held meanwhile."""
+        self.release()
+        self._reservation = await self._budget.reserve(size)
+        # A picture of more than all has all, and is counted as what it is.
+        self._reservation.resize(size)
+
+    def release(self) -> None:
+        if self._reservation is not None:
+            self._reservation.release()
+            self._reservation = None
+
+
+class _Stages:
+    """Measures for how long a call has files that are fetched, and files that are decoded."""
+
+    def __init__(self, timings: Timings) -> None:
+        self._timings = timings
+        self._active = {"fetch": 0, "decode": 0}
+        self._began = {"fetch": 0.0, "decode": 0.0}
+
+    @property
+    def fetching(self) -> AbstractContextManager[None]:
+        return self._stage("fetch")
+
+    @property
+    def decoding(self) -> AbstractContextManager[None]:
+        return self._stage("decode")
+
+    @contextmanager
+    def _stage(self, name: str) -> Generator[None]:
+        """Several at a time count once."""
+        if not self._active[name]:
+            self._began[name] = time.monotonic()
+        self._active[name] += 1
+        try:
+            yield
+        finally:
+            self._active[name] -= 1
+            if not self._active[name]:
+                spent = getattr(self._timings, name) + time.monotonic() - self._began[name]
+                setattr(self._timings, name, spent)
+
+
 class _Pieces:
     """What comes of one file, put together as its pieces come."""
 
-    def __init__(self, unscaled: ByteBudget, scaler: Scaler, fit: Scaling | None) -> None:
-        """With ``fit`` pictures and frames are scaled as they come, within the budget ``unscaled``."""
-        self._unscaled = unscaled
+    def __init__(self, scaler: Scaler, fit: Scaling | None) -> None:
+        """With ``fit`` pictures and frames are scaled as they come."""
         self._scaler = scaler
         self._fit = fit
         self._images: list[Image] = []
         self._sound: Sound | None = None
-        self._frames: list[NDArray[np.uint8]] = []
+        self._frames: NDArray[np.uint8] | None = None
+        self._count = 0
         self._promised = 0
 
     async def take(self, head: Head, read: Callable[[], Awaitable[bytearray]]) -> None:
         """Take the next piece; see ``decoders.Take``."""
         if "film" in head:
             # A second one comes where the film is shorter than it seemed.
-            self._promised, self._frames = head["film"], []
+            self._promised, self._frames, self._count = head["film"], None, 0
             await read()
         elif "sound" in head:
             self._sound = Sound(np.frombuffer(await read(), "<f4"))
@@ -222,7 +344,11 @@ class _Pieces:
             width, height = size = tuple(head["frame"])
             if self._fit is not None:
                 size = self._fit.frame_size(self._promised, width, height)
-            self._frames.append(await self._scaled(width, height, size, read))
+            frame = await self._scaled(width, height, size, read)
+            if self._frames is None:
+                self._frames = np.empty((self._promised, *frame.shape), np.uint8)
+            self._frames[self._count] = frame
+            self._count += 1
         else:
             width, height = size = tuple(head["image"])
             if self._fit is not None:
@@ -233,16 +359,14 @@ class _Pieces:
     async def _scaled(
         self, width: int, height: int, size: tuple[int, int], read: Callable[[], Awaitable[bytearray]]
     ) -> NDArray[np.uint8]:
-        if size == (width, height):
-            return np.frombuffer(await read(), np.uint8).reshape(height, width, _PIXEL_BYTES)
-        async with self._unscaled.reserved(height * width * _PIXEL_BYTES):
-            pixels = np.frombuffer(await read(), np.uint8).reshape(height, width, _PIXEL_BYTES)
-            return await self._scaler.scaled(pixels, size)
+        pixels = np.frombuffer(await read(), np.uint8).reshape(height, width, _PIXEL_BYTES)
+        return pixels if size == (width, height) else await self._scaler.scaled(pixels, size)
 
     def joined(self, kind: Modality) -> tuple[Opened, ...]:
         """Return what a file of ``kind`` has become."""
         if kind is Modality.VIDEO:
-            return (Film(np.stack(self._frames), self._sound),)
+            assert self._frames is not None
+            return (Film(self._frames[: self._count], self._sound),)
         if kind is Modality.AUDIO:
             assert self._sound is not None
             return (self._sound,)
@@ -259,10 +383,21 @@ def _bytes(opened: Opened) -> int:
             return opened.frames.nbytes + (0 if opened.sound is None else opened.sound.samples.nbytes)
 
 
+def _copies(fit: Fit | None) -> int:
+    """How many times as many bytes as those of pixels a processor makes of them; the pixels are no part."""
+    return fit.copies if isinstance(fit, Scaling) else 0
+
+
+def _sent_bytes(named: Sequence[tuple[str, Media]]) -> int:
+    """Bytes of the files that stand in the call itself, as long as it does. Texts are counted as bodies."""
+    return sum(len(media.source) for _, media in named if isinstance(media.source, bytes))
+
+
 def _file_bytes(source: str | bytes, limit: int) -> int:
+    """Return at most how many bytes will come of a source in which they do not stand already."""
     if isinstance(source, bytes):
-        return len(source)
-    return limit if is_url(source) else expected_bytes(source)
+        return 0
+    return limit if is_url(source) else min(limit, expected_bytes(source))
 
 
 def _check_kind(found: Found, kind: Modality) -> None:

@@ -21,8 +21,16 @@ class Scaler:
         )
 
     async def scaled(self, pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return ``pixels`` (height, width, 3) in ``size``, a width and a height."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, scale, pixels, size)
+        """Return ``pixels`` (height, width, 3) in ``size``, a width and a height.
+
+        When cancelled it waits for the thread, which has the pixels.
+        """
+        scaling = asyncio.get_running_loop().run_in_executor(self._threads, scale, pixels, size)
+        try:
+            return await asyncio.shield(scaling)
+        except asyncio.CancelledError:
+            await asyncio.wait([scaling])
+            raise
 
     def close(self) -> None:
         """End the threads; what is being scaled is finished."""

@@ -178,9 +178,12 @@ class Exchange:
     def _timing(self) -> tuple[str, str]:
         timings = self.call.timings
         total = time.monotonic() - self.call.started
+        media = ""
+        if timings.fetch or timings.decode:
+            media = f"fetch;dur={timings.fetch * 1e3:.2f}, decode;dur={timings.decode * 1e3:.2f}, "
         return (
             "server-timing",
-            f"tokenize;dur={timings.tokenize * 1e3:.2f}, queue;dur={timings.queue * 1e3:.2f}, "
+            f"{media}tokenize;dur={timings.tokenize * 1e3:.2f}, queue;dur={timings.queue * 1e3:.2f}, "
             f"inference;dur={timings.inference * 1e3:.2f}, total;dur={total * 1e3:.2f}",
         )
 

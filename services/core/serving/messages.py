@@ -16,7 +16,7 @@ from searchfoundation.v1 import common_pb2
 
 from services.core.call import Timings
 from services.core.catalog.types import Modality
-from services.core.content import Media
+from services.core.content import Media, Usage
 
 
 def content_value(content: common_pb2.Content | common_pb2.ContentPart) -> str | dict[str, Any]:
@@ -55,7 +55,15 @@ def timings(measured: Timings) -> common_pb2.Timings:
         tokenize=_duration(measured.tokenize),
         queue=_duration(measured.queue),
         inference=_duration(measured.inference),
+        fetch=_duration(measured.fetch),
+        decode=_duration(measured.decode),
     )
+
+
+def usage(billed: Usage, output: int | None = None) -> common_pb2.Usage:
+    """Render what a call consumed; ``output`` is what it produced, None for what is not counted."""
+    total = billed.total
+    return common_pb2.Usage(total_tokens=total, prompt_tokens=total, output_tokens=output, **billed.of_media)
 
 
 def float_vectors(vectors: NDArray[np.float32]) -> list[common_pb2.DenseVector]:

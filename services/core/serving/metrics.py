@@ -59,12 +59,14 @@ class _Histogram:
 class _Series:
     """Figures of one capability, method and model."""
 
-    __slots__ = ("codes", "duration", "inference", "queue", "tokenize", "tokens")
+    __slots__ = ("codes", "decode", "duration", "fetch", "inference", "queue", "tokenize", "tokens")
 
     def __init__(self) -> None:
         self.codes: dict[str, int] = {}
         self.tokens = 0
         self.duration = _Histogram()
+        self.fetch: _Histogram | None = None
+        self.decode: _Histogram | None = None
         self.tokenize = _Histogram()
         self.queue = _Histogram()
         self.inference = _Histogram()
@@ -88,6 +90,10 @@ class CallMetrics(Collector):
         series.duration.observe(seconds)
         if code == OK and call.usage_tokens:
             timings = call.timings
+            if timings.decode:
+                series.fetch, series.decode = series.fetch or _Histogram(), series.decode or _Histogram()
+                series.fetch.observe(timings.fetch)
+                series.decode.observe(timings.decode)
             series.tokenize.observe(timings.tokenize)
             series.queue.observe(timings.queue)
             series.inference.observe(timings.inference)
@@ -107,7 +113,8 @@ class CallMetrics(Collector):
         )
         stages = HistogramMetricFamily(
             "searchfoundation_request_stage_seconds",
-            "Time a successful call spent being tokenised, queued and computed.",
+            "Time a successful call spent being tokenised, queued and computed; of one with media, also "
+            "being fetched and decoded.",
             labels=("capability", "method", "model", "stage"),
         )
         tokens = CounterMetricFamily(
@@ -120,9 +127,10 @@ class CallMetrics(Collector):
                 requests.add_metric((*labels, code), count)
             tokens.add_metric(labels, series.tokens)
             duration.add_metric(labels, series.duration.cumulated(), series.duration.total)
-            for stage in ("tokenize", "queue", "inference"):
-                histogram: _Histogram = getattr(series, stage)
-                stages.add_metric((*labels, stage), histogram.cumulated(), histogram.total)
+            for stage in ("fetch", "decode", "tokenize", "queue", "inference"):
+                histogram: _Histogram | None = getattr(series, stage)
+                if histogram is not None:
+                    stages.add_metric((*labels, stage), histogram.cumulated(), histogram.total)
         yield from (requests, duration, stages, tokens)
         yield GaugeMetricFamily(
             "searchfoundation_requests_in_flight", "Calls being answered now.", value=self.in_flight

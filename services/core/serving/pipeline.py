@@ -242,6 +242,8 @@ class Pipeline:
                     "model": model,
                     "tokens": call.usage_tokens,
                     "seconds": round(seconds, 6),
+                    "fetch": round(call.timings.fetch, 6),
+                    "decode": round(call.timings.decode, 6),
                     "tokenize": round(call.timings.tokenize, 6),
                     "queue": round(call.timings.queue, 6),
                     "inference": round(call.timings.inference, 6),

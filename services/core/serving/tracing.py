@@ -66,6 +66,8 @@ class CallSpan:
                 "searchfoundation.key_id": call.key_id,
                 "searchfoundation.model": call.model,
                 "searchfoundation.tokens": call.usage_tokens,
+                "searchfoundation.fetch_seconds": call.timings.fetch,
+                "searchfoundation.decode_seconds": call.timings.decode,
                 "searchfoundation.tokenize_seconds": call.timings.tokenize,
                 "searchfoundation.queue_seconds": call.timings.queue,
                 "searchfoundation.inference_seconds": call.timings.inference,

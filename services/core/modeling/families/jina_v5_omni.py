@@ -269,7 +269,7 @@ class OmniProcessor(TextProcessor):
         self._tokenizer = tokenizer
         self._config = config
         self._marks = config.marks
-        self.fit = Scaling(config.vision.multiple, *_PICTURE_PIXELS, _FILM_FRAMES, *_FILM_PIXELS)
+        self.fit = Scaling(config.vision.multiple, *_PICTURE_PIXELS, _FILM_FRAMES, *_FILM_PIXELS, copies=2)
 
     def expected(self, kind: Modality) -> int:
         """Return what the largest of a kind costs; of a PDF it is not known how many pictures it is."""
