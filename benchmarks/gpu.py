@@ -477,6 +477,12 @@ def tasks(bench: Bench, model: Model) -> None:
         f"one task {one:,.0f} (+{100 * (base / one - 1):.0f} % "
         f"time), {len(model.adapters)} tasks mixed {mixed:,.0f} (+{100 * (base / mixed - 1):.0f} %)"
     )
+    few, several = (model.items([16] * 16, a) for a in (None, model.adapters))
+    alone, together = (
+        bench.ms(lambda items=items: model.network.forward(items), 20) for items in (few, several)
+    )
+    count = len(model.adapters)
+    say(f"{model.kind} 16 texts of 16: one task {alone:.2f} ms, {count} mixed {together:.2f} ms")
 
 
 def budgets(bench: Bench, model: Model) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,21 @@ import torch
 from torch.nn import functional
 
 from services.core.catalog import Catalog
-from services.core.modeling.cuda import ops
+from services.core.modeling.cuda import frames, ops
 from services.core.modeling.cuda.ops import Rows, Tile
+from services.core.modeling.families import encoder
 from services.core.modeling.layers import pooling
 from services.core.modeling.layers.attention import alibi_slopes
 from services.core.modeling.layers.merged import Merges
-from services.core.modeling.layers.packed import Frame, Limits, PackedBatch, host_numbers, lay_out, place
+from services.core.modeling.layers.packed import (
+    AdapterRun,
+    Frame,
+    Limits,
+    PackedBatch,
+    host_numbers,
+    lay_out,
+    place,
+)
 from services.core.modeling.layers.rotary import Rotation
 from services.core.modeling.native import instructions
 from services.core.modeling.native.instructions import InstructionSet
@@ -331,14 +341,63 @@ class TestMerges:
         assert torch.equal(base, kept)
 
     def test_the_network_rests_on_one_task_at_a_time(self) -> None:
-        merges = Merges(DEVICE)
+        merges = Merges(DEVICE, ["a", "b"])
         base, down, up = random(6, 5), random(2, 5, seed=1), random(6, 2, seed=2)
         table, other = random(4, 3), random(4, 3, seed=3)
-        product, choice = merges.product(base, {"a": (down, up)}), merges.choice(table, {"b": other})
+        product, beside = merges.product(base, {"a": (down, up)})
+        choice = merges.choice(table, {"b": other})
+        assert beside is not None
         for task in (None, "a", "a", "b", None, "b", "a"):
             merges.rest_on(task)
             torch.testing.assert_close(product, base + up @ down if task == "a" else base)
             assert torch.equal(choice, other if task == "b" else table)
+        x, y = random(3, 5, seed=4), random(3, 6, seed=5)
+        wanted = y.clone()
+        wanted[:2] += x[:2] @ (up @ down).T
+        tags = merges.tags([AdapterRun(0, 2, "a"), AdapterRun(2, 3, "b")])
+        assert tags.tolist() == [0, 0, 1]
+        beside.add_to(y, x, torch.from_numpy(tags).to(DEVICE))
+        torch.testing.assert_close(y, wanted)
+
+
+@kernel
+@pytest.mark.gpu
+class TestLowRank:
+    """The narrow products of all tasks of a batch at once."""
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize(
+        "tags",
+        [[-1], [2], [-1] * 70, [0, 0, 1, 2, 2], [-1, -1, 0, 2], [2, -1, 0, 1, 0, -1], [0] * 60 + [1] * 80],
+        ids=["none", "one", "none of many", "groups", "a task without rows", "in any order", "blocks"],
+    )
+    def test_is_that_of_each_row(self, dtype: torch.dtype, tags: list[int]) -> None:
+        self.check(tags, dtype, into=40, rank=8, out=24)
+
+    @pytest.mark.parametrize(("into", "rank", "out"), [(1, 1, 1), (300, 4, 300), (33, 45, 17), (64, 96, 64)])
+    def test_of_other_sizes(self, into: int, rank: int, out: int) -> None:
+        self.check([-1, 0, 0, 1, 2], torch.float32, into, rank, out)
+
+    @pytest.mark.skipif(not COMPILED, reason="for the blocks that a GPU uses")
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(("into", "rank", "out"), [(1024, 8, 4096), (3072, 32, 1024), (1024, 96, 4096)])
+    def test_of_the_blocks_of_a_gpu(self, dtype: torch.dtype, into: int, rank: int, out: int) -> None:
+        for count in (1, 100, 2_000):
+            self.check(sorted(i % 4 - 1 for i in range(count)), dtype, into, rank, out)
+
+    def check(self, tags: list[int], dtype: torch.dtype, into: int, rank: int, out: int) -> None:
+        x, y = random(len(tags), into, dtype=dtype), random(len(tags), out, dtype=dtype, seed=1)
+        downs = (random(3, rank, into, seed=2) * into**-0.5).to(dtype)
+        ups = (random(3, out, rank, seed=3) * rank**-0.5).to(dtype)
+        wanted = y.double()
+        for i, tag in enumerate(tags):
+            if tag >= 0:
+                wanted[i] += ups[tag].double() @ (downs[tag].double() @ x[i].double())
+        alone = [i for i, tag in enumerate(tags) if tag < 0]
+        before = y[alone].clone()
+        ops.add_low_rank(x, downs, ups, torch.tensor(tags, dtype=torch.int32, device=DEVICE), y)
+        assert torch.equal(y[alone], before)
+        torch.testing.assert_close(y.double(), wanted, atol=2 * WITHIN[dtype], rtol=2 * WITHIN[dtype])
 
 
 @kernel
@@ -392,6 +451,52 @@ def test_networks_are_those_of_plain_torch(
             assert a.shape == b.shape
             np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3)
             assert not b.any() or cosine(a, b) > 0.99999
+
+
+class _Repeating:
+    """In place of a recorder, where there is no device: a replay does the work again."""
+
+    bytes = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self.records = 0
+
+    def record(self, work: Callable[[], Any]) -> tuple[Any, Any]:
+        self.records += 1
+        return SimpleNamespace(replay=work), work()
+
+
+@kernel
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["jina-embeddings-v3", "jina-embeddings-v5-text-small"])
+def test_several_tasks_in_one_pass_are_those_of_a_pass_each(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = (write_served if model in DECODERS else write_model)(tmp_path, model)
+    spec = Catalog.load().require(model)
+    first, second = sorted(set(spec.adapters.values()))[:2]
+    items = [
+        EncodeItem(random_ids(length, config_of(folder)["vocab_size"], i), adapter)
+        for i, (length, adapter) in enumerate([(3, second), (5, None), (2, first), (4, second)])
+    ]
+    network: Any = load_network(spec, folder, device=DEVICE, dtype=torch.float32)
+    network._frames = None
+    together = network.forward(items)
+    assert network._merges.task is None, "the weights were not touched"
+    if not COMPILED:
+        monkeypatch.setattr(frames, "Recorder", _Repeating)
+        monkeypatch.setattr(frames.Frames, "_free", lambda self: 1 << 40)
+    network._frames = frames.Frames(network._backbone, DEVICE, network._limits.positions, (16, 32))
+    replayed = [network.forward(items), network.forward(items[::-1])[::-1]]
+    assert len(network._frames) == 1
+    network._frames = None
+    monkeypatch.setattr(encoder, "_TOGETHER_TOKENS", 0)
+    apart = network.forward(items)
+    assert network._merges.task is not None
+    for found in (together, *replayed):
+        for one, other in zip(found, apart, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
+            assert cosine(one, other) > 0.99999
 
 
 def marked(folder: Path, item: EncodeItem) -> EncodeItem:

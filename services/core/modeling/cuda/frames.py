@@ -45,6 +45,7 @@ class _Key(NamedTuple):
     tokens: int
     wanted: int
     short: bool
+    tagged: bool
 
 
 class _Graph(NamedTuple):
@@ -89,14 +90,18 @@ class Frames:
         assert self._hidden is not None
         return self._hidden[: batch.tokens], graph.frame.view(batch, self._numbers, batch.tokens)
 
-    def prepare(self, tokens: int, seconds: float, *, wanted: bool) -> None:
-        """Make the graphs that batches of up to ``tokens`` need, the smallest first, for about so long."""
+    def prepare(self, tokens: int, seconds: float, *, wanted: bool, tagged_tokens: int = 0) -> None:
+        """Make the graphs that batches of up to ``tokens`` need, the smallest first, for about so long.
+
+        Behind them come those of batches of several tasks, of up to ``tagged_tokens``.
+        """
         until = time.monotonic() + seconds
-        for key in _likely(self._sizes, wanted=wanted):
-            if key.tokens > tokens or time.monotonic() > until:
-                return
-            if key not in self._graphs:
-                self._graphs[key] = self._capture(key)
+        for most, tagged in ((tokens, False), (tagged_tokens, True)):
+            for key in _likely(self._sizes, wanted=wanted, tagged=tagged):
+                if key.tokens > most or time.monotonic() > until:
+                    break
+                if key not in self._graphs:
+                    self._graphs[key] = self._capture(key)
 
     def _graph(self, batch: PackedBatch) -> _Graph | None:
         if batch.tokens > self._sizes[-1] or batch.inserted is not None or batch.rotation is not None:
@@ -106,7 +111,7 @@ class Frames:
         if batch.wanted is not None:
             few = max(1, tokens // _WANTED_SHARE)
             wanted = few if len(batch.wanted) <= few else tokens
-        key = _Key(tokens, wanted, batch.max_length <= SHORT)
+        key = _Key(tokens, wanted, batch.max_length <= SHORT, batch.tags is not None)
         if key not in self._graphs:
             self._graphs[key] = self._capture(key)
         return self._graphs[key]
@@ -114,7 +119,7 @@ class Frames:
     def _capture(self, key: _Key) -> _Graph | None:
         if self._recorder.bytes > _MOST_BYTES or self._free() < _LEAST_FREE:
             return None
-        frame = Frame(key.tokens, key.wanted)
+        frame = Frame(key.tokens, key.wanted, tagged=key.tagged)
         batch = self._stand_in(key, frame)
 
         def work() -> None:
@@ -152,20 +157,21 @@ class Frames:
             groups=(),
             adapter_runs=(),
             wanted=np.arange(key.wanted, dtype=np.int32) if key.wanted else None,
+            tags=np.zeros(key.tokens, np.int32) if key.tagged else None,
         )
         numbers = host_numbers(batch, frame)
         self._numbers[: len(numbers)].copy_(numbers, non_blocking=True)
         return frame.view(batch, self._numbers, key.tokens)
 
 
-def _likely(sizes: tuple[int, ...], *, wanted: bool) -> Iterator[_Key]:
+def _likely(sizes: tuple[int, ...], *, wanted: bool, tagged: bool) -> Iterator[_Key]:
     for tokens in sizes:
         few = max(1, tokens // _WANTED_SHARE) if wanted else 0
-        yield _Key(tokens, few, True)
+        yield _Key(tokens, few, True, tagged)
         if tokens > SHORT:
-            yield _Key(tokens, few, False)
+            yield _Key(tokens, few, False, tagged)
 
 
 def _room(tokens: int) -> int:
     """Numbers that any batch of so many tokens takes."""
-    return Frame(tokens, tokens).size(tokens)
+    return Frame(tokens, tokens, tagged=True).size(tokens)

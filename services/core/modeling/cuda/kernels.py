@@ -333,3 +333,103 @@ def merge(
             down = down.to(tl.float32)
         y = tl.dot(up, down, y, input_precision=PRECISION)
     tl.store(out_at + at, y.to(out_at.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _tasks_of(tags_at, row, inside):
+    """The task of each row, -1 for none, and the first and the last of them."""
+    tag = tl.load(tags_at + row, mask=inside, other=-1)
+    return tag, tl.min(tl.where(tag < 0, _NEVER, tag), 0), tl.max(tag, 0)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def shrink(
+    x_at,
+    tags_at,
+    down_at,
+    z_at,
+    rows,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``z = down[tag] x`` for each row of ``x`` (rows, WIDTH), of ``down`` (tasks, RANK, WIDTH).
+
+    ``z`` is (rows, RANK); rows without a task get zeros. Rows of a task are best neighbours: a program goes
+    through the tasks between the first and the last of its rows.
+    """
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    rank = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < rows
+    tag, task_first, task_last = _tasks_of(tags_at, row, inside)
+    z = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
+    for task in range(task_first, task_last + 1):
+        down_row = (task * RANK + rank).to(tl.int64)
+        made = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
+        for start in range(0, WIDTH, BLOCK_K):
+            column = start + tl.arange(0, BLOCK_K)
+            x = tl.load(
+                x_at + row.to(tl.int64)[:, None] * WIDTH + column[None, :],
+                mask=inside[:, None] & (column < WIDTH)[None, :],
+                other=0.0,
+            )
+            down = tl.load(
+                down_at + down_row[:, None] * WIDTH + column[None, :],
+                mask=(rank < RANK)[:, None] & (column < WIDTH)[None, :],
+                other=0.0,
+            )
+            if UPCAST:
+                x = x.to(tl.float32)
+                down = down.to(tl.float32)
+            made = tl.dot(x, tl.trans(down), made, input_precision=PRECISION)
+        z = tl.where((tag == task)[:, None], made, z)
+    at = row.to(tl.int64)[:, None] * RANK + rank[None, :]
+    tl.store(z_at + at, z.to(z_at.dtype.element_ty), mask=inside[:, None] & (rank < RANK)[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def expand(
+    z_at,
+    tags_at,
+    up_at,
+    y_at,
+    rows,
+    WIDTH: tl.constexpr,
+    RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``y += up[tag] z`` for each row of ``y`` (rows, WIDTH) with a task, of ``up`` (tasks, WIDTH, RANK)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tag, task_first, task_last = _tasks_of(tags_at, row, row < rows)
+    added = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for task in range(task_first, task_last + 1):
+        up_row = (task * WIDTH + column).to(tl.int64)
+        for start in tl.static_range(0, RANK, BLOCK_R):
+            rank = start + tl.arange(0, BLOCK_R)
+            z = tl.load(
+                z_at + row.to(tl.int64)[:, None] * RANK + rank[None, :],
+                mask=(tag == task)[:, None] & (rank < RANK)[None, :],
+                other=0.0,
+            )
+            up = tl.load(
+                up_at + up_row[:, None] * RANK + rank[None, :],
+                mask=(column < WIDTH)[:, None] & (rank < RANK)[None, :],
+                other=0.0,
+            )
+            if UPCAST:
+                z = z.to(tl.float32)
+                up = up.to(tl.float32)
+            added = tl.dot(z, tl.trans(up), added, input_precision=PRECISION)
+    at = y_at + row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    there = (tag >= 0)[:, None] & (column < WIDTH)[None, :]
+    y = tl.load(at, mask=there, other=0.0).to(tl.float32) + added
+    tl.store(at, y.to(y_at.dtype.element_ty), mask=there)

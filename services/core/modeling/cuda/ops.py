@@ -273,11 +273,74 @@ def merge(base: torch.Tensor, down: torch.Tensor, up: torch.Tensor, out: torch.T
         RANK=len(down),
         BLOCK_OUT=rows,
         BLOCK_IN=columns,
-        BLOCK_RANK=min(32, max(16, _power(len(down)))),
+        BLOCK_RANK=_ranks(len(down)),
         UPCAST=INTERPRETED and base.dtype == torch.bfloat16,
         PRECISION="ieee",
         num_warps=4,
     )
+
+
+def add_low_rank(
+    x: torch.Tensor, downs: torch.Tensor, ups: torch.Tensor, tags: torch.Tensor, y: torch.Tensor
+) -> None:
+    """Add to each row of ``y`` (rows, out), in place, what its task makes of that of ``x`` (rows, in).
+
+    ``tags`` (rows,) int32 are the tasks, -1 for none: places in ``downs`` (tasks, rank, in) and ``ups``
+    (tasks, out, rank). Any order is right; of neighbours that share a task few programs see more than one.
+    """
+    rows, width = x.shape
+    rank = downs.shape[1]
+    assert all(part.is_contiguous() for part in (x, downs))
+    z = torch.empty(rows, rank, dtype=x.dtype, device=x.device)
+    together, ranks = _rows_of_tasks(rows), _ranks(rank)
+    _kernels().shrink[(-(-rows // together), -(-rank // ranks))](
+        x,
+        tags,
+        downs,
+        z,
+        rows,
+        WIDTH=width,
+        RANK=rank,
+        BLOCK_M=together,
+        BLOCK_R=ranks,
+        BLOCK_K=256 if INTERPRETED else 64 if x.dtype == torch.float32 else 128,
+        UPCAST=INTERPRETED and x.dtype == torch.bfloat16,
+        PRECISION="ieee",
+        num_warps=4,
+    )
+    expand_(z, ups, tags, y)
+
+
+def expand_(z: torch.Tensor, ups: torch.Tensor, tags: torch.Tensor, y: torch.Tensor) -> None:
+    """Do the second half of ``add_low_rank``, from ``z`` (rows, rank)."""
+    rows, width = y.shape
+    rank = z.shape[1]
+    assert all(part.is_contiguous() for part in (z, ups, y))
+    together, columns = _rows_of_tasks(rows), 256 if INTERPRETED else 128
+    _kernels().expand[(-(-rows // together), -(-width // columns))](
+        z,
+        tags,
+        ups,
+        y,
+        rows,
+        WIDTH=width,
+        RANK=rank,
+        BLOCK_M=together,
+        BLOCK_N=columns,
+        BLOCK_R=_ranks(rank),
+        UPCAST=INTERPRETED and y.dtype == torch.bfloat16,
+        PRECISION="ieee",
+        num_warps=4,
+    )
+
+
+def _rows_of_tasks(rows: int) -> int:
+    """Rows of a program: few where few programs would leave most of the device idle."""
+    return 64 if INTERPRETED or rows > 512 else 16
+
+
+def _ranks(rank: int) -> int:
+    return min(32, max(16, _power(rank)))
 
 
 @cache

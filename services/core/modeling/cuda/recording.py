@@ -50,25 +50,24 @@ class Recorder:
         try:
             with torch.inference_mode(), torch.cuda.stream(self._stream):
                 work()
-                result = _recorded(graph, self._pool, work)
+                result = self._recorded(graph, work)
         finally:
             # Also where it failed: what it has begun writes to buffers that the next pass may use.
             current.wait_stream(self._stream)
         self.bytes += max(0, torch.cuda.memory_reserved(self._device) - before)
         return graph, result
 
-
-def _recorded(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], work: Callable[[], R]) -> R:
-    with _RECORDING:
-        # Other threads, with passes of other models, may go on meanwhile.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            result = work()
-            graph.capture_end()
-        except BaseException as error:
-            with suppress(RuntimeError):
+    def _recorded(self, graph: torch.cuda.CUDAGraph, work: Callable[[], R]) -> R:
+        with _RECORDING:
+            # Other threads, with passes of other models, may go on meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = work()
                 graph.capture_end()
-            if isinstance(error, torch.AcceleratorError) and "captur" in str(error):
-                raise NotRecordedError(str(error).splitlines()[0]) from error
-            raise
-        return result
+            except BaseException as error:
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                if isinstance(error, torch.AcceleratorError) and "captur" in str(error):
+                    raise NotRecordedError(str(error).splitlines()[0]) from error
+                raise
+            return result

@@ -127,7 +127,7 @@ class Decoder:
 
     def __init__(self, layers: Layers, config: DecoderConfig, adapters: PeftAdapters) -> None:
         """Read the weights; ``merges`` has what the network rests on, if anything."""
-        self.merges = Merges.on(layers.device) if adapters.names else None
+        self.merges = Merges.on(layers.device, sorted(adapters.names)) if adapters.names else None
         self._config = config
         self._rows = _CPU_ROWS if layers.device.type == "cpu" else _CUDA_ROWS
         self._words = layers.tensor("embed_tokens.weight")
@@ -301,9 +301,4 @@ def _by_rows(parts: Sequence[_Part], work: Callable[[_Part], torch.Tensor]) -> t
 
 def _clipped(runs: Sequence[AdapterRun], rows: slice) -> Runs:
     """Return what of ``runs`` lies in ``rows``, counted from there."""
-    start, stop = rows.start, rows.stop
-    return tuple(
-        AdapterRun(max(run.start, start) - start, min(run.end, stop) - start, run.adapter)
-        for run in runs
-        if run.start < stop and run.end > start
-    )
+    return tuple(run.clipped(rows) for run in runs if run.start < rows.stop and run.end > rows.start)

@@ -42,6 +42,11 @@ _KNEE_SECONDS = 0.025
 """Passes that are tried to find how large they should be, of texts of so many tokens; a pass should make this
 part of what the device can do, and a pass that takes longer than this is not made larger."""
 
+_TOGETHER_TOKENS = 1024
+"""Tokens of a task in the mean, up to which a batch of several tasks is one pass. A small pass and a change
+of the weights take their time for few tokens as for many, that of narrow products grows with them. Computed
+from what an H100 reads and writes, not measured."""
+
 Wanted: TypeAlias = Callable[[PackedBatch, Sequence[EncodeItem]], NDArray[np.int32] | None]
 """From a batch and its items, as packed, to the tokens whose states are read; see ``PackedBatch.wanted``."""
 
@@ -121,6 +126,8 @@ class Encoder:
             self.forward([item])
         for adapter in sorted(self._limits.adapters) if self._merges is not None else ():
             self.forward([EncodeItem(ids, adapter)])
+        if self._merges is not None:
+            self.forward([EncodeItem(ids, adapter) for adapter in (None, *sorted(self._limits.adapters))])
         if self._device.type == "cuda":
             self.batch_tokens = self._knee(ids)
             self.prepare()
@@ -129,7 +136,13 @@ class Encoder:
         """Make what passes are replayed from, where they are."""
         if self._frames is not None:
             with self._turn:
-                self._frames.prepare(self.batch_tokens, _PREPARE_SECONDS, wanted=self._wanted is not None)
+                tasks = 0 if self._merges is None else 1 + len(self._merges.names)
+                self._frames.prepare(
+                    self.batch_tokens,
+                    _PREPARE_SECONDS,
+                    wanted=self._wanted is not None,
+                    tagged_tokens=min(self.batch_tokens, _TOGETHER_TOKENS * tasks),
+                )
 
     def _knee(self, ids: TokenIds) -> int:
         """Measure from how many tokens on a larger pass makes no more of the device worth its time.
@@ -166,7 +179,10 @@ class Encoder:
             packed = replace(packed, wanted=self._wanted(packed, ordered))
         with self._turn:
             if self._merges is not None:
-                self._merges.rest_on(items[0].adapter)
+                if len(packed.adapter_runs) > 1:
+                    packed = replace(packed, tags=self._merges.tags(packed.adapter_runs))
+                else:
+                    self._merges.rest_on(items[0].adapter)
             if self._sees is not None:
                 packed = self._sees(packed, ordered)
             hidden, placed = self._run(packed)
@@ -192,6 +208,9 @@ class Encoder:
             by_task: dict[str, list[int]] = {}
             for i, item in enumerate(batch):
                 by_task.setdefault(item.adapter or "", []).append(i)
+            tokens = sum(len(item.token_ids) for item in batch)
+            if len(by_task) > 1 and tokens <= _TOGETHER_TOKENS * len(by_task):
+                return [list(range(len(batch)))]
             # The task that the network rests on comes first: its weights need no change.
             resting = self._merges.task or ""
             return [by_task[task] for task in sorted(by_task, key=lambda task: (task != resting, task))]

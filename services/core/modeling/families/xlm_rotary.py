@@ -128,7 +128,7 @@ class XlmRotary:
         ``merges`` has the weights that the network rests on, if it does.
         """
         rests = adapters.names and adapters.merged is None
-        self.merges = Merges.on(layers.device) if rests else None
+        self.merges = Merges.on(layers.device, adapters.names) if rests else None
         adapted = AdaptedLayers(layers, adapters, self.merges)
         self._head_dim = config.width // config.heads
         self._base = base

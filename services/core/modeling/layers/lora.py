@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
 from services.core.modeling.checkpoints.peft import PeftAdapters
+from services.core.modeling.cuda import ops as cuda
 from services.core.modeling.layers.linear import Linear
-from services.core.modeling.layers.merged import Merges
+from services.core.modeling.layers.merged import Beside, Merges
 from services.core.modeling.layers.packed import AdapterRun
 from services.core.modeling.layers.post_norm import LowRank, Norm
 from services.core.modeling.layers.reading import Layers
@@ -74,41 +75,55 @@ class Adapters:
 
 @dataclass(frozen=True, slots=True)
 class LoraLinear:
-    """A linear layer; for a task that changes it an A (rank, in) and a scaled, transposed B (rank, out)."""
+    """A linear layer; for a task that changes it an A (rank, in) and a scaled, transposed B (rank, out).
+
+    Where ``base`` rests on a task, ``unmerged`` has the weights without any and the changes of all tasks, for
+    rows that have each their own.
+    """
 
     base: Linear
     tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    unmerged: tuple[Linear, Beside] | None = None
 
     def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the product of ``x`` (rows, in), (rows, out)."""
-        return self._adapt(x, runs, self.base(x))
+        return self._adapt(x, runs, self._under(runs)(x))
 
     def gelu(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the product under the erf form of GELU, (rows, out)."""
         if self.plain(runs):
             return self.base.gelu(x)
-        return self._adapt(x, runs, self.base(x), gelu=True)
+        return self._adapt(x, runs, self._under(runs)(x), gelu=True)
 
     def add(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor) -> torch.Tensor:
         """Return the product plus ``residual`` (rows, out), which is left alone."""
-        return self._adapt(x, runs, self.base.add(x, residual))
+        return self._adapt(x, runs, self._under(runs).add(x, residual))
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the product plus ``residual`` (rows, out), maybe in the memory of that."""
-        return self._adapt(x, runs, self.base.add_to(residual, x))
+        return self._adapt(x, runs, self._under(runs).add_to(residual, x))
 
     def normed(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor, norm: Norm) -> torch.Tensor:
         """Return ``norm`` of the product plus ``residual`` (rows, out)."""
-        if self.tasks:
+        if self.tasks or not self.plain(runs):
             return norm(self.add(x, runs, residual))
         return norm.behind(self.base, x, residual)
 
     def plain(self, runs: Runs) -> bool:
         """Whether no row of ``runs`` has an adapter here."""
+        if _tags(runs) is not None:
+            return self.unmerged is None
         return all(run.adapter is None or run.adapter not in self.tasks for run in runs)
+
+    def _under(self, runs: Runs) -> Linear:
+        """The layer to whose product ``_adapt`` adds."""
+        return self.base if self.unmerged is None or _tags(runs) is None else self.unmerged[0]
 
     def _adapt(self, x: torch.Tensor, runs: Runs, y: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
         """Add to ``y`` in place what the adapters make of ``x``."""
+        if self.unmerged is not None and (tags := _tags(runs)) is not None:
+            self.unmerged[1].add_to(y, x, tags)
+            return cuda.gelu_(y) if gelu else y
         for run in runs:
             rows = slice(run.start, run.end)
             pair = None if run.adapter is None else self.tasks.get(run.adapter)
@@ -117,6 +132,11 @@ class LoraLinear:
             elif gelu:
                 y[rows] = functional.gelu(y[rows])
         return y
+
+
+def _tags(runs: Runs) -> torch.Tensor | None:
+    """The task of each row, where rows have each their own."""
+    return runs[0].tags if runs else None
 
 
 def add_low_rank(
@@ -138,16 +158,23 @@ def add_low_rank(
 class AdaptedEmbedding:
     """A table (entries, width) with, for each task, an A (entries, rank) and a scaled B (rank, width).
 
-    ``rests`` has the A and B of the task that the network rests on, where it does.
+    ``rests`` has the A and B of the task that the network rests on, where it does, and ``all`` those of all
+    tasks: (tasks, entries, rank) and, transposed, (tasks, width, rank).
     """
 
     table: torch.Tensor
     tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
     rests: tuple[torch.Tensor, torch.Tensor] | None = None
+    all: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __call__(self, ids: torch.Tensor, runs: Runs) -> torch.Tensor:
         """Return the rows of ``ids`` (tokens,), (tokens, width)."""
         rows = functional.embedding(ids, self.table)
+        if self.all is not None and (tags := _tags(runs)) is not None:
+            downs, ups = self.all
+            places = tags.clamp(min=0).long() * downs.shape[1] + ids
+            cuda.expand_(functional.embedding(places, downs.flatten(0, 1)), ups, tags, rows)
+            return rows
         if self.rests is not None:
             down, up = self.rests
             return rows.addmm_(functional.embedding(ids, down), up)
@@ -160,13 +187,20 @@ class AdaptedEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedRow:
-    """One row (width,) of a table, and what it is for each task."""
+    """One row (width,) of a table, and what it is for each task.
+
+    ``all`` (1 + tasks, width) has it without a task and for each, where ``base`` is that of one or the other.
+    """
 
     base: torch.Tensor
     tasks: Mapping[str, torch.Tensor]
+    all: torch.Tensor | None = None
 
     def add_to(self, x: torch.Tensor, runs: Runs) -> None:
         """Add it to each of ``x`` (tokens, width), in place."""
+        if self.all is not None and (tags := _tags(runs)) is not None:
+            x += functional.embedding(tags + 1, self.all)
+            return
         for run in runs:
             x[run.start : run.end] += self.base if run.adapter is None else self.tasks[run.adapter]
 
@@ -195,7 +229,7 @@ class AdaptedLayers:
                 task: (place(functional.pad(a, (0, 0, 0, room))), place(functional.pad(b, (0, room))))
                 for task, (a, b) in self._parts(name).items()
             }
-            return LoraLinear(self._layers.joined(self._merges.product(place(weight), tasks), bias), {})
+            return _merged(self._layers, self._merges, place(weight), bias, tasks)
         tasks = {task: (place(a), place(b.T.contiguous())) for task, (a, b) in self._parts(name).items()}
         return LoraLinear(self._layers.joined(weight, bias), tasks)
 
@@ -208,15 +242,14 @@ class AdaptedLayers:
         parts = self._parts(name)
         if self._merges is not None and parts:
             # A product of so few columns takes a kernel for unaligned rows, unless they are filled up.
-            room = -self._adapters.rank % _ALIGNED
-            downs = {task: place(functional.pad(down, (0, room))) for task, (down, _) in parts.items()}
-            ups = {task: place(functional.pad(up, (0, 0, 0, room))) for task, (_, up) in parts.items()}
-            down, up = next(iter(downs.values())), next(iter(ups.values()))
+            room, names = -self._adapters.rank % _ALIGNED, self._merges.names
+            downs = torch.stack([place(functional.pad(parts[task].a, (0, room))) for task in names])
+            ups = torch.stack([place(functional.pad(parts[task].b, (0, 0, 0, room))) for task in names])
             rests = (
-                self._merges.choice(torch.zeros_like(down), downs),
-                self._merges.choice(torch.zeros_like(up), ups),
+                self._merges.choice(torch.zeros_like(downs[0]), dict(zip(names, downs, strict=True))),
+                self._merges.choice(torch.zeros_like(ups[0]), dict(zip(names, ups, strict=True))),
             )
-            return AdaptedEmbedding(table, {}, rests)
+            return AdaptedEmbedding(table, {}, rests, (downs, ups.transpose(1, 2).contiguous()))
         tasks = {task: (place(down), place(up)) for task, (down, up) in parts.items()}
         return AdaptedEmbedding(table, tasks)
 
@@ -227,7 +260,8 @@ class AdaptedLayers:
         read, place = self._adapters.rows(self._checkpoint, name, row), self._layers.place
         placed = {task: place(one) for task, one in read.tasks.items()}
         if self._merges is not None:
-            return AdaptedRow(self._merges.choice(place(read.base), placed), {})
+            rows = torch.stack([place(read.base), *(placed[task] for task in self._merges.names)])
+            return AdaptedRow(self._merges.choice(place(read.base), placed), {}, rows)
         return AdaptedRow(place(read.base), placed)
 
     def _merged_rows(self, name: str, merged: str) -> torch.Tensor:
@@ -258,9 +292,21 @@ def lora_linear(
     weight, place = torch.cat(weights), layers.place
     if merges is not None:
         merged = {task: (place(pair.down), place(pair.up)) for task, pair in pairs.items()}
-        return LoraLinear(layers.joined(merges.product(place(weight), merged), offset), {})
+        return _merged(layers, merges, place(weight), offset, merged)
     tasks = {task: (place(pair.down), place(pair.up.T.contiguous())) for task, pair in pairs.items()}
     return LoraLinear(layers.joined(weight, offset), tasks)
+
+
+def _merged(
+    layers: Layers,
+    merges: Merges,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    tasks: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+) -> LoraLinear:
+    used, beside = merges.product(weight, tasks)
+    unmerged = None if beside is None else (layers.joined(weight, bias), beside)
+    return LoraLinear(layers.joined(used, bias), {}, unmerged)
 
 
 def weight_name(name: str, adapters: Adapters) -> str:

@@ -53,11 +53,22 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class AdapterRun:
-    """Neighbouring tokens ``[start, end)`` that share a task adapter."""
+    """Neighbouring tokens ``[start, end)`` that share a task adapter.
+
+    With ``tags`` (end - start,) int32 on the device each has its own: its place among those of the network,
+    -1 for none.
+    """
 
     start: int
     end: int
     adapter: str | None
+    tags: torch.Tensor | None = None
+
+    def clipped(self, rows: slice) -> AdapterRun:
+        """Return what of it lies in ``rows``, some of which do, counted from there."""
+        start, end = max(self.start, rows.start), min(self.end, rows.stop)
+        tags = None if self.tags is None else self.tags[start - self.start : end - self.start]
+        return AdapterRun(start - rows.start, end - rows.start, self.adapter, tags)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +96,8 @@ class PackedBatch:
     each token where that does not follow from its place in the item.
 
     Where kernels of our own run the batch, ``rows`` is what they know of it, ``wanted_rows`` is ``wanted`` on
-    the device, maybe with repetitions behind it, and all items have one adapter, on which the network rests.
+    the device, maybe with repetitions behind it, and all items have one adapter, on which the network rests,
+    unless ``tags`` (tokens,) int32 says that of each token as ``AdapterRun.tags`` does.
     """
 
     token_ids: torch.Tensor
@@ -96,6 +108,7 @@ class PackedBatch:
     adapter_runs: tuple[AdapterRun, ...]
     attended: tuple[int, ...] | None = None
     wanted: NDArray[np.int32] | None = None
+    tags: NDArray[np.int32] | None = None
     rows: Rows | None = None
     wanted_rows: torch.Tensor | None = None
     inserted: Inserted | None = None
@@ -119,14 +132,22 @@ class PackedBatch:
     @property
     def wanted_runs(self) -> tuple[AdapterRun, ...]:
         """``adapter_runs`` of the wanted tokens, counted by them."""
-        if self.wanted is None or self.rows is not None:
+        if self.wanted is None:
             return self.adapter_runs
+        if self.rows is not None:
+            return tuple(self._wanted_run(run) for run in self.adapter_runs)
         bounds = np.searchsorted(self.wanted, [(run.start, run.end) for run in self.adapter_runs]).tolist()
         return tuple(
             AdapterRun(start, end, run.adapter)
             for (start, end), run in zip(bounds, self.adapter_runs, strict=True)
             if start < end
         )
+
+    def _wanted_run(self, run: AdapterRun) -> AdapterRun:
+        if run.tags is None:
+            return run
+        assert self.wanted_rows is not None
+        return AdapterRun(0, self.wanted_rows.shape[0], None, run.tags[self.wanted_rows])
 
     def positions(self) -> torch.Tensor:
         """Place of each token in its item, from 0; (tokens,) int32 on the device."""
@@ -226,16 +247,19 @@ def segments(lengths: NDArray[np.int64], device: torch.device) -> PackedBatch:
 class Frame:
     """Where the numbers of a batch lie in one buffer, so that they travel to the device in one copy.
 
-    There is room for ``tokens`` tokens and, unless that is 0, for ``wanted`` rows; the bounds of the items,
-    of which there may be any number, come last. What a batch leaves of the room is rows that see nothing.
+    There is room for ``tokens`` tokens, with ``tagged`` for a task of each and, unless that is 0, for
+    ``wanted`` rows; the bounds of the items, of which there may be any number, come last. What a batch leaves
+    of the room is rows that see nothing and have no task.
     """
 
-    def __init__(self, tokens: int, wanted: int) -> None:
+    def __init__(self, tokens: int, wanted: int, *, tagged: bool = False) -> None:
         # Kernels are compiled for addresses that are multiples of 16 bytes.
         self.tokens = tokens
         self._stride = -(-tokens // 16) * 16
         self.wanted = wanted
-        self._bounds = 4 * self._stride + -(-wanted // 16) * 16
+        self.tagged = tagged
+        self._wanted_at = (5 if tagged else 4) * self._stride
+        self._bounds = self._wanted_at + -(-wanted // 16) * 16
 
     def size(self, items: int) -> int:
         """Numbers of a batch of so many items."""
@@ -257,9 +281,14 @@ class Frame:
         shown = bounds[1:] if batch.attended is None else bounds[:-1] + np.array(batch.attended, np.int32)
         last[:count] = np.repeat(shown, lengths)
         first[count:] = last[count:] = here[count:]
+        if self.tagged:
+            assert batch.tags is not None
+            tags = out[4 * stride : 4 * stride + self.tokens]
+            tags[:count] = batch.tags
+            tags[count:] = -1
         if self.wanted:
             assert batch.wanted is not None
-            rows = out[4 * stride : 4 * stride + self.wanted]
+            rows = out[self._wanted_at : self._wanted_at + self.wanted]
             rows[: len(batch.wanted)] = batch.wanted
             rows[len(batch.wanted) :] = self.tokens - 1
         out[self._bounds : self._bounds + len(bounds)] = bounds
@@ -269,14 +298,15 @@ class Frame:
         ids, positions, first, last = (
             numbers[i * self._stride : i * self._stride + tokens] for i in range(4)
         )
+        tags = numbers[4 * self._stride : 4 * self._stride + tokens] if self.tagged else None
         return replace(
             batch,
             token_ids=ids,
             cu_lengths=numbers[self._bounds : self.size(len(batch.lengths))],
-            adapter_runs=(AdapterRun(0, tokens, None),),
+            adapter_runs=(AdapterRun(0, tokens, None, tags),),
             attended=None,
             rows=Rows(positions, first, last),
-            wanted_rows=numbers[4 * self._stride :][: self.wanted] if self.wanted else None,
+            wanted_rows=numbers[self._wanted_at :][: self.wanted] if self.wanted else None,
         )
 
 
@@ -289,7 +319,8 @@ def place(batch: PackedBatch, device: torch.device) -> PackedBatch:
         wanted = None if batch.wanted is None else pinned(torch.from_numpy(batch.wanted))
         rows = None if wanted is None else wanted.to(device, non_blocking=True)
         return replace(batch, token_ids=ids, cu_lengths=bounds, wanted_rows=rows)
-    frame = Frame(batch.tokens, 0 if batch.wanted is None else len(batch.wanted))
+    wanted = 0 if batch.wanted is None else len(batch.wanted)
+    frame = Frame(batch.tokens, wanted, tagged=batch.tags is not None)
     numbers = host_numbers(batch, frame).to(device, non_blocking=True)
     return frame.view(batch, numbers, batch.tokens)
 
