@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.openapi import build_openapi
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability
+from services.core.content import Usage
 from services.core.errors import ServiceError
 from services.rerank.parsing import RequestParser
 from services.rerank.rest import response_body, response_items
@@ -95,7 +96,7 @@ def test_what_the_document_allows_is_what_is_taken(body: dict[str, Any]) -> None
 @pytest.mark.parametrize("embeddings", [None, np.ones((2, 4), np.float32)])
 @pytest.mark.parametrize("documents", [None, ["a", {"text": "b", "n": [1]}], [{"image": "x", "id": 1}, "c"]])
 def test_answers_are_as_described(embeddings: Any, documents: Any) -> None:
-    result = RerankResult(MINILM, [1, 0], [0.5, -0.25], embeddings, 9)
+    result = RerankResult(MINILM, [1, 0], [0.5, -0.25], embeddings, Usage(7, image=2))
     body = response_body(result, response_items(result, documents, 0, 2))
     answer = orjson.loads(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY))
     DESCRIBED.component("RerankingResponse").validate(answer)
