@@ -20,6 +20,8 @@ from services.core.content import Image
 from services.core.media.pictures import Fit, fitted
 from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.families.clip import Clip, ClipConfig, tile_tokens
+from services.core.modeling.native.encoder import FusedPostNorm
+from services.core.modeling.native.instructions import InstructionSet
 from services.core.modeling.registry import load_network, recognised
 from services.core.modeling.types import EncodeItem, PrepareOptions, UnfitInputError
 from tests import clip_references as reference
@@ -63,9 +65,10 @@ def vectors(clip: Clip, *inputs: str | Pillow.Image, task: str | None = None) ->
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_text_is_that_of_float64(tmp_path: Path, model: str) -> None:
+def test_text_is_that_of_float64(tmp_path: Path, model: str, backend: InstructionSet) -> None:
     write_clip(tmp_path, model)
     clip = load(tmp_path, model)
+    assert isinstance(clip._text._backbone, FusedPostNorm) == (backend != InstructionSet.TORCH)
     for length in LENGTHS:
         ids = random_ids(length, tokenizer_of(model).get_vocab_size())
         (vector,) = clip.forward([EncodeItem(ids)])

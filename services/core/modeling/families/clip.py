@@ -30,7 +30,7 @@ from services.core.modeling.families.encoder_config import EncoderConfig, refuse
 from services.core.modeling.families.eva import Eva, EvaConfig, eva_shapes
 from services.core.modeling.families.jina_bert import flash_shapes, read_flash
 from services.core.modeling.families.text import TextProcessor
-from services.core.modeling.families.xlm_rotary import XlmRotary, rotary_base, xlm_rotary_shapes
+from services.core.modeling.families.xlm_rotary import read_xlm_rotary, rotary_base, xlm_rotary_shapes
 from services.core.modeling.layers.lora import Adapters
 from services.core.modeling.layers.packed import Limits
 from services.core.modeling.layers.pooling import POOLINGS
@@ -105,7 +105,7 @@ _V2 = _TextTower(
         "position_embedding_type": "rotary",
     },
     shapes=lambda size, config: xlm_rotary_shapes(size, _adapters(config)),
-    read=lambda layers, size, config: XlmRotary(layers, size, _adapters(config), rotary_base(config)),
+    read=lambda layers, size, config: read_xlm_rotary(layers, size, _adapters(config), rotary_base(config)),
 )
 _TEXT_TOWERS = {
     "jinaai/jina-bert-flash-implementation": _V1,

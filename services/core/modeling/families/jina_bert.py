@@ -7,7 +7,7 @@ standard form under the names of the "flash" implementation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,11 +73,19 @@ def load_jina_bert(
 
 def _weights(checkpoint: Checkpoint, config: EncoderConfig, *, query_norm: bool) -> PostNormWeights:
     layer = _query_norm_weights if query_norm else _standard_weights
+    read = (layer(checkpoint, config, f"encoder.layer.{i}") for i in range(config.layers))
+    return _encoder_weights(checkpoint, config, "embeddings.LayerNorm", read)
+
+
+def _encoder_weights(
+    checkpoint: Checkpoint, config: EncoderConfig, norm: str, layers: Iterable[LayerWeights]
+) -> PostNormWeights:
+    """Join ``layers`` and the embeddings, whose norm is called ``norm``."""
     return PostNormWeights(
         words=checkpoint.tensor("embeddings.word_embeddings.weight"),
         positions=checkpoint.tensor("embeddings.token_type_embeddings.weight")[:1],
-        norm=NormWeights.read(checkpoint, "embeddings.LayerNorm"),
-        layers=(layer(checkpoint, config, f"encoder.layer.{i}") for i in range(config.layers)),
+        norm=NormWeights.read(checkpoint, norm),
+        layers=layers,
         heads=config.heads,
         epsilon=config.epsilon,
         alibi=True,
@@ -102,6 +110,19 @@ def _standard_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str) 
         up=Dense(up, None),
         down=_dense(checkpoint, f"{name}.mlp.wo"),
         down_norm=NormWeights.read(checkpoint, f"{name}.mlp.layernorm"),
+    )
+
+
+def _flash_weights(checkpoint: Checkpoint, config: EncoderConfig, name: str) -> LayerWeights:
+    gate, up = checkpoint.tensor(f"{name}.mlp.gated_layers.weight").split(config.inner)
+    return LayerWeights(
+        query_key_value=_dense(checkpoint, f"{name}.mixer.Wqkv"),
+        attended=_dense(checkpoint, f"{name}.mixer.out_proj"),
+        attended_norm=NormWeights.read(checkpoint, f"{name}.norm1"),
+        gate=Dense(gate, None),
+        up=Dense(up, None),
+        down=_dense(checkpoint, f"{name}.mlp.wo"),
+        down_norm=NormWeights.read(checkpoint, f"{name}.norm2"),
     )
 
 
@@ -141,8 +162,12 @@ def flash_shapes(config: EncoderConfig) -> dict[str, Shape]:
     return shapes
 
 
-def read_flash(layers: Layers, config: EncoderConfig) -> JinaBert:
+def read_flash(layers: Layers, config: EncoderConfig) -> Backbone:
     """Read the encoder of ``flash_shapes``, which the checkpoint is known to hold."""
+    checkpoint, device, dtype = layers.checkpoint, layers.device, layers.dtype
+    if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
+        read = (_flash_weights(checkpoint, config, f"encoder.layers.{i}") for i in range(config.layers))
+        return native.FusedPostNorm(_encoder_weights(checkpoint, config, "emb_ln", read), dtype)
     blocks = [_flash_block(layers, config, f"encoder.layers.{i}") for i in range(config.layers)]
     return JinaBert(layers, blocks, alibi_slopes(config.heads).to(layers.device), norm="emb_ln")
 

@@ -21,7 +21,6 @@ from services.core.modeling.layers.lora import (
     LoraLinear,
     adapted_embedding_shapes,
     adapted_linear_shapes,
-    weight_name,
 )
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import PackedBatch
@@ -74,34 +73,47 @@ def load_xlm_rotary(
     checkpoint.strip_prefix("roberta.")
     checkpoint.verify(xlm_rotary_shapes(config, adapters) | dict(extra or {}), unused=("pooler.*",))
     base = rotary_base(checkpoint.config)
+    return read_xlm_rotary(Layers(checkpoint, device, dtype, config.epsilon), config, adapters, base)
+
+
+def read_xlm_rotary(layers: Layers, config: EncoderConfig, adapters: Adapters, base: float) -> Backbone:
+    """Read the encoder of ``xlm_rotary_shapes``, which the checkpoint is known to hold.
+
+    ``base`` is that of the rotary angles.
+    """
+    checkpoint, device, dtype = layers.checkpoint, layers.device, layers.dtype
     if native.serves(config.width, config.inner, config.heads, config.layers, device, dtype):
         return native.FusedPostNorm(_weights(checkpoint, config, adapters, base), dtype)
-    return XlmRotary(Layers(checkpoint, device, dtype, config.epsilon), config, adapters, base)
+    return XlmRotary(layers, config, adapters, base)
 
 
 def _weights(
     checkpoint: Checkpoint, config: EncoderConfig, adapters: Adapters, base: float
 ) -> PostNormWeights:
     words, types = "embeddings.word_embeddings", "embeddings.token_type_embeddings"
-    added = adapters.rows(checkpoint, types, 0)
+    if adapters.merged is None:
+        added = adapters.rows(checkpoint, types, 0)
+        rows = torch.stack([added.base, *(added.tasks[task] for task in adapters.names)])
+    else:
+        rows = adapters.table(checkpoint, types)[:1]
     return PostNormWeights(
-        words=checkpoint.tensor(weight_name(words, adapters)),
-        positions=torch.stack([added.base, *(added.tasks[task] for task in adapters.names)]),
+        words=adapters.table(checkpoint, words),
+        positions=rows,
         norm=NormWeights.read(checkpoint, "emb_ln"),
         layers=(_layer(checkpoint, adapters, f"encoder.layers.{i}") for i in range(config.layers)),
         heads=config.heads,
         epsilon=config.epsilon,
         rotary_base=base,
-        tasks=adapters.names,
-        rank=adapters.rank,
-        word_tasks=adapters.parts(checkpoint, words),
+        tasks=adapters.chosen,
+        rank=adapters.rank if adapters.chosen else 0,
+        word_tasks=adapters.parts(checkpoint, words) if adapters.chosen else {},
     )
 
 
 def _layer(checkpoint: Checkpoint, adapters: Adapters, name: str) -> LayerWeights:
     def dense(of: str) -> Dense:
-        weight = checkpoint.tensor(weight_name(f"{name}.{of}", adapters))
-        tasks = adapters.parts(checkpoint, f"{name}.{of}")
+        weight = adapters.weight(checkpoint, f"{name}.{of}")
+        tasks = adapters.parts(checkpoint, f"{name}.{of}") if adapters.chosen else {}
         return Dense(weight, checkpoint.tensor(f"{name}.{of}.bias"), tasks)
 
     return LayerWeights(

@@ -57,6 +57,27 @@ class Adapters:
             raise CheckpointError("config.json: 'lora_adaptations' and 'lora_rank' describe no adapters")
         return cls(tuple(map(str, names)), rank, alpha / rank)
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Those that a row may have or not: none where one is merged."""
+        return self.names if self.merged is None else ()
+
+    def weight(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        """Read the weight (out, in) of a layer, the merged adapter, if there is one, added to it in fp32."""
+        weight = checkpoint.tensor(weight_name(name, self))
+        if self.merged is None:
+            return weight
+        down, up = self.parts(checkpoint, name)[self.merged]
+        return weight.float().addmm_(up, down.float())
+
+    def table(self, checkpoint: Checkpoint, name: str) -> torch.Tensor:
+        """Read a table (entries, width) likewise."""
+        table = checkpoint.tensor(weight_name(name, self))
+        if self.merged is None:
+            return table
+        down, up = self.parts(checkpoint, name)[self.merged]
+        return table.float().addmm_(down.float(), up)
+
     def parts(self, checkpoint: Checkpoint, name: str) -> dict[str, LowRank]:
         """Read A and, scaled, B of each task for the layer or table ``name``."""
         if not self.names:
@@ -218,10 +239,9 @@ class AdaptedLayers:
     def linear(self, name: str) -> LoraLinear:
         """One layer."""
         bias = self._checkpoint.tensor(f"{name}.bias")
-        weight = self._checkpoint.tensor(weight_name(name, self._adapters))
-        if (merged := self._adapters.merged) is not None:
-            down, up = self._parts(name)[merged]
-            return LoraLinear(self._layers.joined(weight.float().addmm_(up, down.float()), bias), {})
+        weight = self._adapters.weight(self._checkpoint, name)
+        if self._adapters.merged is not None:
+            return LoraLinear(self._layers.joined(weight, bias), {})
         place = self._layers.place
         if self._merges is not None:
             room = -self._adapters.rank % _ALIGNED
@@ -235,8 +255,8 @@ class AdaptedLayers:
 
     def embedding(self, name: str) -> AdaptedEmbedding:
         """A table of words."""
-        if (merged := self._adapters.merged) is not None:
-            return AdaptedEmbedding(self._layers.place(self._merged_rows(name, merged)), {})
+        if self._adapters.merged is not None:
+            return AdaptedEmbedding(self._layers.place(self._adapters.table(self._checkpoint, name)), {})
         place = self._layers.place
         table = self._layers.tensor(weight_name(name, self._adapters))
         parts = self._parts(name)
@@ -255,19 +275,14 @@ class AdaptedLayers:
 
     def row(self, name: str, row: int) -> AdaptedRow:
         """One row of a table."""
-        if (merged := self._adapters.merged) is not None:
-            return AdaptedRow(self._layers.place(self._merged_rows(name, merged)[row]), {})
+        if self._adapters.merged is not None:
+            return AdaptedRow(self._layers.place(self._adapters.table(self._checkpoint, name)[row]), {})
         read, place = self._adapters.rows(self._checkpoint, name, row), self._layers.place
         placed = {task: place(one) for task, one in read.tasks.items()}
         if self._merges is not None:
             rows = torch.stack([place(read.base), *(placed[task] for task in self._merges.names)])
             return AdaptedRow(self._merges.choice(place(read.base), placed), {}, rows)
         return AdaptedRow(place(read.base), placed)
-
-    def _merged_rows(self, name: str, merged: str) -> torch.Tensor:
-        table = self._checkpoint.tensor(weight_name(name, self._adapters), torch.float32)
-        down, up = self._parts(name)[merged]
-        return table.addmm_(down.float(), up)
 
     def _parts(self, name: str) -> dict[str, LowRank]:
         return self._adapters.parts(self._checkpoint, name)
