@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from torch.nn import functional
 
 from benchmarks import decoder_models
 from benchmarks.padded import padded_jina_bert
+from search_foundation.commands.serve import settle_garbage_collector
 from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.inference.embedding import EmbedOptions, finish
@@ -244,6 +246,8 @@ class Model:
         started = time.perf_counter()
         self.engine = self.loop.run_until_complete(Engine.start(settings, catalog, load=self._load))
         self.start_seconds = time.perf_counter() - started
+        # As a server does. Else a look at all that was imported stops the first load for some 0.3 s.
+        settle_garbage_collector()
 
     def _load(self, spec: Any, settings: Any, device: torch.device) -> Any:
         network: Any = load_network(spec, self.folder, device=device, dtype=self.bench.dtype)
@@ -335,6 +339,8 @@ class Model:
         self.loop.run_until_complete(self.engine.stop(1.0))
         self.loop.close()
         self.network = None
+        gc.unfreeze()
+        gc.collect()
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
         if link is not None:
             await link.warm()
         await server.start()
-        _settle_garbage_collector()
+        settle_garbage_collector()
         if link is not None:
             link.serving(server)
             return await _until_stopped(settings, server)
@@ -197,7 +197,7 @@ def _retract(settings: Settings) -> None:
         settings.ports_file.unlink(missing_ok=True)
 
 
-def _settle_garbage_collector() -> None:
+def settle_garbage_collector() -> None:
     """Take what was made while starting out of the collector's sight: a pass over it takes 0.1 s and more."""
     gc.collect()
     gc.freeze()

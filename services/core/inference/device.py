@@ -16,6 +16,11 @@ _ALLOCATOR_COMPLAINTS = ("can't allocate memory", "not enough memory", "out of m
 _MOST_CPU_WORKERS = 4
 _CUDA_WORKERS = 2
 
+_MOST_TEXT_THREADS = 16
+_BUSY_CORES = 3
+"""Of the host beside a CUDA device: two workers and the event loop. A core tokenises some 0.4 to 0.8 million
+tokens a second; small networks take ten times that from the device."""
+
 _BACKGROUND_NICE = 12
 """Beside a thread of the usual niceness the kernel gives one of this a sixteenth of a core."""
 
@@ -28,7 +33,8 @@ class TorchDevice:
     On a CPU several workers run side by side with few threads each, since a parallel region that spans all
     cores waits for the slowest of them, which under load is one that someone else is using. A batch that is
     alone on the machine gets all cores. On CUDA two workers keep the queue of the device filled while one of
-    them packs or unpacks a batch.
+    them packs or unpacks a batch. ``text_threads`` tokenise: on a CPU as many as there are workers, beside a
+    CUDA device on the cores that are left.
 
     On a CPU ``background`` further workers are there for work that nobody waits for. The kernel takes their
     cores away for as long as another thread of the process wants to run, in the middle of a pass: what a pass
@@ -41,6 +47,8 @@ class TorchDevice:
         self.on_cpu = device.type == "cpu"
         self.workers = min(cores, _MOST_CPU_WORKERS) if self.on_cpu else _CUDA_WORKERS
         self.background = self.workers if self.on_cpu else 0
+        spare = min(cores - _BUSY_CORES, _MOST_TEXT_THREADS)
+        self.text_threads = self.workers if self.on_cpu else max(spare, self.workers)
         self._threads_alone = max(1, cores)
         self._threads_shared = max(1, cores // self.workers)
         self._local = threading.local()

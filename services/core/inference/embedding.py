@@ -158,6 +158,7 @@ class EmbeddingModel:
             opening,
             name=group.name,
             extra=len(self.spec.prompt(group.task)),
+            key=(id(processor), options),
         )
         prepared = applied.results
         if not truncate and any(each.truncated for each in prepared):

@@ -93,7 +93,7 @@ class Engine:
         self._executor = executor
         self._residency = residency
         self._slots: dict[str, AnySlot] = {}
-        self._threads = TextThreads(executor, device.workers)
+        self._threads = TextThreads(executor, device.text_threads, joins=not device.on_cpu)
         self._opener = opener
         self._specs: dict[str, ModelSpec] = {}
         self._embedders: dict[str, EmbeddingModel] = {}
@@ -135,7 +135,7 @@ class Engine:
             workers=device.workers,
             background=device.background,
         )
-        executor = ThreadPoolExecutor(device.workers, "texts", lambda: device.claim_cores(False))
+        executor = ThreadPoolExecutor(device.text_threads, "texts", lambda: device.claim_cores(False))
         engine = cls(
             runtime, device, executor, residency, opener or NoOpener(), str(dtype).removeprefix("torch.")
         )

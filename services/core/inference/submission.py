@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -189,15 +189,16 @@ class Submission(Generic[P, R]):
         *,
         name: str = "input",
         extra: int = 0,
+        key: Hashable = None,
     ) -> Applied[T]:
         """Apply ``work`` off the event loop, in chunks, to ``contents``, of which ``opening`` has the media.
 
         ``work`` gives one result for each input. Errors call a content by ``name`` and its number; ``extra``
-        are characters that ``work`` adds to each text. Raises as ``TextThreads.map`` does, and ServiceError
-        for a medium that the model cannot take.
+        are characters that ``work`` adds to each text, and ``key`` is as of ``TextThreads.map``, as which it
+        raises; also ServiceError for a medium that the model cannot take.
         """
         if set(map(type, contents)) <= {str}:
-            results = await self.threads.map(cast("Sequence[str]", contents), work, extra)
+            results = await self.threads.map(cast("Sequence[str]", contents), work, extra, key)
             return Applied(results, [1] * len(results))
         inputs = [_inputs(content, opening) for content in contents]
         flat = [each for several in inputs for each in several]
