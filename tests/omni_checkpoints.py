@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from services.core.modeling.families.decoder_config import EUROBERT, QWEN3, DecoderConfig
 from services.core.modeling.families.jina_v5_omni import OmniConfig
@@ -153,6 +154,23 @@ def write_omni(
     for task in V5_TASKS:
         write_adapter(directory, task, text, prefix="base_model.model.language_model.")
     return directory
+
+
+def write_text_of(source: Path, target: Path) -> Path:
+    """Write the decoder of the checkpoint ``source`` to ``target``, as a jina-embeddings-v5-text."""
+    target.mkdir()
+    config = json.loads((source / "config.json").read_text())
+    text = dict(config["text_config"])
+    if "rope_parameters" in text:
+        text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
+    (target / "config.json").write_text(json.dumps({**text, "model_type": "jina_embeddings_v5"}))
+    (target / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    (target / "adapters").symlink_to(source / "adapters")
+    prefix = "language_model."
+    tensors = load_file(source / "model.safetensors")
+    own = {n.removeprefix(prefix): t.clone() for n, t in tensors.items() if n.startswith(prefix)}
+    save_file(own, target / "model.safetensors")
+    return target
 
 
 def write_served(folder: Path, model: str) -> Path:

@@ -1,4 +1,6 @@
-"""jina-embeddings-v5-omni in transformers' own classes, in float64: one input at a time, nothing packed."""
+"""jina-embeddings-v5-omni in transformers' own classes, in float64 or less: one input at a time, nothing
+packed.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +31,36 @@ class Omni:
     overwritten.
     """
 
-    def __init__(self, directory: Path, task: str) -> None:
+    def __init__(
+        self, directory: Path, task: str, dtype: torch.dtype = torch.float64, attention: str = "eager"
+    ) -> None:
+        self.dtype = dtype
         self.config = json.loads((directory / "config.json").read_text())
         self.nano = "image_token_index" in self.config
-        tensors = {name: t.double() for name, t in load_file(directory / "model.safetensors").items()}
+        tensors = {name: t.to(dtype) for name, t in load_file(directory / "model.safetensors").items()}
         self.tensors = tensors
         self.task = task.replace("-", "_")
         text = self._under("language_model.")
         merge(text, directory / "adapters" / task)
+        text = {name: tensor.to(dtype) for name, tensor in text.items()}
         rows = torch.tensor(self.config["special_token_ids"])
         text["embed_tokens.weight"][rows] = tensors[f"task_token_embeddings.{self.task}"]
         make_config, make = (EuroBertConfig, EuroBertModel) if self.nano else (Qwen3Config, Qwen3Model)
         fields = dict(self.config["text_config"])
         if not self.nano:
             fields["rope_theta"] = fields.pop("rope_parameters")["rope_theta"]
-        self.text: Any = make(make_config(**fields, attn_implementation="eager")).double().eval()
+        self.text: Any = make(make_config(**fields, attn_implementation=attention)).to(dtype).eval()
         self.text.load_state_dict(text, strict=True)
         vision = Qwen3VLVisionConfig(**self.config["vision_config"])
         self.vision: Any = Qwen3VLVisionModel(vision)
         self.vision.merger = torch.nn.Identity()
-        self.vision.double().eval()
+        self.vision.to(dtype).eval()
         self.vision.load_state_dict(self._under("vision_tower." if self.nano else "visual."), strict=True)
         self.audio: Any = Qwen2_5OmniAudioEncoder(
             Qwen2_5OmniAudioEncoderConfig(**self.config["audio_config"])
         )
         self.audio.proj = torch.nn.Identity()
-        self.audio.double().eval()
+        self.audio.to(dtype).eval()
         self.audio.load_state_dict(self._under("audio_tower."), strict=True)
         from tokenizers import Tokenizer
 
@@ -82,7 +88,7 @@ class Omni:
         if features:
             embedded[torch.isin(ids, torch.tensor(pads))] = torch.cat(features)
         with torch.inference_mode():
-            return self.text(inputs_embeds=embedded[None]).last_hidden_state[0, -1].numpy()
+            return self.text(inputs_embeds=embedded[None]).last_hidden_state[0, -1].double().numpy()
 
     def _written(self, part: Part) -> list[tuple[str, torch.Tensor | None]]:
         if isinstance(part, str):
@@ -117,7 +123,7 @@ class Omni:
         """The states of frames, through the task's merger."""
         rows, grid = patches(frames)
         with torch.inference_mode():
-            states = self.vision(rows, grid_thw=grid).last_hidden_state
+            states = self.vision(rows.to(self.dtype), grid_thw=grid).last_hidden_state
         return self._merged(states)
 
     def _merged(self, x: torch.Tensor) -> torch.Tensor:
@@ -130,7 +136,7 @@ class Omni:
 
     def heard(self, samples: np.ndarray) -> torch.Tensor:
         """The states of a sound, through the task's projector."""
-        spectra = torch.from_numpy(mel(samples)).double()
+        spectra = torch.from_numpy(mel(samples)).to(self.dtype)
         with torch.inference_mode():
             states = self.audio(spectra, feature_lens=torch.tensor([spectra.shape[1]])).last_hidden_state
         name = f"audio_projectors.{self.task}"
@@ -138,9 +144,9 @@ class Omni:
 
 
 @cache
-def omni(directory: Path, task: str) -> Omni:
+def omni(directory: Path, task: str, dtype: torch.dtype = torch.float64) -> Omni:
     """The reference of a checkpoint, made once."""
-    return Omni(directory, task)
+    return Omni(directory, task, dtype)
 
 
 def mel(samples: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from services.core.modeling.types import PrepareOptions, TooLongError, UnfitInpu
 from tests.decoder_checkpoints import V5_TASKS
 from tests.media.films import tone
 from tests.modeling.support import cosine
-from tests.omni_checkpoints import NANO, SMALL, omni_config, write_omni
+from tests.omni_checkpoints import NANO, SMALL, omni_config, write_omni, write_text_of
 from tests.omni_references import mel, omni
 
 CATALOG = Catalog.load()
@@ -120,29 +119,33 @@ def test_tasks_keep_apart_in_one_batch(folder: Path, networks: dict[str, Encoder
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_bf16_stays_close(folder: Path, networks: dict[str, Encoder], model: str) -> None:
-    inputs = list(INPUTS.values())
-    exact, rounded = vectors(networks[model], *inputs), vectors(load(folder, model, torch.bfloat16), *inputs)
-    assert min(map(cosine, exact, rounded)) > 0.9995
+def test_bf16_is_as_close_as_the_references_own(folder: Path, model: str) -> None:
+    """Of media in bf16 transformers' classes come to 0.9997 of their float64, which is what bf16 leaves."""
+    seeing = {name: input for name, input in INPUTS.items() if name != "texts"}
+    found = vectors(load(folder, model, torch.bfloat16), *seeing.values())
+    exact, rounded = omni(folder / model, "retrieval"), omni(folder / model, "retrieval", torch.bfloat16)
+    ours, theirs = [], []
+    for vector, input in zip(found, seeing.values(), strict=True):
+        parts = input if isinstance(input, tuple) else (input,)
+        wanted = exact.vector(parts)
+        ours.append(1 - cosine(wanted, vector))
+        theirs.append(1 - cosine(wanted, rounded.vector(parts)))
+    assert max(ours) < 5e-4
+    assert np.mean(ours) <= 1.25 * np.mean(theirs)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_texts_in_bf16_stay_close(folder: Path, networks: dict[str, Encoder], model: str) -> None:
+    texts = ("hello world", "the quick brown fox", ("the quick", " brown fox"))
+    exact, rounded = vectors(networks[model], *texts), vectors(load(folder, model, torch.bfloat16), *texts)
+    assert min(map(cosine, exact, rounded)) > 0.9999
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_texts_are_those_of_the_text_model_to_the_bit(
     folder: Path, networks: dict[str, Encoder], model: str, tmp_path: Path
 ) -> None:
-    source, target = folder / model, tmp_path / "text"
-    target.mkdir()
-    config = json.loads((source / "config.json").read_text())
-    text = dict(config["text_config"])
-    if model == SMALL:
-        text["rope_theta"] = text.pop("rope_parameters")["rope_theta"]
-    (target / "config.json").write_text(json.dumps({**text, "model_type": "jina_embeddings_v5"}))
-    (target / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    (target / "adapters").symlink_to(source / "adapters")
-    tensors = load_file(source / "model.safetensors")
-    prefix = "language_model."
-    own = {n.removeprefix(prefix): t.clone() for n, t in tensors.items() if n.startswith(prefix)}
-    save_file(own, target / "model.safetensors")
+    target = write_text_of(folder / model, tmp_path / "text")
     text_entry = replace(CATALOG.require(model.replace("omni", "text")), dimensions=32, context_length=4096)
     other = load_network(text_entry, target, device=torch.device("cpu"), dtype=torch.float32)
     assert isinstance(other, Encoder)
