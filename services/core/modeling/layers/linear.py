@@ -109,20 +109,31 @@ class _WidenedLinear(_TorchLinear):
 
 
 class _OneDnnLinear:
+    """oneDNN's product in its own layout, with what follows joined to it where that is no slower.
+
+    On AVX2 its SiLU and GELU behind a product of 512 x 1280 by 3420 take a fifth of the product's time,
+    torch's over the result a twentieth.
+    """
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._bias = bias
         self._product = torch.ops.mkldnn._linear_pointwise.default
         self._joined_product = torch.ops.mkldnn._linear_pointwise.binary
+        self._joins = current() is not InstructionSet.AVX2
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._product(x, self._weight, self._bias, "none", [], "")
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, self._weight, self._bias, "gelu", [], "none")
+        if self._joins:
+            return self._product(x, self._weight, self._bias, "gelu", [], "none")
+        return torch.ops.aten.gelu_(self(x))
 
     def silu(self, x: torch.Tensor) -> torch.Tensor:
-        return self._product(x, self._weight, self._bias, "swish", [], "")
+        if self._joins:
+            return self._product(x, self._weight, self._bias, "swish", [], "")
+        return functional.silu(self(x), inplace=True)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         return self._joined_product(x, residual, self._weight, self._bias, "add")
