@@ -1,13 +1,15 @@
 """Pictures, sounds and films: each stage of jina-embeddings-v5-omni, and all of them through the engine.
 
-python -m benchmarks.media [--size nano|small] [--device cuda] [--layers N] [--calls 4]
+    python -m benchmarks.media [--size nano] [--size small] [--layers 2] [--calls 3] [--only pictures ...]
 
-The networks have the published sizes and random weights; ``--layers`` makes towers and decoder shallower,
-for a quick look, and then figures are not those of the model. The picture is a photograph of 1 megapixel,
-the sound a minute of it at 44.1 kHz in FLAC, of which 30 seconds are heard, the film 10 seconds of 720p in
-H.264 with AAC. Rates are of what was sent: pictures a second, and seconds of sound or film a second.
-Through the engine several calls of one input each are under way at a time, so decoding overlaps with the
-network.
+Widths are the published ones, weights random, towers and decoder shallower so that all takes three minutes of
+a small machine (``--layers 0`` for all layers). The picture is a photograph of 1 megapixel, the sound a
+minute of it at 44.1 kHz in FLAC, of which 30 seconds are heard, the film 10 seconds of 720p in H.264 with
+AAC. Rates are of what was sent: pictures a second, and seconds of sound or film a second. transformers' own
+classes run the same weights in the same format of numbers with sdpa, from the opened input as ours do from
+preparing on: "times" are theirs over ours. Through the engine several calls of one input each are under way
+at a time, so decoding overlaps with the network. The last line is of texts alone, beside the text model with
+the same weights.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ import asyncio
 import io
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -29,15 +33,18 @@ from sklearn.datasets import load_sample_images
 
 from services.core.call import Call
 from services.core.catalog import Catalog
-from services.core.catalog.types import Modality
+from services.core.catalog.types import Modality, ModelSpec
 from services.core.content import Fit, Media, Opened
 from services.core.inference import EmbeddingModel, EmbedOptions, Engine
 from services.core.media.room import MediaRoom
 from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.registry import load_network
-from services.core.modeling.types import PrepareOptions
+from services.core.modeling.types import EncodeItem, PrepareOptions
 from services.core.settings import Settings
-from tests.omni_checkpoints import write_omni
+from tests.omni_checkpoints import write_omni, write_text_of
+from tests.omni_references import Omni
+
+T = TypeVar("T")
 
 _TEXT = {
     "nano": {"hidden_size": 768, "layers": 12, "heads": 12, "key_heads": 12, "head_dim": 64, "context": 8192},
@@ -142,6 +149,8 @@ async def measure(size: str, chosen: argparse.Namespace) -> None:
         "opening, one process",
         "preparing, one thread",
         "network",
+        "transformers",
+        "times",
         f"engine, {chosen.calls} calls at a time",
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -151,6 +160,7 @@ async def measure(size: str, chosen: argparse.Namespace) -> None:
         assert isinstance(network, Encoder)
         settings = Settings(models=(name,), model_dir=Path(folder), device=chosen.device, workers=1)
         room = MediaRoom(settings)
+        stock = Omni(directory, "text-matching", dtype, "sdpa") if device.type == "cpu" else None
         engine = await Engine.start(settings, catalog, load=lambda *_: network, opener=room)
         layers = f"{chosen.layers} layers each" if chosen.layers else "all layers"
         print(f"{name}, {layers}, {dtype}, {torch.get_num_threads()} threads\n")
@@ -160,48 +170,80 @@ async def measure(size: str, chosen: argparse.Namespace) -> None:
         for what in chosen.only or INPUTS:
             kind, make, amount = INPUTS[what]
             data = film(chosen.height) if kind is Modality.VIDEO else make()
-            tokens, rates = await rate(network, engine.embedder(name), room, kind, data, chosen)
-            shown = " | ".join(f"{amount * each:,.2f}" for each in rates)
+            tokens, times = await stage_seconds(
+                network, engine.embedder(name), room, Media(kind, data), stock, chosen.calls
+            )
+            opening, preparing, forward, theirs, engined = times
+            rates = [f"{amount / each:,.2f}" for each in (opening, preparing, forward, theirs)]
+            beside = f"{theirs / (preparing + forward):.2f}"
+            shown = " | ".join([*rates, beside, f"{chosen.calls * amount / engined:,.2f}"])
             print(f"| {what} | {tokens:,} | {shown} |", flush=True)
+        if device.type == "cpu":
+            mine, other = texts_seconds(network, directory, catalog.require(name.replace("omni", "text")))
+            print(f"\ntexts: {mine:.3f} s, by the text model {other:.3f} s: {mine / other:.2f} times")
         print()
         await engine.stop(5.0)
         await room.aclose()
 
 
-async def rate(
-    network: Encoder,
-    model: EmbeddingModel,
-    room: MediaRoom,
-    kind: Modality,
-    data: bytes,
-    chosen: argparse.Namespace,
+async def stage_seconds(
+    network: Encoder, model: EmbeddingModel, room: MediaRoom, sent: Media, stock: Omni | None, calls: int
 ) -> tuple[int, list[float]]:
-    """Return the tokens of an input, and how many of it go through each stage in a second."""
-    await opened(room, network.processor.fit, kind, data)
-    times = [time.perf_counter()]
-    one = await opened(room, network.processor.fit, kind, data)
-    times.append(time.perf_counter())
-    (prepared,) = network.processor.prepare([one], PrepareOptions())
-    times.append(time.perf_counter())
-    await asyncio.to_thread(network.forward, [prepared.item])
-    times.append(time.perf_counter())
-    call = [Media(kind, data)]
-    await asyncio.gather(*(model.embed(call, EmbedOptions(), Call("benchmark")) for _ in range(chosen.calls)))
-    times.append(time.perf_counter())
-    rates = [1 / seconds for seconds in np.diff(times)]
-    return prepared.cost.tokens, [*rates[:3], chosen.calls * rates[3]]
+    """Return the tokens of an input, and the seconds of each stage; nan for ``stock`` where there is none."""
+    found: list[float] = []
+
+    def timed(work: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        result = work()
+        found.append(time.perf_counter() - began)
+        return result
+
+    async def call() -> None:
+        await model.embed([sent], EmbedOptions(), Call("benchmark"))
+
+    assert isinstance(sent.source, bytes)
+    await opened(room, network.processor.fit, sent.kind, sent.source)
+    began = time.perf_counter()
+    one = await opened(room, network.processor.fit, sent.kind, sent.source)
+    found.append(time.perf_counter() - began)
+    (prepared,) = timed(lambda: network.processor.prepare([one], PrepareOptions()))
+    timed(lambda: network.forward([prepared.item]))
+    if stock is None:
+        found.append(float("nan"))
+    else:
+        timed(lambda: stock.vector([one]))
+    began = time.perf_counter()
+    await asyncio.gather(*(call() for _ in range(calls)))
+    found.append(time.perf_counter() - began)
+    return prepared.cost.tokens, found
+
+
+def texts_seconds(network: Encoder, directory: Path, text: ModelSpec) -> tuple[float, float]:
+    """Return the best seconds of a batch of texts, by ``network`` and by the text model of its weights."""
+    target = write_text_of(directory, directory.with_name(text.id))
+    alone = load_network(text, target, device=torch.device("cpu"), dtype=torch.float32)
+    assert isinstance(alone, Encoder)
+    items = [EncodeItem(np.full(128, 5, np.int32), adapter="text-matching")] * 16
+    best = [float("inf"), float("inf")]
+    for _ in range(7):
+        for i, each in enumerate((network, alone)):
+            began = time.perf_counter()
+            results = each.forward(items)
+            best[i] = min(best[i], time.perf_counter() - began)
+            assert len(results) == len(items)
+    return best[0], best[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", action="append", choices=list(_TEXT))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--calls", type=int, default=4, help="at a time through the engine")
+    parser.add_argument("--calls", type=int, default=3, help="at a time through the engine")
     parser.add_argument("--height", type=int, default=720, help="of the film, in pixels")
     parser.add_argument("--only", action="append", choices=list(INPUTS))
-    parser.add_argument("--layers", type=int, help="fewer than published, for a quick look")
+    parser.add_argument("--layers", type=int, default=2, help="of towers and decoder, 0 for the published")
     chosen = parser.parse_args()
-    for size in chosen.size or list(_TEXT):
+    for size in chosen.size or ["nano"]:
         asyncio.run(measure(size, chosen))
 
 
