@@ -198,7 +198,7 @@ def _in_root(
     steps = ["set -e", f"mount --bind {root} {root}", f"mount -t proc proc {root}/proc"]
     steps += [f"mount --rbind /dev {root}/dev"]
     if writable is None:
-        for path in _lent():
+        for path in lent():
             kind = "mkdir -p" if path.is_dir() else "touch"
             inside = shlex.quote(f"{stage.root}{path}")
             steps += [f"mkdir -p $(dirname {inside})", f"{kind} {inside}"]
@@ -220,7 +220,7 @@ def _in_root(
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", "\n".join(steps)]
 
 
-def _lent() -> Iterator[Path]:
+def lent() -> Iterator[Path]:
     """Files and folders of this machine that pip needs to find packages, and the name servers."""
     yield Path("/etc/resolv.conf")
     for path in _PIP_FILES:

@@ -323,24 +323,31 @@ class Cluster:
 
     def _environment(self, pod: Pod, container: Manifest) -> dict[str, str]:
         found: dict[str, str] = {"LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1"}
-        for source in container.get("envFrom", []):
-            if "configMapRef" in source:
-                found |= self.release.one("ConfigMap", source["configMapRef"]["name"])["data"]
-            else:
-                found |= self._secrets[source["secretRef"]["name"]]
-        for entry in container.get("env", []):
-            origin = entry.get("valueFrom", {})
-            if "secretKeyRef" in origin:
-                reference = origin["secretKeyRef"]
-                found[entry["name"]] = self._secrets[reference["name"]][reference["key"]]
-            elif "resourceFieldRef" in origin:
-                found[entry["name"]] = str(_cores(container["resources"]["requests"]["cpu"]))
-            elif "fieldRef" in origin:
-                assert origin["fieldRef"]["fieldPath"] == "metadata.name"
-                found[entry["name"]] = pod.name
-            else:
-                found[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda m: found[m[1]], entry["value"])
+        found |= environment(self.release, self._secrets, pod.name, container)
         return {name: pod.replace(value) for name, value in found.items()} | {"PATH": os.environ["PATH"]}
+
+
+def environment(release: Release, secrets: Secrets, pod_name: str, container: Manifest) -> dict[str, str]:
+    """Environment of a container as the kubelet makes it."""
+    found = dict[str, str]()
+    for source in container.get("envFrom", []):
+        if "configMapRef" in source:
+            found |= release.one("ConfigMap", source["configMapRef"]["name"])["data"]
+        else:
+            found |= secrets[source["secretRef"]["name"]]
+    for entry in container.get("env", []):
+        origin = entry.get("valueFrom", {})
+        if "secretKeyRef" in origin:
+            reference = origin["secretKeyRef"]
+            found[entry["name"]] = secrets[reference["name"]][reference["key"]]
+        elif "resourceFieldRef" in origin:
+            found[entry["name"]] = str(_cores(container["resources"]["requests"]["cpu"]))
+        elif "fieldRef" in origin:
+            assert origin["fieldRef"]["fieldPath"] == "metadata.name"
+            found[entry["name"]] = pod_name
+        else:
+            found[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda m: found[m[1]], entry["value"])
+    return found
 
 
 def call(url: str, body: Any, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
