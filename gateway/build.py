@@ -12,7 +12,7 @@ from gateway.topology import Pool, Topology
 from services.core.catalog import Catalog, CatalogError, model_info
 from services.core.catalog.types import Capability, ModelSpec, OutputKind
 from services.core.requests.limits import largest_body
-from services.embed.vendors.tei import gives
+from services.embed.vendors.tei import gives, gives_tokens
 
 
 def envoy_yaml(topology: Topology, catalog: Catalog, **options: Any) -> str:
@@ -96,7 +96,7 @@ _Can = Callable[[ModelSpec], bool]
 _NAMELESS: Mapping[str, tuple[Capability, _Can]] = {
     "TeiEmbed": (Capability.EMBED, gives(OutputKind.DENSE)),
     "TeiSimilarity": (Capability.EMBED, gives(OutputKind.DENSE)),
-    "TeiEmbedAll": (Capability.EMBED, gives(OutputKind.MULTI_VECTOR)),
+    "TeiEmbedAll": (Capability.EMBED, gives_tokens),
     "TeiEmbedSparse": (Capability.EMBED, gives(OutputKind.SPARSE)),
     "TeiInfo": (Capability.EMBED, lambda _: True),
     "TeiRerank": (Capability.RERANK, lambda _: True),

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer, BertModel
 
 from services.core.catalog import Catalog
 from services.core.forms import FORMS
 from tests import clip_checkpoints, text_checkpoints
+from tests.checkpoints import minilm_directory
 from tests.e2e.conftest import Api
 from tests.gateway.client import Answer, get, post
 from tests.media.pictures import noise, saved
@@ -38,7 +41,13 @@ def vendors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     for model in (V2, V3, COLBERT, ELSER, RERANKER):
         text_checkpoints.write_model(folder / "models", model)
     clip_checkpoints.write_model(folder / "models", CLIP)
-    with Stack(folder, {"SF_MODEL_DIR": str(folder / "models"), "SF_DTYPE": "float32"}) as stack:
+    settings = {
+        "SF_MODEL_DIR": str(folder / "models"),
+        "SF_DTYPE": "float32",
+        # Every text has more tokens than that, whatever the minute.
+        "SF_TIERS": '{"narrow": {"tokens_per_minute": 1}}',
+    }
+    with Stack(folder, settings) as stack:
         stack.serve("embed", "rerank", models=MODELS)
         stack.gateway()
         yield Api(stack, stack.create_key())
@@ -163,12 +172,13 @@ TEI_SPARSE = Shape(
 )
 TEI_ALL = Shape(
     "/embed_all",
-    {"inputs": TEXTS},
+    {"inputs": TEXTS, "model": COLBERT},
     (
         ("prompt_name", "query", CHANGES),
         ("prompt_name", "document", SAME),
         ("truncation_direction", "left", REFUSED),
-        ("model", MODEL, "vector for each token"),
+        ("model", MODEL, CHANGES),
+        ("model", CLIP, "vector for each token"),
     ),
 )
 TEI_SIMILARITY = Shape(
@@ -399,9 +409,33 @@ def ours(api: Api, model: str, texts: Any = TEXTS, **fields: Any) -> list[Any]:
     return [item.get("embedding", item.get("embeddings")) for item in answer.json["data"]]
 
 
+def test_tei_has_the_tokens_of_a_model_that_pools(vendors: Api) -> None:
+    found = vendors.post({"inputs": TEXTS}, "/embed_all").json
+    tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
+    stock = BertModel.from_pretrained(minilm_directory(), dtype=torch.float32).eval()
+    for text, rows in zip(TEXTS, found, strict=True):
+        with torch.inference_mode():
+            states = stock(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        np.testing.assert_allclose(np.asarray(rows), states.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [V2, V3])
+def test_tei_pools_what_it_has_of_the_tokens(vendors: Api, model: str) -> None:
+    tokens = vendors.post({"inputs": TEXTS, "model": model}, "/embed_all").json
+    means = [np.mean(rows, axis=0) for rows in tokens]
+    np.testing.assert_allclose(means, ours(vendors, model, normalized=False), rtol=1e-4, atol=1e-5)
+
+
+def test_tei_bounds_the_tokens_of_a_call(vendors: Api) -> None:
+    refused = vendors.post({"inputs": ["word " * 600] * 90, "truncate": True}, "/embed_all")
+    assert (refused.status, refused.json["error_type"]) == (400, "Validation")
+    assert "46,080 tokens" in refused.json["error"]
+    assert "43,690" in refused.json["error"]
+
+
 def test_tei_vectors_of_each_kind(vendors: Api) -> None:
     assert alike(vendors.post({"inputs": TEXTS}, "/").json, ours(vendors, MODEL))
-    assert alike(vendors.post({"inputs": TEXTS}, "/embed_all").json, ours(vendors, COLBERT))
+    assert alike(vendors.post({"inputs": TEXTS, "model": COLBERT}, "/embed_all").json, ours(vendors, COLBERT))
     sparse = vendors.post({"inputs": TEXTS}, "/embed_sparse").json
     expected = ours(vendors, ELSER)
     assert [len(entries) for entries in sparse] == [len(entries) for entries in expected]
@@ -499,6 +533,7 @@ def test_gemini_and_voyage_take_images(vendors: Api) -> None:
     voyage = vendors.post({"model": CLIP, "inputs": inputs}, "/v1/multimodalembeddings").json
     assert alike(voyage["data"][0]["embedding"], expected)
     assert voyage["usage"]["image_pixels"] == 224 * 224
+    assert voyage["usage"]["video_pixels"] == 0
     cohere = vendors.post({"model": CLIP, "images": [url], "input_type": "image"}, "/v2/embed").json
     assert alike(cohere["embeddings"]["float"][0], expected)
 
@@ -544,6 +579,62 @@ def test_a_missing_key_is_told_in_each_form(vendors: Api, path: str, shown: Any)
     assert answer.status == 401
     assert shown(answer.json) == answer.json["detail"]
     assert "API key" in answer.json["detail"]
+
+
+@pytest.fixture(scope="module")
+def narrow(vendors: Api) -> Api:
+    """A key that is over its limit with every text."""
+    return Api(vendors.stack, vendors.stack.create_key("--tier", "narrow"))
+
+
+INPUTS = {"inputs": TEXTS}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "fields"),
+    [
+        ("/v2/embed", COHERE_EMBED.body, {"message"}),
+        ("/v1/embed", COHERE_EMBED.body, {"message"}),
+        ("/v2/rerank", {"model": MODEL, "query": "fox", "documents": TEXTS}, {"message"}),
+        ("/cohere/v1/rerank", {"model": MODEL, "query": "fox", "documents": TEXTS}, {"message"}),
+        ("/embed", INPUTS, {"error"}),
+        ("/embed_all", INPUTS, {"error"}),
+        ("/embed_sparse", INPUTS, {"error"}),
+        ("/similarity", TEI_SIMILARITY.body, {"error"}),
+        ("/rerank", {"query": "fox", "texts": TEXTS}, {"error"}),
+        (
+            f"/v1beta/models/{V3}:embedContent",
+            {"content": {"parts": [{"text": "a fox"}]}},
+            {"error", "message"},
+        ),
+        ("/api/embed", {"model": MODEL, "input": TEXTS}, {"error"}),
+        ("/v1/embeddings", {"model": MODEL, "input": TEXTS}, {"error", "message"}),
+        (
+            "/v1/multimodalembeddings",
+            {"model": CLIP, "inputs": [{"content": [{"type": "text", "text": "a fox"}]}]},
+            {"error", "message"},
+        ),
+    ],
+)
+def test_a_limit_is_told_in_each_form(narrow: Api, path: str, body: dict[str, Any], fields: set[str]) -> None:
+    answer = narrow.post(body, path)
+    assert answer.status == 429, answer.json
+    assert answer.json["code"] == "RATE_TOKEN_LIMIT_EXCEEDED"
+    assert int(answer.headers["retry-after"]) > 0
+    shown = answer.json
+    for name in ("error", "message"):
+        shown = shown[name] if name in fields else shown
+    assert shown == answer.json["detail"]
+    assert "/1 tokens per minute" in shown
+
+
+def test_a_limit_is_of_the_kind_that_clients_wait_for(narrow: Api) -> None:
+    assert narrow.post(INPUTS, "/embed").json["error_type"] == "Overloaded"
+    body = {"content": {"parts": [{"text": "a fox"}]}}
+    told = narrow.post(body, f"/v1beta/models/{V3}:embedContent").json["error"]
+    assert (told["code"], told["status"]) == (429, "RESOURCE_EXHAUSTED")
+    error = narrow.embed(TEXTS).json["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
 
 
 def test_there_is_a_form_for_each_vendor_of_the_table() -> None:

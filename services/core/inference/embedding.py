@@ -30,6 +30,10 @@ Vectors = NDArray[np.float32]
 TokenNames = Callable[[Sequence[int]], list[str]]
 
 
+MAX_TOKEN_NUMBERS = 1 << 24
+"""Numbers in the vectors of all tokens of a call, where a model that pools gives them: 64 MiB."""
+
+
 class NotANumberError(ArithmeticError):
     """A model's numbers cannot be answered: JSON has no word for them."""
 
@@ -163,6 +167,11 @@ class EmbeddingModel:
         prepared = applied.results
         if not truncate and any(each.truncated for each in prepared):
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=processor.limit(options))
+        tokens = sum(each.results for each in prepared) if group.multivector else 0
+        if tokens * self.spec.dimensions > MAX_TOKEN_NUMBERS:
+            most = MAX_TOKEN_NUMBERS // self.spec.dimensions
+            reason = f"These texts have {tokens:,} tokens, and a call can have the vectors of {most:,}."
+            raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason)
         if copies is not None and len(prepared) > len(copies):
             copies = np.repeat(copies, applied.counts).tolist()
         return Work(prepared, add_up((each.usage for each in prepared), copies), applied.counts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import grpc.aio
 import numpy as np
@@ -82,11 +83,16 @@ class EmbedVendorsServicer(embed_rest_pb2_grpc.EmbedVendorsRestServiceServicer):
     async def TeiEmbedAll(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: Body, context: Context
     ) -> Answer:
-        """Answer ``POST /embed_all``."""
+        """Answer ``POST /embed_all``: of a model that pools, the vectors before that."""
         body = tei.TeiTokensBody.read(await decode(request))
-        result = await self._embed(body.our_fields(self._default(OutputKind.MULTI_VECTOR)), tei.LOCATE)
-        if not isinstance(result, MultiVectorResult):
-            raise _other_vectors(result, "a vector for each token")
+        default = self._defaults.find(_GIVES[OutputKind.MULTI_VECTOR], tei.gives_tokens).id
+        parsed = self._parser.parse(body.our_fields(default), tei.LOCATE, strict=True)
+        spec = self._specs[parsed.model]
+        if not tei.gives_tokens(spec):
+            raise _other_vectors(parsed.model, "a vector for each token")
+        if OutputKind.DENSE in spec.outputs:
+            parsed = replace(parsed, multivector=True, normalized=False)
+        result = cast(MultiVectorResult, await self._embedder.embed(parsed, current_call.get()))
         return encode([await _rows(matrix) for matrix in result.vectors])
 
     async def TeiEmbedSparse(  # noqa: N802  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -96,7 +102,7 @@ class EmbedVendorsServicer(embed_rest_pb2_grpc.EmbedVendorsRestServiceServicer):
         body = tei.TeiTokensBody.read(await decode(request))
         result = await self._embed(body.our_fields(self._default(OutputKind.SPARSE)), tei.LOCATE)
         if not isinstance(result, SparseResult):
-            raise _other_vectors(result, "sparse vectors")
+            raise _other_vectors(result.model, "sparse vectors")
         items = await in_slices(
             len(result.vectors),
             result.entries // max(1, len(result.vectors)),
@@ -217,11 +223,11 @@ _GIVES = {
 def _dense(result: Result) -> EmbedResult:
     if isinstance(result, EmbedResult):
         return result
-    raise _other_vectors(result, "one vector for a text")
+    raise _other_vectors(result.model, "one vector for a text")
 
 
-def _other_vectors(result: Result, wanted: str) -> ServiceError:
-    reason = f"This form has {wanted}, which model '{result.model}' does not give."
+def _other_vectors(model: str, wanted: str) -> ServiceError:
+    reason = f"This form has {wanted}, which model '{model}' does not give."
     return ServiceError(ErrorCode.INPUT_INVALID, reason=reason)
 
 

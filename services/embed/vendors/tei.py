@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, Field, SkipValidation, WithJsonSchema
 
-from services.core.catalog.types import Family, ModelSpec, OutputKind
+from services.core.catalog.types import Family, Modality, ModelSpec, OutputKind
 from services.core.errors import FieldError, validation_error
 from services.core.requests.fields import Flag
 from services.core.requests.foreign import ForeignBody, named, only
@@ -131,6 +131,12 @@ def gives(kind: OutputKind) -> Callable[[ModelSpec], bool]:
         return kind in spec.outputs and (kind is OutputKind.DENSE or OutputKind.DENSE not in spec.outputs)
 
     return can
+
+
+def gives_tokens(spec: ModelSpec) -> bool:
+    """Tell whether a model has a vector for each token: of its own, or before it pools them into one."""
+    texts_alone = set(spec.modalities) == {Modality.TEXT} and not spec.multivector_choice
+    return gives(OutputKind.MULTI_VECTOR)(spec) or (OutputKind.DENSE in spec.outputs and texts_alone)
 
 
 def pooling(spec: ModelSpec, folder: Path) -> str:

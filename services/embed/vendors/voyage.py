@@ -83,6 +83,7 @@ class VoyageUsage(BaseModel):
 
     text_tokens: int
     image_pixels: int
+    video_pixels: int = Field(description="None: films are not taken here.")
     total_tokens: int
 
 
@@ -106,6 +107,7 @@ def answer(result: EmbedResult, rows: Any, spec: ModelSpec) -> dict[str, Any]:
         "usage": {
             "text_tokens": result.usage.text,
             "image_pixels": pixels,
+            "video_pixels": 0,  # which the SDK reads of every answer
             "total_tokens": result.usage.total,
         },
     }

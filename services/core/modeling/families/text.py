@@ -54,8 +54,10 @@ class TextProcessor:
         size = len(tokens.ids)
         if not size:
             raise UnfitInputError(f"Model '{self._spec.id}' finds no tokens in the text {text[:40]!r}.")
-        item = EncodeItem(tokens.ids, self._spec.adapter(options.task))
-        return Prepared(item, Cost(size), Usage(min(tokens.length, size)), tokens.truncated)
+        spans = tuple((place, place + 1) for place in range(size)) if options.multivector else None
+        item = EncodeItem(tokens.ids, self._spec.adapter(options.task), spans)
+        usage = Usage(min(tokens.length, size))
+        return Prepared(item, Cost(size), usage, tokens.truncated, size if spans else 1)
 
     def tokenize(self, texts: Sequence[str], prompt: str, options: PrepareOptions) -> list[Tokens]:
         """Tokenise ``prompt + text`` for each text, cut to the limit."""

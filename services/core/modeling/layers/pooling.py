@@ -49,6 +49,8 @@ def span_means(hidden: torch.Tensor, spans: Sequence[tuple[int, int]]) -> torch.
     for start, end in spans:
         if not 0 <= start < end <= hidden.shape[0]:
             raise ValueError(f"span [{start}, {end}) does not fit an item of {hidden.shape[0]} tokens")
+    if all(end - start == 1 for start, end in spans):
+        return hidden[[start for start, _ in spans]].float()
     return torch.stack([hidden[start:end].mean(0, dtype=torch.float32) for start, end in spans])
 
 
