@@ -17,6 +17,7 @@ TEXTS = Accepted("some-model")
 CLIP = Accepted("some-model", frozenset({Modality.TEXT, Modality.IMAGE, Modality.PDF}))
 OMNI = Accepted("some-model", frozenset(Modality), groups=True)
 URL = "https://example.com/a.png"
+URI = "data:image/png;base64,AAAA"
 
 
 def read(item: object, accepted: Accepted) -> Content:
@@ -38,7 +39,9 @@ def image(source: str | bytes) -> Media:
         ({"image_url": {"url": URL, "detail": "low"}, "type": "image_url"}, image(URL)),
         ({"url": URL}, image(URL)),
         ({"bytes": "aGk="}, image("aGk=")),
-        ("data:image/png;base64,AAAA", "data:image/png;base64,AAAA"),
+        (URI, image(URI)),
+        ({"text": URI}, URI),
+        ("data:text/plain,a", "data:text/plain,a"),
         ({"pdf": URL}, Media(Modality.PDF, URL)),
         (URL, URL),
         ({"type": "text", "text": "a", "image": URL}, "a"),
@@ -67,6 +70,15 @@ def test_bytes_of_the_typed_door_are_taken_as_they_are() -> None:
     assert read(content_value(common_pb2.Content(pdf=common_pb2.Media(url=URL))), CLIP) == Media(
         Modality.PDF, URL
     )
+
+
+def test_a_text_of_the_typed_door_stays_one() -> None:
+    assert read(content_value(common_pb2.Content(text=URI)), CLIP) == URI
+    assert read(content_value(common_pb2.Content(text="a")), CLIP) == "a"
+
+
+def test_a_text_stays_one_where_no_images_are_taken() -> None:
+    assert read(URI, TEXTS) == URI
 
 
 @pytest.mark.parametrize(

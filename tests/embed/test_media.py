@@ -156,10 +156,13 @@ async def test_names_of_other_servers_and_clients(up: Serving, write: Any) -> No
     assert np.array_equal(one, vectors(await rest(up, V1, [{"image": text(picture)}])))
 
 
-async def test_a_bare_data_uri_stays_text(up: Serving, models: Path) -> None:
+async def test_a_bare_data_uri_is_a_picture_and_as_text_a_text(up: Serving, models: Path) -> None:
     uri = f"data:image/png;base64,{text(saved(noise(2, 2)))}"
+    found = vectors(await rest(up, V1, [uri, {"image": uri}]))
+    assert np.array_equal(found[0], found[1])
     wanted = unit(reference.text_vector(models / V1, uri))
-    np.testing.assert_allclose(vectors(await rest(up, V1, uri, truncate=True))[0], wanted, atol=1e-5)
+    written = vectors(await rest(up, V1, {"text": uri}, truncate=True))
+    np.testing.assert_allclose(written[0], wanted, atol=1e-5)
 
 
 async def test_a_pdf_gives_a_vector_for_each_page(up: Serving) -> None:

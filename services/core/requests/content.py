@@ -30,6 +30,9 @@ _IMAGE_NAMES = ("url", "bytes", "image_url", "image_base64")
 _SOURCES = ("url", "bytes", "base64")
 """Fields of an object that some put where a media field has a string."""
 
+BARE_IMAGE = "data:image/"
+"""How a string begins that is an image for models that take some, as clients of the hosted API send them."""
+
 _KINDS = (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO, Modality.PDF)
 _MEDIA_KEYS = (*map(str, _KINDS), "content", *_IMAGE_NAMES)
 _PARTS = frozenset(Modality) - {Modality.PDF}
@@ -131,6 +134,8 @@ def read_content(item: object, at: Location, accepted: Accepted) -> Content:
     one has strings.
     """
     if isinstance(item, str):
+        if item.startswith(BARE_IMAGE) and Modality.IMAGE in accepted.kinds:
+            return Media(Modality.IMAGE, item)
         return item
     if not isinstance(item, dict):
         keys = _either(accepted.keys, "'")

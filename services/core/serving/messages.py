@@ -17,6 +17,7 @@ from searchfoundation.v1 import common_pb2
 from services.core.call import Timings
 from services.core.catalog.types import Modality
 from services.core.content import Media, Usage
+from services.core.requests.content import BARE_IMAGE
 
 
 def content_value(content: common_pb2.Content | common_pb2.ContentPart) -> str | dict[str, Any]:
@@ -28,7 +29,8 @@ def content_value(content: common_pb2.Content | common_pb2.ContentPart) -> str |
     if kind is None:
         return {}
     if kind == "text":
-        return content.text
+        # A text by declaration, which a string is not that looks like an image.
+        return {"text": content.text} if content.text.startswith(BARE_IMAGE) else content.text
     if kind == "group":
         return {"content": [content_value(part) for part in cast(common_pb2.Content, content).group.parts]}
     media: common_pb2.Media = getattr(content, kind)
