@@ -33,6 +33,7 @@ run: setup
 	@$(BIN)/search-foundation up
 
 test: setup servers
+	scripts/install-clients make
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 # Published numbers, of the models whose weights are in SF_MODEL_DIR or the Hugging Face cache.
@@ -40,6 +41,7 @@ test-weights: setup
 	$(BIN)/pytest -m weights --timeout 600
 
 soak: setup servers
+	scripts/install-clients soak
 	$(BIN)/pytest -m soak --timeout 3600
 
 lint: setup
@@ -60,5 +62,5 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-clients build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name '*_pb2*' -not -path './$(VENV)/*' -delete

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_RUNNABLE = ("sh", "python")
+_RUNNABLE = ("sh", "python", "js")
 _SHOWN = ("json", "text")
 
 
@@ -33,11 +33,16 @@ class Example:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
-    def run(self, replaced: Mapping[str, str], **environment: str) -> str:
-        """Run with addresses and such ``replaced``; returns standard output."""
+    def replacing(self, replaced: Mapping[str, str]) -> str:
+        """The code with addresses and such ``replaced``."""
         code = self.code
         for written, real in replaced.items():
             code = code.replace(written, real)
+        return code
+
+    def run(self, replaced: Mapping[str, str], **environment: str) -> str:
+        """Run with addresses and such ``replaced``; returns standard output. Not for JavaScript."""
+        code = self.replacing(replaced)
         command = (
             ["bash", "-euo", "pipefail", "-c", code]
             if self.language == "sh"
@@ -66,7 +71,7 @@ class Example:
 
 
 def examples(page: str) -> Iterator[Example]:
-    """The runnable blocks of a page: Python, and shell blocks that call curl."""
+    """The runnable blocks of a page: Python, JavaScript, and shell blocks that call curl."""
     text = (ROOT / page).read_text("utf-8")
     blocks = list(_FENCED.finditer(text))
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):

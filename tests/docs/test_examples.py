@@ -49,7 +49,7 @@ def key(stack: Stack) -> str:
 
 ALL = [
     each
-    for page in (*PAGES, "docs/python.md", "docs/openai.md", "docs/clients.md", "docs/vendors.md")
+    for page in (*PAGES, "docs/python.md", "docs/openai.md", "docs/vendors.md")
     for each in examples(page)
 ]
 

@@ -1,0 +1,35 @@
+// Calls of clients for Node, told as told.py does: a JSON line each, [name, answered, value or what is shown].
+//   node calls.mjs FOLDER_OF_NODE_MODULES
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+
+const require = createRequire(`${process.argv[2]}/`);
+const load = (name) => import(pathToFileURL(require.resolve(name)));
+
+const { BASE, API_KEY, MODEL } = process.env;
+const TEXTS = ["a cat purrs", "rain"];
+const V1 = `${BASE}/v1`;
+
+async function tell(name, call) {
+  try {
+    console.log(JSON.stringify([name, true, await call()]));
+  } catch (error) {
+    console.log(JSON.stringify([name, false, String(error)]));
+  }
+}
+
+globalThis.AI_SDK_LOG_WARNINGS = false;
+const { default: OpenAI } = await load("openai");
+const { embed, embedMany } = await load("ai");
+const { createJina } = await load("jina-ai-provider");
+const openai = new OpenAI({ baseURL: V1, apiKey: API_KEY, maxRetries: 0 });
+const jina = createJina({ baseURL: V1, apiKey: API_KEY });
+
+const vectors = (answer) => answer.data.map((each) => each.embedding);
+await tell("node openai embed", async () => vectors(await openai.embeddings.create({ model: MODEL, input: TEXTS })));
+await tell("node openai refused", () => openai.embeddings.create({ model: "nope", input: TEXTS }));
+await tell("ai-sdk embed", async () => {
+  const { embeddings } = await embedMany({ model: jina.textEmbeddingModel(MODEL), values: TEXTS });
+  return embeddings;
+});
+await tell("ai-sdk refused", () => embed({ model: jina.textEmbeddingModel("nope"), value: "a", maxRetries: 0 }));
