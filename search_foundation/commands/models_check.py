@@ -23,7 +23,7 @@ def check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
         print(error, file=sys.stderr)
         return 1
     # imported late: they bring torch, which is slow to start
-    from services.core.modeling.native.instructions import choose, describe
+    from services.core.modeling.native.instructions import choose
 
     try:
         choose(settings.cpu_instructions)
@@ -34,13 +34,26 @@ def check(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> int
     if spec is None:
         spec = _by_repository(report.repository, catalog)
     problems = [*_not_built(spec), *report.problems] or _load_problems(spec, folder, catalog)
-    facts = _facts_of(report, spec, problems) | {"computes with": describe()}
+    facts = _facts_of(report, spec, problems) | {"computes with": _computes_with(settings.device)}
     if args.json:
         print(json.dumps(facts, indent=1))
     else:
         for name, value in facts.items():
             _print_fact(name, value)
     return 1 if problems else 0
+
+
+def _computes_with(device: str) -> str:
+    """What runs networks here, in words; why nothing does where the device asked for is not there."""
+    from services.core.modeling.cuda import ops as cuda
+    from services.core.modeling.device import choose_device
+    from services.core.modeling.native.instructions import describe
+
+    try:
+        chosen = choose_device(device)
+    except ValueError as error:
+        return f"nothing: {error}"
+    return describe() if chosen.type == "cpu" else cuda.describe(chosen)
 
 
 def _folder(args: argparse.Namespace, settings: Settings, catalog: Catalog) -> tuple[Path, ModelSpec | None]:

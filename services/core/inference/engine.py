@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,11 +31,14 @@ from services.core.inference.scoring import Scorer, VectorScorer
 from services.core.inference.slots import AnySlot, Loaded, ModelHandle, Slot
 from services.core.inference.submission import NoOpener, Submission
 from services.core.inference.tokenizing import TextThreads
+from services.core.modeling.cuda.ops import describe
 from services.core.modeling.device import choose_device, choose_dtype
 from services.core.modeling.families.table import FAMILIES
 from services.core.modeling.native.instructions import choose as choose_instructions
 from services.core.modeling.types import Backend, Door, EncodeItem, Generator
 from services.core.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 16384
 """Where neither the operator nor a warm-up says how large a pass should be."""
@@ -127,6 +131,8 @@ class Engine:
         except (CatalogError, ValueError) as error:
             raise EngineStartError(str(error)) from error
         where = device.torch
+        if where.type == "cuda":
+            _log.info("computing on %s", describe(where))
         budget = Budget(where, dtype, settings.device_memory_bytes, settings.workers)
         residency = Residency(where, budget, idle_seconds=settings.model_idle_seconds)
         runtime = Runtime(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch.torch_version import TorchVersion
 
 from services.core.modeling.native.instructions import current
 
+_OLDEST_ON_CUDA = "2.11"
+"""The oldest torch with which the networks have run on CUDA."""
+
 
 def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device. ValueError if it is not there."""
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` into a device.
+
+    ValueError if it is not there, or if torch is too old for it.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -21,6 +28,10 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"'{name}' is not supported; use auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device '{name}' is not available on this machine")
+    if torch.__version__ < TorchVersion(_OLDEST_ON_CUDA):
+        raise ValueError(
+            f"torch {torch.__version__} is too old for device '{name}': it needs {_OLDEST_ON_CUDA} or newer"
+        )
     return device
 
 

@@ -56,6 +56,21 @@ def available() -> bool:
     return True
 
 
+def describe(device: torch.device) -> str:
+    """Say in words what runs networks on ``device``, a CUDA one."""
+    major, minor = torch.cuda.get_device_capability(device)
+    name = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
+    if not available():
+        kernels = "no triton: attention is torch's, dense with ALiBi, flash without where it serves"
+    else:
+        import triton
+
+        kernels = (
+            f"attention and what lies between products in kernels of our own, triton {triton.__version__}"
+        )
+    return f"{name}, torch {torch.__version__}; {kernels}"
+
+
 def serves_device(device: torch.device) -> bool:
     """Whether the kernels run on ``device``: layers and batches are made for them there."""
     return (device.type == "cuda" or INTERPRETED) and available()
