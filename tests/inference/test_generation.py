@@ -18,12 +18,12 @@ import torch
 from services.core.call import Call
 from services.core.catalog import Catalog
 from services.core.errors import ErrorCode, ServiceError
-from services.core.inference import Engine
+from services.core.inference import EmbedOptions, Engine
 from services.core.inference.answering import AnswerOptions, ChatModel, Turn
 from services.core.inference.generation import Room
 from services.core.inference.sampling import Sampling
 from services.core.modeling.layers.causal import BLOCK, Chunk
-from tests.rig import settings
+from tests.rig import MINILM, settings
 from tests.vlm_references import Reference
 from tests.vlm_served import CACHE_BYTES, ENDLESS, PARROT, RANDOM, SAID, write_answering
 
@@ -212,9 +212,16 @@ class Watched:
 
     def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         self.steps.append(list(chunks))
-        self.begun.set()
-        assert self.go_on.wait(60)
+        if not self.go_on.is_set():
+            self.begun.set()
+            assert self.go_on.wait(60)
         return self._step(chunks)
+
+    async def hold(self) -> None:
+        """Hold the next step up, and wait until it has begun."""
+        self.begun.clear()
+        self.go_on.clear()
+        assert await asyncio.to_thread(self.begun.wait, 60)
 
 
 async def test_a_short_prompt_does_not_wait_for_a_long_one(
@@ -238,3 +245,41 @@ async def test_a_short_prompt_does_not_wait_for_a_long_one(
     # The long one had at least half of each step meanwhile, and all of those that were its alone.
     assert read <= 2 + length // BLOCK
     assert all(max(len(chunk.ids) for chunk in step) >= BLOCK // 2 for step in watched.steps[:read])
+
+
+async def test_an_embedding_call_waits_for_the_step_under_way_and_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With one core there is one worker: what the steps of the answers take, the calls wait for.
+    async with engine_of(folder, ENDLESS, MINILM, cores=1) as engine:
+        model, embedder = engine.chat(ENDLESS), engine.embedder(MINILM)
+        watched = Watched(model, monkeypatch)
+        watched.go_on.set()
+        answers = [asyncio.ensure_future(said(model, "x" * n, most=1500)) for n in range(16)]
+        lane, steps_before = engine._slots[MINILM].lane, list[int]()
+        run = lane.run
+
+        def counted(items: Sequence[Any]) -> Sequence[Any]:
+            steps_before.append(len(watched.steps))
+            return run(items)
+
+        monkeypatch.setattr(lane, "run", counted)
+        async with asyncio.timeout(120):
+            while len(model._generation._running) < 16:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.001)
+            for number in range(10):
+                await watched.hold()
+                begun = len(watched.steps)
+                embed = embedder.embed([f"text {number}"] * 3, EmbedOptions(), Call("x"))
+                call = asyncio.ensure_future(embed)
+                while lane.queued_items < 3:  # noqa: ASYNC110 - nobody tells of it
+                    await asyncio.sleep(0.001)
+                watched.go_on.set()
+                await call
+                assert steps_before == [begun]
+                steps_before.clear()
+        assert not any(answer.done() for answer in answers)
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+        assert used(model) == 0
