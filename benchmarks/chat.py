@@ -12,7 +12,7 @@ that what else the machine does meets both. ``of bandwidth`` is the share of a s
 that side's weights once takes, at the pace at which all cores read memory here.
 
 Below: how long a short conversation waits for its first token, alone and while another one's prompt of 4,000
-tokens is read, and what embedding calls of the same process notice of 16 answers.
+tokens is read, and what embedding calls of the same process, and of another one, notice of 16 answers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import multiprocessing
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, NamedTuple
@@ -320,7 +322,11 @@ async def speeds(ours: Ours, theirs: Theirs | None) -> list[Line]:
     return lines
 
 
-async def first_tokens(ours: Ours) -> tuple[float, float]:
+Latency = tuple[float, float]
+"""Seconds alone, and beside others."""
+
+
+async def first_tokens(ours: Ours) -> Latency:
     """Seconds until a short conversation's first token: alone, and while a long prompt is read."""
     alone = await ours.prompt_seconds(SHORT_PROMPT)
     async with _busy([ours.prompt_seconds(LONG_PROMPT)]):
@@ -329,13 +335,31 @@ async def first_tokens(ours: Ours) -> tuple[float, float]:
     return alone, beside
 
 
-async def embedding_latencies(ours: Ours, model: EmbeddingModel) -> tuple[float, float]:
-    """95th percentiles in seconds of embedding calls of one text: alone, and beside 16 answers."""
-    idle = await _embeddings(model)
-    async with _busy([ours.seconds(1, CONTEXT, _LONG_ANSWER) for _ in range(max(CALLERS))]):
-        beside = await _embeddings(model)
+async def embedding_latencies(ours: Ours, model: EmbeddingModel) -> tuple[Latency, Latency]:
+    """95th percentiles of embedding calls of one text beside 16 answers: in this process, and in another."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+
+        async def elsewhere() -> float:
+            return await asyncio.get_running_loop().run_in_executor(other, _embeddings_of_own)
+
+        alone = await _embeddings(model), await elsewhere()
+        async with _busy([ours.seconds(1, CONTEXT, _LONG_ANSWER) for _ in range(max(CALLERS))]):
+            beside = await _embeddings(model), await elsewhere()
     _progress("embeddings")
-    return idle, beside
+    return (alone[0], beside[0]), (alone[1], beside[1])
+
+
+def _embeddings_of_own() -> float:
+    """Measure in a process that has nothing else to do."""
+
+    async def measured() -> float:
+        engine = await Engine.start(Settings(models=(BESIDE,), device="cpu"), Catalog.load())
+        try:
+            return await _embeddings(engine.embedder(BESIDE))
+        finally:
+            await engine.stop(5.0)
+
+    return asyncio.run(measured())
 
 
 async def _embeddings(model: EmbeddingModel) -> float:
@@ -377,8 +401,8 @@ async def measure(layers: int, dtype: torch.dtype, *, beside: bool) -> str:
         lines = await speeds(ours, theirs)
         theirs = None
         gc.collect()
-        alone, other = await first_tokens(ours)
-        idle, busy = await embedding_latencies(ours, engine.embedder(BESIDE))
+        first = await first_tokens(ours)
+        inside, elsewhere = await embedding_latencies(ours, engine.embedder(BESIDE))
     name = str(dtype).removeprefix("torch.")
     texts = [f"| {' | '.join(HEADS)} |", "|" + " --- |" * len(HEADS)]
     rivals = {line.callers: line.seconds for line in lines if line.side != "ours"}
@@ -392,9 +416,10 @@ async def measure(layers: int, dtype: torch.dtype, *, beside: bool) -> str:
         )
         texts.append(f"| {' | '.join(cells)} |")
     texts += ["", "| who waits | alone ms | beside ms | times |", "| --- | --- | --- | --- |"]
-    for who, before, after in (
-        (f"first token of {SHORT_PROMPT}, beside a prompt of {LONG_PROMPT}", alone, other),
-        (f"embedding calls of {BESIDE} (p95), beside {max(CALLERS)} answers", idle, busy),
+    for who, (before, after) in (
+        (f"first token of {SHORT_PROMPT}, beside a prompt of {LONG_PROMPT}", first),
+        (f"embedding calls of {BESIDE} (p95), beside {max(CALLERS)} answers", inside),
+        ("the same calls of another process (p95)", elsewhere),
     ):
         texts.append(f"| {who} | {before * 1e3:.1f} | {after * 1e3:.1f} | {after / before:.2f} |")
     return "\n".join(texts)
