@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
+import orjson
 from searchfoundation.v1 import chat_pb2, chat_pb2_grpc, common_pb2
 
 from services.chat.logic import Chat
@@ -101,7 +101,7 @@ def location(_model: str | None, at: Location) -> str:
 
 def _schema(options: chat_pb2.ChatOptions) -> dict[str, Any]:
     try:
-        schema = json.loads(options.json_schema)
+        schema: Any = orjson.loads(options.json_schema)
     except ValueError as error:
         message = f"Input should be a JSON schema: {error}"
         raise validation_error([FieldError("options.json_schema", message, "json_invalid")]) from None

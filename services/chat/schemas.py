@@ -27,7 +27,7 @@ from services.core.requests.content import Location, RefusedItem, read_each, ref
 from services.core.requests.fields import Flag, Whole, class_name, without_default
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_MOST_STOPS = 4
+_MOST_STOPS, _LONGEST_STOP = 4, 1000
 
 _UNSUPPORTED: Mapping[str, Callable[[Any], bool]] = {
     "n": lambda value: value == 1,
@@ -135,7 +135,8 @@ class ChatCompletionRequest(BaseModel):
     ] = Field(
         None,
         json_schema_extra=without_default,
-        description=f"A text, or up to {_MOST_STOPS}, each of which ends the answer and is not part of it.",
+        description=f"A text, or up to {_MOST_STOPS}, each of which ends the answer and is not part of it. "
+        f"At most {_LONGEST_STOP} characters each.",
     )
     logprobs: Flag = Field(False, description="Whether tokens come with their log probabilities.")
     top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = Field(
@@ -255,6 +256,9 @@ def _stops(value: object) -> tuple[str, ...]:
         raise PydanticCustomError(
             "string_type", "Input should be a text, or a list of texts, none of them empty"
         )
+    if any(len(text) > _LONGEST_STOP for text in cast("list[str]", texts)):
+        message = "Texts should have at most {most} characters"
+        raise PydanticCustomError("string_too_long", message, {"most": _LONGEST_STOP})
     if len(texts) > _MOST_STOPS:
         raise PydanticCustomError("too_long", "Input should have at most {most} texts", {"most": _MOST_STOPS})
     return tuple(cast("list[str]", texts))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,6 +140,15 @@ def test_a_picture_is_seen_and_counted(api: Api) -> None:
             f"body -> {PARROT} -> messages -> 0 -> content -> 0 -> type",
         ),
         ({"stop": ["a", "b", "c", "d", "e"]}, 422, f"body -> {PARROT} -> stop"),
+        ({"stop": "a" * 1001}, 422, f"body -> {PARROT} -> stop"),
+        ({"max_tokens": 0}, 422, f"body -> {PARROT} -> max_tokens"),
+        ({"max_tokens": 2**62}, 422, f"body -> {PARROT} -> max_tokens"),
+        ({"messages": QUESTION * 10_000}, 400, "INPUT_TOKEN_LIMIT_EXCEEDED"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}},
+            400,
+            "INPUT_INVALID",
+        ),
         ({"response_format": {"type": "json_schema"}}, 422, f"body -> {PARROT} -> response_format"),
         ({"max_tokens": 4090}, 400, "INPUT_TOKEN_LIMIT_EXCEEDED"),
         ({"model": MODEL}, 400, "INPUT_MODEL_NOT_FOUND"),
@@ -229,13 +239,30 @@ def test_clients_that_go_away_end_their_answers(api: Api) -> None:
     answer = ask(api, ENDLESS, max_tokens=8).json
     assert answer["choices"][0]["message"]["content"] == f"<{FOR_EVER}"
     assert answer["choices"][0]["finish_reason"] == "length"
+    until = time.monotonic() + 60
+    while (held := _gauges(api, "searchfoundation_cache_blocks_used{")) != {"0.0"}:
+        assert held
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert _gauges(api, "searchfoundation_generation_running") == {"0.0"}
+
+
+def _gauges(api: Api, name: str) -> set[str]:
     metrics = httpx.get(f"http://127.0.0.1:{api.stack.services[0].metrics_port}/metrics").text
-    running = [
-        line for line in metrics.splitlines() if line.startswith("searchfoundation_generation_running")
-    ]
-    assert running
-    held = [line for line in metrics.splitlines() if line.startswith("searchfoundation_cache_blocks_used{")]
-    assert {line.rpartition(" ")[2] for line in held} == {"0.0"}
+    return {line.rpartition(" ")[2] for line in metrics.splitlines() if line.startswith(name)}
+
+
+def test_a_schema_of_a_typed_call_that_is_no_json_is_the_callers_error(api: Api) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{api.stack.grpc_port}") as channel:
+        message = chat_pb2.ChatMessage(role="user", parts=[common_pb2.ContentPart(text="hello")])
+        for schema in ("[" * 100_000, '{"a":' * 5_000, "1"):
+            options = chat_pb2.ChatOptions(json_schema=schema)
+            request = chat_pb2.ChatRequest(model=PARROT, messages=[message], options=options)
+            with pytest.raises(grpc.RpcError) as caught:
+                chat_pb2_grpc.ChatServiceStub(channel).Complete(
+                    request, metadata=tuple(api.authorization.items())
+                )
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
 
 
 def test_python_door(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

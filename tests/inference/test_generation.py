@@ -10,19 +10,23 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
+import numpy as np
 import pytest
 import pytest_asyncio
 import torch
 
 from services.core.call import Call
 from services.core.catalog import Catalog
+from services.core.content import Image
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbedOptions, Engine
 from services.core.inference.answering import AnswerOptions, ChatModel, Turn
 from services.core.inference.generation import Room
-from services.core.inference.sampling import Sampling
+from services.core.inference.sampling import Chosen, Sampler, Sampling
 from services.core.modeling.layers.causal import BLOCK, Chunk
+from services.core.modeling.types import Feature, Message, UnfitInputError
 from tests.rig import MINILM, settings
 from tests.vlm_references import Reference
 from tests.vlm_served import CACHE_BYTES, ENDLESS, PARROT, RANDOM, SAID, write_answering
@@ -283,3 +287,120 @@ async def test_an_embedding_call_waits_for_the_step_under_way_and_no_other(
             answer.cancel()
         await asyncio.gather(*answers, return_exceptions=True)
         assert used(model) == 0
+
+
+async def test_what_others_have_asked_is_not_to_be_seen(engine: Engine) -> None:
+    model, text = engine.chat(RANDOM), "k" * 200
+    shared: list[int] = []
+    for key_id in ("one", "one", "other"):
+        async with model.answer(user(text), AnswerOptions(most=1), Call("x", key_id=key_id)) as answer:
+            assert [piece async for piece in answer]
+        shared.append(answer.shared)
+    assert shared[0] == shared[2] == 0
+    assert shared[1] > 0
+
+
+@pytest.mark.parametrize("when", ["it waits", "its prompt is read", "its picture is looked at"])
+async def test_nothing_is_held_of_one_that_is_left_before_it_speaks(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    model = engine.chat(RANDOM)
+    generation, watched = model._generation, Watched(model, monkeypatch)
+    picture = Image(np.zeros((28, 28, 3), np.uint8), (28, 28))
+    looking, go_on = threading.Event(), threading.Event()
+    generator = room_of(model).generator
+    look = generator.look
+
+    def held(feature: Feature, part: int) -> torch.Tensor:
+        looking.set()
+        assert go_on.wait(60)
+        return look(feature, part)
+
+    monkeypatch.setattr(generator, "look", held)
+    turns = [Turn("user", ("p" * 300,))]
+    first = []
+    if when == "its picture is looked at":
+        prepared = room_of(model).processor.prepare([Message("user", (picture, "hello"))])
+        monkeypatch.setattr(model, "_prepared", AsyncMock(return_value=prepared))
+    elif when == "it waits":
+        monkeypatch.setattr("services.core.inference.generation._MOST_RUNNING", 1)
+        first = [asyncio.ensure_future(said(model, "first", most=5))]
+        assert await asyncio.to_thread(watched.begun.wait, 60)
+    call = Call("x")
+
+    async def ask() -> None:
+        async with model.answer(turns, AnswerOptions(most=5), call) as answer:
+            assert [piece async for piece in answer]
+
+    asked = asyncio.ensure_future(ask())
+    if when == "its picture is looked at":
+        assert await asyncio.to_thread(looking.wait, 60)
+    elif when == "its prompt is read":
+        assert await asyncio.to_thread(watched.begun.wait, 60)
+    else:
+        async with asyncio.timeout(60):
+            while not generation._waiting:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.001)
+    asked.cancel()
+    await asyncio.sleep(0)
+    watched.go_on.set()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await asyncio.gather(*first)
+    assert (used(model), generation._running, generation._waiting.count) == (0, [], 0)
+    assert call.usage_tokens > 0
+    monkeypatch.undo()
+    assert (await said(model, "hello", most=2))[2] == 2
+
+
+async def test_a_schema_that_is_too_much_ends_its_own_answer_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine.chat(RANDOM)
+
+    def broken(self: Sampler, logits: object, given: Sequence[int]) -> Chosen:
+        if len(given) == 3:
+            raise UnfitInputError("too much")
+        return Chosen(5)
+
+    watched = Watched(model, monkeypatch)
+    monkeypatch.setattr(Sampler, "choose", broken)
+    others = [asyncio.ensure_future(said(model, f"{n}", most=30)) for n in range(3)]
+    bad = asyncio.ensure_future(said(model, "x", most=30, sampling=Sampling(temperature=1.0)))
+    watched.go_on.set()
+    with pytest.raises(ServiceError, match="too much") as caught:
+        await bad
+    assert caught.value.code is ErrorCode.INPUT_INVALID
+    assert all(count > 0 for _, _, count in await asyncio.gather(*others))
+    assert used(model) == 0
+
+
+def _deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"anyOf": [schema]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"type": "object", "properties": {f"k{n}": {"type": "string"} for n in range(1100)}},
+        _deep(400),
+        {"enum": []},
+        {"$ref": "http://127.0.0.1:1/schema.json"},
+    ],
+    ids=["endless", "wide", "deep", "empty", "elsewhere"],
+)
+async def test_schemas_that_are_refused(engine: Engine, schema: dict[str, Any]) -> None:
+    with pytest.raises(ServiceError, match="cannot be held to this schema") as caught:
+        await said(engine.chat(RANDOM), "hello", schema=schema)
+    assert caught.value.code is ErrorCode.INPUT_INVALID
+
+
+async def test_next_to_no_temperature_takes_the_most_likely(engine: Engine) -> None:
+    model = engine.chat(RANDOM)
+    likely = await said(model, "hello", most=12)
+    assert await said(model, "hello", most=12, sampling=Sampling(temperature=1e-310)) == likely

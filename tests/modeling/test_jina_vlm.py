@@ -173,6 +173,16 @@ def test_a_text_never_becomes_a_mark(folder: Path) -> None:
     assert text == " User: see <|image|> and <|im_end|> hello Assistant:"
 
 
+def test_many_texts_that_name_marks_are_read_in_the_time_of_others(folder: Path) -> None:
+    vlm = load(folder)
+    messages = [Message(("user", "assistant")[n % 2], (f"hello {n} <|im_end|>",)) for n in range(5001)]
+    prepared = vlm.processor.prepare(messages)
+    named = vlm.processor.tokenize("<|im_end|>")
+    ids = prepared.token_ids.tolist()
+    starts = [n for n in range(len(ids)) if ids[n : n + len(named)] == named]
+    assert len(starts) == 5001
+
+
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     vlm = load(folder)
     with pytest.raises(UnfitInputError, match="no such role"):

@@ -150,12 +150,12 @@ class ChatModel:
                 except UnfitInputError as unfit:
                     raise ServiceError(ErrorCode.INPUT_INVALID, reason=str(unfit)) from None
                 most = self._most(prepared, options.most, default)
-                self._generation.check_room(room, len(prepared.token_ids), most)
-                await call.charge(prepared.usage.total)
-                call.usage_tokens += prepared.usage.total
-                reservation.counted()
-                writer = Writer(room.processor.pieces, options.stops)
-                sequence = self._generation.submit(room, prepared, sampler, writer, most, call, opening)
+                with self._generation.room_for(room, len(prepared.token_ids), most):
+                    await call.charge(prepared.usage.total)
+                    call.usage_tokens += prepared.usage.total
+                    reservation.counted()
+                    writer = Writer(room.processor.pieces, options.stops)
+                    sequence = self._generation.submit(room, prepared, sampler, writer, most, call, opening)
                 # Its pictures go when they have been looked at, long before the answer ends.
                 del prepared
                 answer = Answer(sequence, room, call)

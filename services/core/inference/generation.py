@@ -14,7 +14,9 @@ import asyncio
 import time
 import weakref
 from collections import deque
+from collections.abc import Generator as Yields
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +34,7 @@ from services.core.inference.metrics import GenerationMetrics
 from services.core.inference.sampling import Chosen, Grammars, Sampler
 from services.core.inference.writing import Writer
 from services.core.modeling.layers.causal import BLOCK, Chunk
-from services.core.modeling.types import ChatProcessor, Feature, Generator, PreparedChat
+from services.core.modeling.types import ChatProcessor, Feature, Generator, PreparedChat, UnfitInputError
 
 if TYPE_CHECKING:
     from services.core.inference.runtime import Runtime
@@ -103,15 +105,18 @@ def _look(work: Look) -> torch.Tensor:
     return work.generator.look(work.feature, work.part)
 
 
-def _step(work: Step) -> list[Chosen]:
+def _step(work: Step) -> list[Chosen | Exception]:
     logits = work.generator.step(work.chunks)
     likely = logits.argmax(dim=-1).tolist()
-    chosen: list[Chosen] = []
+    chosen: list[Chosen | Exception] = []
     for row, (sampler, said) in enumerate(work.choosing):
         if sampler.plain:
             chosen.append(Chosen(likely[row]))
-        else:
+            continue
+        try:
             chosen.append(sampler.choose(logits[row].cpu().numpy(), said))
+        except Exception as error:  # noqa: BLE001  (whatever one asks for, the others of the step go on)
+            chosen.append(error)
     return chosen
 
 
@@ -257,6 +262,7 @@ class Generation:
         self._pump: asyncio.Task[None] | None = None
         self._stirred = asyncio.Event()
         self._pace = 0.0
+        self._promised = 0
         # A model that leaves memory is not kept there by its figures.
         self._pool: weakref.ref[BlockPool] | None = None
         self._metrics = GenerationMetrics(
@@ -273,18 +279,29 @@ class Generation:
         """The blocks of the model, None before its first call and while it is not in memory."""
         return None if self._pool is None else self._pool()
 
-    def check_room(self, room: Room, prompt: int, answer: int) -> None:
-        """Raise ServiceError if a conversation can never be answered here, or cannot wait either.
+    @contextmanager
+    def room_for(self, room: Room, prompt: int, answer: int) -> Yields[None]:
+        """Keep a conversation's place among those that wait until it is submitted.
 
-        INPUT_TOKEN_LIMIT_EXCEEDED for one that all of the cache could not hold, SERVICE_UNAVAILABLE with
-        ``retry_after`` when too many wait.
+        Raises ServiceError: INPUT_TOKEN_LIMIT_EXCEEDED for one that all of the cache could not hold,
+        SERVICE_UNAVAILABLE with ``retry_after`` when too many wait.
         """
+        tokens = prompt + answer
+        self._check_room(room, tokens)
+        self._promised += tokens
+        try:
+            yield
+        finally:
+            self._promised -= tokens
+
+    def _check_room(self, room: Room, tokens: int) -> None:
         limit = room.pool.count * BLOCK
-        if prompt + answer > limit:
-            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit, actual=prompt + answer)
+        if tokens > limit:
+            raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit, actual=tokens)
         # Of those that wait, as many as would fill the cache once more.
         bound = min(self._most_waiting, limit)
-        if self._waiting and self._waiting.tokens + prompt + answer > bound:
+        waiting = self._waiting.tokens + self._promised
+        if waiting and waiting + tokens > bound:
             self._metrics.refused()
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=self._retry_after())
 
@@ -302,9 +319,8 @@ class Generation:
 
         ``room`` stays in memory until the caller has called ``leave``; ``opening`` counts its pictures.
         """
-        sequence = Conversation(
-            call, prepared, opening, sampler, writer, most, next(self._numbers), list(_keys(prepared))
-        )
+        number, keys = next(self._numbers), list(_keys(prepared, call.key_id))
+        sequence = Conversation(call, prepared, opening, sampler, writer, most, number, keys)
         sequence.last = time.monotonic()
         self._pool = weakref.ref(room.pool)
         self._waiting.add(sequence)
@@ -338,6 +354,7 @@ class Generation:
                     await self._stirred.wait()  # all of them wait for their pictures
         except BaseException as error:
             for sequence in [*self._running, *self._waiting]:
+                self._waiting.discard(sequence)
                 self._end(room, sequence, error if isinstance(error, Exception) else _unavailable())
             raise
 
@@ -434,7 +451,12 @@ class Generation:
             sequence.call.timings.inference += now - began
             self._computed(room, sequence, chunk)
         for sequence, token in zip(asking, chosen, strict=True):
-            self._said(room, sequence, token, now)
+            if isinstance(token, UnfitInputError):
+                self._end(room, sequence, ServiceError(ErrorCode.INPUT_INVALID, reason=str(token)))
+            elif isinstance(token, Exception):
+                self._end(room, sequence, token)
+            else:
+                self._said(room, sequence, token, now)
 
     def _computed(self, room: Room, sequence: Conversation, chunk: Chunk) -> None:
         """Note what is in the cache now, and name the blocks that are full."""
@@ -443,7 +465,7 @@ class Generation:
             if full == len(sequence.keys):
                 start = full * BLOCK
                 ids = np.concatenate([sequence.prompt[start:], sequence.said_from(start)])[:BLOCK]
-                before_it = sequence.keys[-1] if sequence.keys else b""
+                before_it = sequence.keys[-1] if sequence.keys else sequence.call.key_id.encode()
                 sequence.keys.append(block_key(before_it, ids, _pictures(sequence.prepared, start)))
             room.pool.name(sequence.blocks[full], sequence.keys[full])
 
@@ -498,9 +520,12 @@ def _unavailable() -> ServiceError:
     return ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SOON)
 
 
-def _keys(prepared: PreparedChat) -> Iterator[Key]:
-    """Name the full blocks of a prompt."""
-    key = b""
+def _keys(prepared: PreparedChat, key_id: str) -> Iterator[Key]:
+    """Name the full blocks of a prompt.
+
+    Nobody shares those of another API key: by what is in memory one could guess what others have asked.
+    """
+    key = key_id.encode()
     for start in range(0, len(prepared.token_ids) - BLOCK + 1, BLOCK):
         key = block_key(key, prepared.token_ids[start : start + BLOCK], _pictures(prepared, start))
         yield key

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -14,6 +14,12 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from services.core.modeling.types import ChatProcessor, UnfitInputError
+
+T = TypeVar("T")
+
+_MOST_VALUES, _DEEPEST = 2000, 100
+"""Of a schema. With a thousand properties to compile it takes a third of a second, and to find what may come
+first a tenth of one; both grow by the square."""
 
 _LIKELY = 1024
 """Tokens that ``top_p`` looks at first: to put a whole vocabulary in order takes ten times as long."""
@@ -55,8 +61,9 @@ class Grammars:
     def matcher(self, schema: Mapping[str, Any]) -> LLMatcher:
         """Compile a JSON schema; takes milliseconds, the first one of a process longer.
 
-        Raises UnfitInputError for a schema that cannot be held to.
+        Raises UnfitInputError for a schema that cannot be held to, or that is too large for it.
         """
+        _refuse_large(schema)
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(TokenizerWrapper(self._vocabulary))
         # White space that may be as long as it likes is what small models fill their answers with.
@@ -68,6 +75,7 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise UnfitInputError(_unfit(matcher.get_error()))
+        _allowed(matcher, len(self._vocabulary.tokens))
         return matcher
 
 
@@ -108,7 +116,10 @@ class Sampler:
         )
 
     def choose(self, logits: NDArray[np.float32], said: Sequence[int]) -> Chosen:
-        """Choose by ``logits`` (vocabulary,) what follows ``said``, the tokens of the answer so far."""
+        """Choose by ``logits`` (vocabulary,) what follows ``said``, the tokens of the answer so far.
+
+        Raises UnfitInputError for a schema that turns out to be too much.
+        """
         scores = logits.astype(np.float32, copy=True)
         asked = self.sampling
         if asked.presence_penalty or asked.frequency_penalty:
@@ -122,22 +133,48 @@ class Sampler:
             # A generator of its own for each place: what others draw meanwhile has no part in it.
             seed = np.random.SeedSequence([asked.seed & 0xFFFFFFFFFFFFFFFF, len(said)])
             draw = np.random.Generator(np.random.Philox(seed)).random()
-            id = _drawn(scores.astype(np.float64) / asked.temperature, asked.top_k, asked.top_p, draw)
+            # By next to nothing all but the most likely become infinitely less so; as they are, all would.
+            with np.errstate(over="ignore"):
+                scaled = (scores.astype(np.float64) - scores.max()) / asked.temperature
+            id = _drawn(scaled, asked.top_k, asked.top_p, draw)
         return Chosen(id) if asked.top_logprobs is None else _with_logprobs(id, logits, asked.top_logprobs)
 
     def _hold_to_grammar(self, matcher: LLMatcher, scores: NDArray[np.float32], said: Sequence[int]) -> None:
         for id in said[self._consumed :]:
             matcher.consume_token(id)
         self._consumed = len(said)
-        if matcher.is_stopped():
-            allowed = np.zeros(len(scores), bool)
-        else:
-            mask = allocate_token_bitmask(1, len(scores))
-            fill_next_token_bitmask(matcher, mask, 0)
-            allowed = np.unpackbits(mask.view(np.uint8)[0], bitorder="little")[: len(scores)].astype(bool)
+        allowed = _allowed(matcher, len(scores))
         if matcher.is_stopped() or matcher.is_accepting():
             allowed[[id for id in self.ends if id < len(scores)]] = True
         scores[~allowed] = -np.inf
+
+
+def _allowed(matcher: LLMatcher, count: int) -> NDArray[np.bool_]:
+    """Say of each of ``count`` ids whether it may follow; none at the end. UnfitInputError for a dead end."""
+    if not matcher.is_stopped():
+        mask = allocate_token_bitmask(1, count)
+        fill_next_token_bitmask(matcher, mask, 0)
+        if not matcher.is_stopped():
+            return np.unpackbits(mask.view(np.uint8)[0], bitorder="little")[:count].astype(bool)
+    if matcher.is_error() or not matcher.is_accepting():
+        raise UnfitInputError(_unfit(f"no answer fits it ({matcher.stop_reason()})"))
+    return np.zeros(count, bool)
+
+
+def _refuse_large(schema: Mapping[str, Any]) -> None:
+    """Raise UnfitInputError for a schema whose grammar would keep everybody else waiting."""
+    left: list[tuple[Any, int]] = [(schema, 0)]
+    for count, (value, depth) in enumerate(_pending(left)):
+        if count > _MOST_VALUES or depth > _DEEPEST:
+            reason = f"it has more than {_MOST_VALUES:,} values, or lies deeper than {_DEEPEST} of them"
+            raise UnfitInputError(_unfit(reason))
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left.extend((each, depth + 1) for each in cast("Iterable[Any]", inner))
+
+
+def _pending(stack: list[T]) -> Iterator[T]:
+    while stack:
+        yield stack.pop()
 
 
 def _drawn(scores: NDArray[np.float64], top_k: int, top_p: float, draw: float) -> int:

@@ -7,6 +7,7 @@ released checkpoint.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -60,6 +61,9 @@ DECODER = (_TEXT, "lm_head.")
 
 _MARK = "<|image|>"
 _WORDS = ("<im_start>", "<im_patch>", "<im_col>", "<im_end>")
+_PLACE = re.compile("\ue000(\\d+)\ue001")
+"""Where a text stands in a conversation that is written without its texts."""
+
 _CPU_CROPS, _CUDA_CROPS = 1, 16
 """Crops of one call of the tower: on a CPU one of the published size takes seconds."""
 
@@ -312,19 +316,14 @@ class JinaVlmProcessor:
         )
         if not named:
             return np.array(self._tokenizer.plain_ids(self._template.render(_written(messages))))
-        texts: dict[str, str] = {}
-        written = self._template.render(_written(messages, texts))
-        ids: list[int] = []
-        while texts:
-            # A template may leave a text out, or trim it, but writes each in one piece.
-            at, key = min(((written.find(key), key) for key in texts), default=(-1, ""))
-            if at < 0:
-                del texts[key]
-                continue
-            ids += self._tokenizer.plain_ids(written[:at])
-            ids += self._plain.plain_ids(texts[key])
-            written = written[at + len(key) :]
-        return np.array(ids + self._tokenizer.plain_ids(written))
+        texts: list[str] = []
+        # A template may leave a text out, or write it twice, but writes each in one piece.
+        pieces = _PLACE.split(self._template.render(_written(messages, texts)))
+        ids = self._tokenizer.plain_ids(pieces[0])
+        for number, between in zip(pieces[1::2], pieces[2::2], strict=True):
+            ids += self._plain.plain_ids(texts[int(number)])
+            ids += self._tokenizer.plain_ids(between)
+        return np.array(ids)
 
     def _picture(self, picture: Image, offset: int) -> tuple[Feature, np.ndarray]:
         plan = self._tiling.plan(*picture.pixels.shape[:2])
@@ -403,8 +402,9 @@ class JinaVlm:
             self._tower(torch.zeros(1, config.grid**2, 3 * config.patch**2), [True])
 
 
-def _written(messages: Sequence[Message], texts: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """Return messages as templates take them; with ``texts`` keys stand for the texts, which it is given."""
+def _written(messages: Sequence[Message], texts: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return messages as templates take them; with ``texts`` those get the texts, and ``_PLACE`` stands for
+    each."""
 
     def parts(message: Message) -> Iterator[dict[str, str]]:
         for part in message.parts:
@@ -413,9 +413,8 @@ def _written(messages: Sequence[Message], texts: dict[str, str] | None = None) -
             elif texts is None:
                 yield {"type": "text", "text": part}
             else:
-                key = f"\ue000{len(texts)}\ue001"
-                texts[key] = part
-                yield {"type": "text", "text": key}
+                yield {"type": "text", "text": f"\ue000{len(texts)}\ue001"}
+                texts.append(part)
 
     return [{"role": message.role, "content": list(parts(message))} for message in messages]
 
