@@ -23,6 +23,7 @@ from torch.nn import functional
 from services.core.catalog import Catalog
 from services.core.modeling.cuda import frames, ops
 from services.core.modeling.cuda.ops import Rows, Tile
+from services.core.modeling.cuda.recording import NotRecordedError
 from services.core.modeling.families import encoder
 from services.core.modeling.layers import pooling
 from services.core.modeling.layers.attention import alibi_slopes
@@ -464,6 +465,26 @@ class _Repeating:
     def record(self, work: Callable[[], Any]) -> tuple[Any, Any]:
         self.records += 1
         return SimpleNamespace(replay=work), work()
+
+
+def test_a_pass_that_cannot_be_recorded_is_launched_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refusing(_Repeating):
+        def record(self, work: Callable[[], Any]) -> tuple[Any, Any]:
+            raise NotRecordedError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(frames, "Recorder", Refusing)
+    monkeypatch.setattr(frames.Frames, "_free", lambda self: 1 << 40)
+    table = random(10, 4)
+    passes = frames.Frames(lambda batch: table[batch.token_ids.long()], DEVICE, 64, (16,))
+    batch = lay_out([EncodeItem(np.array([1, 2, 3], np.int32))], Limits(10, 64))
+    for _ in range(2):
+        hidden, _ = passes.run(batch)
+        assert torch.equal(hidden, table[1:4])
+    assert [record.message for record in caplog.records] == [
+        "passes of 16 tokens are launched kernel by kernel: operation not permitted when stream is capturing"
+    ]
 
 
 @kernel
