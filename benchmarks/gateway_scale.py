@@ -1,10 +1,12 @@
-"""One real gateway before hundreds of endpoints: routing, changes under traffic, churn, what it costs.
+"""Real gateways before hundreds of endpoints: routing, changes under traffic, churn, what it costs.
 
     python -m benchmarks.gateway_scale --pools 30 --endpoints 500 --models 200
+    python -m benchmarks.gateway_scale --gateways 10 --checks on    # calls only, over all of them
 
-Endpoints are gRPC servers on loopback addresses of their own that answer health and one scripted call, with
-the name of their pool. Every answer is compared with where its model belongs. Prints figures of
-docs/sizing.md.
+Every gateway is an Envoy of its own; the first one has what follows the topology, too, as a pod of the chart
+has, and the others the same configuration in one file. Endpoints are gRPC servers on loopback addresses of
+their own that answer health and one scripted call, with the name of their pool. Every answer is compared with
+where its model belongs. Prints figures of docs/sizing.md.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,9 @@ from google.api import httpbody_pb2
 from grpc_health.v1 import health_pb2
 
 from gateway.child import ends_with_parent
+from gateway.process import find_envoy
 from tests.servers import free_port
-from tests.stack import MODEL, Stack, child_of, wait_for
+from tests.stack import MODEL, Command, Stack, child_of, wait_for
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _FIRST, _MOVED = 10, 20
@@ -90,15 +94,17 @@ def _sizes(pools: int, endpoints: int) -> list[int]:
 class Scale:
     """The system under test, and where each model belongs."""
 
-    def __init__(self, stack: Stack, sizes: Sequence[int], models: int, port: int, *, checks: bool) -> None:
+    def __init__(
+        self, stack: Stack, sizes: Sequence[int], models: int, port: int, health_check: Mapping[str, Any]
+    ) -> None:
         self.stack = stack
-        self._sizes, self._port = sizes, port
+        self.sizes, self._port = sizes, port
         self.pool_of = {_model(number): _name(number % len(sizes)) for number in range(models)}
         self.moved: set[tuple[int, int]] = set()
         self.document: dict[str, Any] = {
             "pools": self._pools(),
             "access_log": None,
-            "health_check": {"active": checks},
+            "health_check": health_check,
             "workers": 1,
         }
 
@@ -113,7 +119,7 @@ class Scale:
                     for n in range(size)
                 ],
             }
-            for pool, size in enumerate(self._sizes)
+            for pool, size in enumerate(self.sizes)
         ]
 
     def write(self) -> None:
@@ -125,13 +131,27 @@ class Scale:
         new.rename(path)
 
 
-class Callers:
-    """Threads that call models in turn and compare who answers."""
+@dataclass(frozen=True)
+class Gateway:
+    """One Envoy: its process, and where it listens."""
 
-    def __init__(self, scale: Scale, threads: int = 4) -> None:
+    pid: int
+    url: str
+    admin: str
+
+    def counted(self, name: str) -> int:
+        """Sum over all clusters of a counter such as ``health_check.attempt``."""
+        text = httpx.get(f"{self.admin}/stats", params={"filter": f"^cluster.*{name}$"}, timeout=60).text
+        return sum(int(line.rsplit(" ", 1)[1]) for line in text.splitlines())
+
+
+class Callers:
+    """Threads that call models in turn, over gateways in turn, and compare who answers."""
+
+    def __init__(self, scale: Scale, gateways: Sequence[Gateway], threads: int = 4) -> None:
         self.calls, self.wrong = 0, list[str]()
         self._models = tuple(scale.pool_of.items())
-        self._url = f"{scale.stack.url}/v1/embeddings"
+        self._urls = [f"{gateway.url}/v1/embeddings" for gateway in gateways]
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(i, threads)) for i in range(threads)]
 
@@ -150,9 +170,11 @@ class Callers:
             number = first
             while not self._end.is_set():
                 model, pool = self._models[number % len(self._models)]
+                # The next gateway after each round of the models, so that every one is asked for every model.
+                url = self._urls[(number + number // len(self._models)) % len(self._urls)]
                 number += step
                 try:
-                    answer = client.post(self._url, json={"model": model, "input": "a"})
+                    answer = client.post(url, json={"model": model, "input": "a"})
                     right = answer.status_code == 200 and answer.json()["pool"] == pool
                     text = answer.text
                 except httpx.HTTPError as error:
@@ -179,14 +201,8 @@ def _who(scale: Scale, model: str) -> str:
     return answer.json().get("pool", "") if answer.status_code == 200 else ""
 
 
-def _idle_share(pid: int, seconds: float) -> float:
-    before, begun = _cpu_seconds(pid), time.monotonic()
-    time.sleep(seconds)
-    return (_cpu_seconds(pid) - before) / (time.monotonic() - begun)
-
-
 @contextmanager
-def _endpoints(sizes: Sequence[int], port: int, processes: int) -> Iterator[None]:
+def _endpoints(sizes: Sequence[int], port: int, processes: int) -> Generator[None]:
     command = [sys.executable, "-m", "benchmarks.gateway_scale", "--serve", "--port", str(port)]
     command += ["--pools", str(len(sizes)), "--endpoints", str(sum(sizes)), "--processes", str(processes)]
     running = [
@@ -206,51 +222,135 @@ def _endpoints(sizes: Sequence[int], port: int, processes: int) -> Iterator[None
             process.wait()
 
 
+@contextmanager
+def _further(scale: Scale, number: int) -> Generator[Gateway]:
+    """One more Envoy of the same topology, from one file: of those that watch files a machine bears few.
+
+    Each pool's endpoints are a watch of their own, and Linux gives a user 128 of them.
+    """
+    topology, ports = scale.stack.folder / f"gateway-{number}.yaml", (free_port(), free_port(), free_port())
+    config = topology.with_suffix(".envoy.yaml")
+    document = yaml.safe_load((scale.stack.folder / "topology.yaml").read_text())
+    for name, port in zip(("listener", "grpc_listener", "admin"), ports, strict=True):
+        document[name]["port"] = port
+    topology.write_text(yaml.dump(document, Dumper=yaml.CSafeDumper))
+    command = [sys.executable, "-m", "search_foundation.cli", "gateway"]
+    environment = os.environ | scale.stack.environment
+    subprocess.run([*command, "--topology", topology, "--render", config], env=environment, check=True)
+    envoy = [find_envoy(), "--config-path", config, "--concurrency", "1", "--log-level", "error"]
+    process = subprocess.Popen([*envoy, "--disable-hot-restart"], preexec_fn=ends_with_parent())
+    try:
+        gateway = Gateway(process.pid, f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[2]}")
+        wait_for(lambda: process.poll() is not None or _sees(gateway, sum(scale.sizes)))
+        assert process.poll() is None, f"Envoy ended with status {process.returncode}"
+        yield gateway
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _sees(gateway: Gateway, endpoints: int) -> bool:
+    try:
+        return gateway.counted("membership_healthy") >= endpoints
+    except httpx.HTTPError:
+        return False  # it does not listen yet
+
+
 def _measure(arguments: argparse.Namespace, *, checks: bool) -> Iterator[tuple[str, str]]:
     sizes = _sizes(arguments.pools, arguments.endpoints)
-    with tempfile.TemporaryDirectory() as folder, _endpoints(sizes, port := free_port(), arguments.processes):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _endpoints(sizes, port := free_port(), arguments.processes),
+        ExitStack() as more,
+    ):
         # Names of models without weights: aliases, which may have pools of their own.
         names = [_model(number) for number in range(arguments.models + 5)]
         catalog = Path(folder) / "catalog.yaml"
         catalog.write_text(yaml.safe_dump({"aliases": dict.fromkeys(names, MODEL)}))
-        with Stack(Path(folder), {"SF_CATALOG_FILE": str(catalog)}) as stack:
-            scale = Scale(stack, sizes, arguments.models, port, checks=checks)
-            command = stack.gateway(scale.document)
-            envoy, follower = child_of(command), command.process.pid
-            yield "gateway at rest, share of a core", f"{_idle_share(envoy, 10):.3f}"
-            yield "memory: Envoy, follower", f"{_memory(envoy)}, {_memory(follower)}"
-            with Callers(scale) as callers:
-                used = _cpu_seconds(envoy)
-                wait_for(lambda: callers.calls >= arguments.calls, command)
-                used = _cpu_seconds(envoy) - used
-            yield "calls, wrong", f"{callers.calls}, {len(callers.wrong)}"
-            yield "Envoy's CPU a call", f"{1e6 * used / callers.calls:.0f} us"
-            assert not callers.wrong, callers.wrong[:3]
-            with Callers(scale) as callers:
-                seconds: list[float] = []
-                for extra in names[arguments.models :]:
-                    scale.pool_of[extra] = _name(len(sizes) - 1)
-                    begun = time.monotonic()
-                    scale.write()
-                    wait_for(lambda model=extra: _who(scale, model) == _name(len(sizes) - 1), command)
-                    seconds.append(time.monotonic() - begun)
-            yield "model added under traffic, s until it is answered", ", ".join(f"{s:.2f}" for s in seconds)
-            yield "calls meanwhile, wrong", f"{callers.calls}, {len(callers.wrong)}"
-            assert not callers.wrong, callers.wrong[:3]
-            used, begun = _cpu_seconds(follower), time.monotonic()
-            every = [(pool, number) for pool, size in enumerate(sizes) for number in range(size)]
-            a_minute = len(every) // 10
-            with Callers(scale) as callers:
-                for endpoint in every[:: len(every) // a_minute][:a_minute]:
-                    scale.moved.add(endpoint)
-                    scale.write()
-                    time.sleep(max(0.0, begun + len(scale.moved) * 60 / a_minute - time.monotonic()))
-            took = time.monotonic() - begun
-            yield "endpoints moved in s", f"{len(scale.moved)} in {took:.0f}"
-            yield "calls meanwhile, wrong", f"{callers.calls}, {len(callers.wrong)}"
-            yield "follower's share of a core meanwhile", f"{(_cpu_seconds(follower) - used) / took:.3f}"
-            yield "memory: Envoy, follower", f"{_memory(envoy)}, {_memory(follower)}"
-            assert not callers.wrong, callers.wrong[:3]
+        stack = more.enter_context(Stack(Path(folder), {"SF_CATALOG_FILE": str(catalog)}))
+        # The endpoints here share this machine's cores: they may take their time.
+        every: float = arguments.interval
+        health_check = {"active": checks, "interval": every, "timeout": max(3.0, every / 2)}
+        scale = Scale(stack, sizes, arguments.models, port, health_check)
+        command = stack.gateway(scale.document)
+        first = Gateway(child_of(command), stack.url, f"http://127.0.0.1:{stack.admin_port}")
+        gateways = [first]
+        gateways += [more.enter_context(_further(scale, n)) for n in range(1, arguments.gateways)]
+        yield from _calls(scale, gateways, command, arguments.calls)
+        if arguments.gateways == 1:
+            yield from _changes(scale, first, command, names[arguments.models :])
+
+
+def _calls(
+    scale: Scale, gateways: Sequence[Gateway], command: Command, calls: int
+) -> Iterator[tuple[str, str]]:
+    """What gateways cost at rest and by call, and whether every call comes where it belongs."""
+    follower, count = command.process.pid, len(gateways)
+
+    def total(name: str) -> int:
+        return sum(gateway.counted(name) for gateway in gateways)
+
+    used, asked, failed = _used(gateways), total("health_check.attempt"), total("health_check.failure")
+    begun = time.monotonic()
+    time.sleep(10)
+    took = time.monotonic() - begun
+    yield "a gateway at rest, share of a core", f"{(_used(gateways) - used) / took / count:.3f}"
+    asked, failed = total("health_check.attempt") - asked, total("health_check.failure") - failed
+    yield "health checks of all gateways a second, failed", f"{asked / took:.0f}, {failed / took:.0f}"
+    memory = ", ".join(sorted({_memory(gateway.pid) for gateway in gateways}))
+    yield "memory at rest: Envoy, follower", f"{memory}; {_memory(follower)}"
+    yield "inotify instances of the first Envoy", str(_watches(gateways[0].pid))
+    with Callers(scale, gateways) as callers:
+        used = _used(gateways)
+        wait_for(lambda: callers.calls >= calls, command)
+        used = _used(gateways) - used
+    yield "calls, wrong", f"{callers.calls}, {len(callers.wrong)}"
+    yield "Envoy's CPU a call", f"{1e6 * used / callers.calls:.0f} us"
+    assert not callers.wrong, callers.wrong[:3]
+
+
+def _watches(pid: int) -> int:
+    count = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile, as connections of checks are
+            count += "inotify" in os.readlink(path)
+    return count
+
+
+def _used(gateways: Sequence[Gateway]) -> float:
+    return sum(_cpu_seconds(gateway.pid) for gateway in gateways)
+
+
+def _changes(
+    scale: Scale, gateway: Gateway, command: Command, names: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Models added and endpoints moved under traffic."""
+    follower, last = command.process.pid, _name(len(scale.sizes) - 1)
+    with Callers(scale, [gateway]) as callers:
+        seconds: list[float] = []
+        for extra in names:
+            scale.pool_of[extra] = last
+            begun = time.monotonic()
+            scale.write()
+            wait_for(lambda model=extra: _who(scale, model) == last, command)
+            seconds.append(time.monotonic() - begun)
+    yield "model added under traffic, s until it is answered", ", ".join(f"{s:.2f}" for s in seconds)
+    yield "calls meanwhile, wrong", f"{callers.calls}, {len(callers.wrong)}"
+    assert not callers.wrong, callers.wrong[:3]
+    used, begun = _cpu_seconds(follower), time.monotonic()
+    every = [(pool, number) for pool, size in enumerate(scale.sizes) for number in range(size)]
+    a_minute = len(every) // 10
+    with Callers(scale, [gateway]) as callers:
+        for endpoint in every[:: len(every) // a_minute][:a_minute]:
+            scale.moved.add(endpoint)
+            scale.write()
+            time.sleep(max(0.0, begun + len(scale.moved) * 60 / a_minute - time.monotonic()))
+    took = time.monotonic() - begun
+    yield "endpoints moved in s", f"{len(scale.moved)} in {took:.0f}"
+    yield "calls meanwhile, wrong", f"{callers.calls}, {len(callers.wrong)}"
+    yield "follower's share of a core meanwhile", f"{(_cpu_seconds(follower) - used) / took:.3f}"
+    yield "memory: Envoy, follower", f"{_memory(gateway.pid)}; {_memory(follower)}"
+    assert not callers.wrong, callers.wrong[:3]
 
 
 def main() -> None:
@@ -260,6 +360,8 @@ def main() -> None:
     parser.add_argument("--endpoints", type=int, default=500)
     parser.add_argument("--models", type=int, default=200)
     parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--gateways", type=int, default=1)
+    parser.add_argument("--interval", type=float, default=2.0, help="seconds between two checks of one pod")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--checks", choices=("on", "off", "both"), default="both")
     for internal in ("--port", "--part"):
