@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 from told import BASE, CHAT, CLIP, KEY, MODEL, NOPE, PICTURE, QUERY, TEXTS, V1, call, main, ranked
@@ -61,11 +63,17 @@ def litellm_embedding(model: str, **fields: Any) -> Any:
     return [each["embedding"] for each in answer.data]
 
 
+def seen() -> list[dict[str, Any]]:
+    picture = base64.b64encode(Path(PICTURE).read_bytes()).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    return [{"role": "user", "content": [{"type": "text", "text": "hello"}, image]}]
+
+
 def litellm_chat(**fields: Any) -> Any:
     import litellm
 
     return litellm.completion(
-        model=f"openai/{CHAT}", api_base=V1, api_key=KEY, messages=QUESTION, max_retries=0, **fields
+        **{"messages": QUESTION, **fields}, model=f"openai/{CHAT}", api_base=V1, api_key=KEY, max_retries=0
     )
 
 
@@ -107,6 +115,11 @@ def litellm_answer() -> Any:
 @call
 def litellm_stream() -> Any:
     return "".join(chunk.choices[0].delta.content or "" for chunk in litellm_chat(stream=True))
+
+
+@call
+def litellm_picture() -> Any:
+    return litellm_chat(messages=seen()).choices[0].message.content
 
 
 @call
@@ -309,6 +322,16 @@ def langchain_openai_refused() -> Any:
 @call
 def langchain_openai_answer() -> Any:
     return langchain_chat().invoke("hello").content
+
+
+@call
+def langchain_openai_picture() -> Any:
+    return langchain_chat().invoke(seen()).content
+
+
+@call
+def langchain_openai_answer_refused() -> Any:
+    return langchain_chat().bind(temperature=3).invoke("hello")
 
 
 @call

@@ -81,7 +81,10 @@ RANKINGS = (
     "llama index tei rerank",
     "haystack rerank",
 )
-ANSWERS = ("litellm answer", "litellm stream", "langchain openai answer", "langchain openai stream")
+ANSWERS = (
+    *("litellm answer", "litellm stream", "litellm picture"),
+    *("langchain openai answer", "langchain openai stream", "langchain openai picture"),
+)
 REFUSALS = {
     "openai refused": NOT_FOUND,
     "litellm refused": "temperature",
@@ -91,6 +94,7 @@ REFUSALS = {
     "ollama refused": NOT_FOUND,
     "hugging face refused": "maximum of 512 tokens",
     "langchain openai refused": NOT_FOUND,
+    "langchain openai answer refused": "temperature",
     "langchain jina refused": NOT_FOUND,
     "langchain cohere refused": NOT_FOUND,
     "llama index openai refused": NOT_FOUND,
@@ -170,6 +174,12 @@ def test_vectors_for_node_are_ours(api: Api, told_by_node: Told, client: str) ->
 @pytest.mark.parametrize("client", FOR_NODE)
 def test_refusals_are_shown_in_node(told_by_node: Told, client: str) -> None:
     refused(told_by_node, f"{client} refused", NOT_FOUND)
+
+
+@pytest.mark.parametrize("name", ["node openai answer", "node openai stream"])
+def test_answers_to_pictures_and_their_refusals_in_node(told_by_node: Told, name: str) -> None:
+    assert told_by_node[name] == (True, SAID)
+    refused(told_by_node, f"{name} refused", "temperature")
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=str)
