@@ -9,9 +9,10 @@ mixes pages of A4 at 150 dpi with smaller pictures. transformers runs the same w
 numbers with its sdpa attention, the batch padded on the right, without the task's adapter that v4 here has.
 
 Stages are timed apart: the tower; the decoder, over as many tokens as the pictures become; and all of it from
-patches to results, in which the joint of the two is what the stages leave over. With one thread the time is
-that of the processor, which other work on the machine does not stretch. The last table is what one pass of
-the tower adds to the memory of a process.
+patches to results, in which the joint of the two is what the stages leave over. m0 reads one state of each
+item, so of its last layer only attention is whole: of few layers its decoder looks faster than it is of all.
+With one thread the time is that of the processor, which other work on the machine does not stretch. The last
+table is what one pass of the tower adds to the memory of a process.
 """
 
 from __future__ import annotations
