@@ -105,7 +105,7 @@ SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "batch": ("A batch job over SQLite beside the engine alone.", _module("batch")),
     "chat": (
         "The decoder of jina-vlm, random weights: tokens a second of 1, 4 and 16 answers and of a prompt, "
-        "beside transformers.",
+        "beside transformers; what short conversations and embedding calls notice of long ones.",
         _module("chat"),
     ),
     "classify": ("Zero-shot classification, and training.", _module("classify")),
