@@ -11,6 +11,7 @@ from gateway.openapi import build_openapi
 from gateway.topology import Pool, Topology
 from services.core.catalog import Catalog, CatalogError, model_info
 from services.core.catalog.types import Capability, ModelSpec, OutputKind
+from services.core.openapi.parts import Bounds
 from services.core.requests.limits import largest_body
 from services.embed.vendors.tei import gives, gives_tokens
 
@@ -24,17 +25,13 @@ def configuration(
     topology: Topology,
     catalog: Catalog,
     *,
-    max_items: int = 2048,
-    max_documents: int = 2048,
-    max_classify_items: int = 512,
-    max_answer_tokens: int = 8192,
+    bounds: Bounds | None = None,
     default_model: str | None = None,
 ) -> dict[str, Any]:
     """Envoy's configuration as plain data; raises CatalogError for what nobody serves.
 
-    ``max_items``, ``max_documents``, ``max_classify_items`` and ``max_answer_tokens`` are the services'
-    limits on one request, which the OpenAPI document tells; ``default_model`` is what answers calls that
-    name none.
+    ``bounds`` are the services' limits on one request, which the OpenAPI document tells; ``default_model``
+    is what answers calls that name none.
     """
     for capability in topology.capabilities:
         if not has_services(capability):
@@ -64,13 +61,7 @@ def configuration(
         for capability in topology.capabilities
     }
     infos = {model: model_info(spec) for model, spec in specs.items()}
-    document = build_openapi(
-        served,
-        max_items=max_items,
-        max_documents=max_documents,
-        max_classify_items=max_classify_items,
-        max_answer_tokens=max_answer_tokens,
-    )
+    document = build_openapi(served, bounds)
     embedders = served.get(Capability.EMBED, ())
     nameless = dict(_nameless(topology, specs, catalog, default_model))
     return envoy.render(topology, infos, bodies, document, embedders, nameless)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from gateway.openapi.parts import Chapter, Document, answer, errors, path_parameter
 from gateway.openapi.schemas import Health, ModelInfo, ModelListResponse, Readiness, Unready
 from services.core.errors import ErrorCode
+from services.core.openapi.parts import Chapter, Document, answer, errors, path_parameter
 
 
 def own() -> Chapter:
     """``/health``, ``/live``, ``/ready`` and ``/v1/models``, none of which asks for a key."""
-    return Chapter((), {**_health(), **_models()}, (ModelListResponse, Health, Readiness, Unready))
+    return Chapter(
+        tags={"Models": "What this server runs.", "Health": "For load balancers and people."},
+        paths={**_health(), **_models()},
+        answers=(ModelListResponse, Health, Readiness, Unready),
+    )
 
 
 def _health() -> Document:

@@ -20,6 +20,7 @@ from search_foundation.capabilities import implemented
 from search_foundation.keeping import ChildEndedError, Kept, let_end
 from search_foundation.signals import stop_signal
 from services.core.catalog import Catalog, CatalogError
+from services.core.openapi.parts import Bounds
 from services.core.settings import ConfigurationError, Settings, load_settings
 
 _POLL_SECONDS = 0.1
@@ -86,10 +87,12 @@ def configuration(topology: Topology, settings: Settings) -> dict[str, Any]:
     return build.configuration(
         topology,
         Catalog.load(settings.catalog_file, settings.model_aliases),
-        max_items=settings.max_items,
-        max_documents=settings.max_documents,
-        max_classify_items=settings.max_classify_items,
-        max_answer_tokens=settings.chat_max_answer_tokens,
+        bounds=Bounds(
+            items=settings.max_items,
+            documents=settings.max_documents,
+            classify_items=settings.max_classify_items,
+            answer_tokens=settings.chat_max_answer_tokens,
+        ),
         default_model=settings.default_model,
     )
 

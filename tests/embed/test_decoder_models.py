@@ -22,6 +22,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem
+from services.core.openapi.parts import Bounds
 from services.embed.capability import build
 from tests.decoder_checkpoints import write_served
 from tests.described import Described
@@ -71,7 +72,7 @@ TASKS = {NANO: V5, SMALL: V5, CODE: PROMPTS, CODE_LARGE: SOME}
 
 CATALOG = Catalog.load()
 DESCRIBED = Described(
-    build_openapi({Capability.EMBED: CATALOG.select(MODELS)}, max_items=400), "/v1/embeddings"
+    build_openapi({Capability.EMBED: CATALOG.select(MODELS)}, Bounds(items=400)), "/v1/embeddings"
 )
 
 

@@ -13,6 +13,7 @@ from services.core.catalog import Catalog, model_info, models_list
 from services.core.catalog.types import Capability
 from services.core.content import Usage
 from services.core.errors import ErrorCode, ServiceError
+from services.core.openapi.parts import Bounds
 from services.core.serving.failure import http_body
 from services.embed.parsing import RequestParser
 from services.embed.rest import response_body, response_items
@@ -24,7 +25,7 @@ SERVED = CATALOG.select(
     ["all-MiniLM-L6-v2", "jina-embeddings-v2-base-en", "jina-embeddings-v3", "jina-colbert-v2"]
 )
 PARSER = RequestParser(CATALOG, SERVED, max_items=4)
-DOCUMENT = build_openapi({Capability.EMBED: SERVED}, max_items=4)
+DOCUMENT = build_openapi({Capability.EMBED: SERVED}, Bounds(items=4))
 DESCRIBED = Described(DOCUMENT, "/v1/embeddings")
 VECTORS = np.random.default_rng(5).standard_normal((2, 16)).astype(np.float32)
 

@@ -23,6 +23,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
+from services.core.openapi.parts import Bounds
 from services.embed.capability import build
 from tests.described import Described
 from tests.rig import detail, serving, settings, told
@@ -37,7 +38,7 @@ TOP = 5
 
 CATALOG = Catalog.load()
 DESCRIBED = Described(
-    build_openapi({Capability.EMBED: CATALOG.select(MODELS)}, max_items=400), "/v1/embeddings"
+    build_openapi({Capability.EMBED: CATALOG.select(MODELS)}, Bounds(items=400)), "/v1/embeddings"
 )
 
 

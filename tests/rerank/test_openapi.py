@@ -15,6 +15,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability
 from services.core.content import Usage
 from services.core.errors import ServiceError
+from services.core.openapi.parts import Bounds
 from services.rerank.parsing import RequestParser
 from services.rerank.rest import response_body, response_items
 from services.rerank.types import RerankRequest, RerankResult
@@ -24,7 +25,7 @@ CATALOG = Catalog.load()
 MODELS = ["all-MiniLM-L6-v2", "jina-reranker-v2-base-multilingual", "jina-reranker-v3", "jina-reranker-m0"]
 SERVED = CATALOG.select(MODELS)
 PARSER = RequestParser(CATALOG, SERVED, max_documents=4)
-DOCUMENT = build_openapi({Capability.RERANK: SERVED}, max_documents=4)
+DOCUMENT = build_openapi({Capability.RERANK: SERVED}, Bounds(documents=4))
 DESCRIBED = Described(DOCUMENT, "/v1/rerank")
 MINILM, V2, V3, M0 = MODELS
 

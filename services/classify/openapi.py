@@ -1,19 +1,9 @@
-"""Classification in the document: texts under labels, and classifiers of one's own."""
+"""Classification in the OpenAPI document: texts under labels, and classifiers of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gateway.openapi.parts import (
-    LIMIT_HEADERS,
-    Chapter,
-    Document,
-    Operation,
-    answer,
-    call,
-    list_answer,
-    path_parameter,
-)
 from services.classify.schema import (
     ClassificationResponse,
     ClassifierSummary,
@@ -28,6 +18,17 @@ from services.classify.schema import (
 )
 from services.core.catalog.types import ModelSpec
 from services.core.errors import ErrorCode
+from services.core.openapi.parts import (
+    LIMIT_HEADERS,
+    Bounds,
+    Chapter,
+    Document,
+    Operation,
+    answer,
+    call,
+    list_answer,
+    path_parameter,
+)
 
 _TAG = "Classification"
 _NOT_FOUND = (ErrorCode.RESOURCE_NOT_FOUND,)
@@ -40,10 +41,11 @@ _TRAINING_ERRORS = (
 )
 
 
-def classification(specs: Sequence[ModelSpec], max_items: int) -> Chapter:
-    """``/v1/classify``, ``/v1/train`` and ``/v1/classifiers``; ``max_items`` texts go into one call."""
-    return Chapter(
-        operations=(_classify(specs, max_items), _train(specs, max_items)),
+def chapters(specs: Sequence[ModelSpec], bounds: Bounds) -> Iterator[Chapter]:
+    """``/v1/classify``, ``/v1/train`` and ``/v1/classifiers`` of these models."""
+    yield Chapter(
+        tags={_TAG: "Sort texts under labels, known or learned."},
+        operations=(_classify(specs, bounds.classify_items), _train(specs, bounds.classify_items)),
         paths=_classifiers(),
         answers=(ClassifierSummary, DeletedClassifier),
     )

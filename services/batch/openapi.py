@@ -1,11 +1,16 @@
-"""Batch jobs in the document."""
+"""Batch jobs in the OpenAPI document."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gateway.openapi.parts import (
+from services.batch.openai_schemas import openai_chapter
+from services.batch.schema import BatchStatus, Quota, request_schema
+from services.core.catalog.types import ModelSpec
+from services.core.errors import ErrorCode
+from services.core.openapi.parts import (
     LIMIT_HEADERS,
+    Bounds,
     Chapter,
     Document,
     Operation,
@@ -14,9 +19,6 @@ from gateway.openapi.parts import (
     list_answer,
     path_parameter,
 )
-from services.batch.schema import BatchStatus, Quota, request_schema
-from services.core.catalog.types import ModelSpec
-from services.core.errors import ErrorCode
 
 _TAG = "Batch Embeddings"
 _FILES = {"output": "output file", "errors": "error file"}
@@ -54,8 +56,8 @@ _LIMIT = {
 }
 
 
-def batch(specs: Sequence[ModelSpec]) -> Chapter:
-    """``/v1/batch/...`` and ``/v1/batches`` of these models."""
+def chapters(specs: Sequence[ModelSpec], bounds: Bounds) -> Iterator[Chapter]:
+    """``/v1/batch/...`` and ``/v1/batches`` of these models, and OpenAI's files and batches."""
     operation = Operation(
         path="/v1/batch/embeddings",
         name="create_batch",
@@ -68,7 +70,9 @@ def batch(specs: Sequence[ModelSpec]) -> Chapter:
         answered="The job is stored and will be done.",
         errors=(ErrorCode.AUTHZ_RESOURCE_LIMIT_EXCEEDED, ErrorCode.STORAGE_FULL),
     )
-    return Chapter((operation,), paths=_paths(), answers=(Quota,))
+    tags = {_TAG: "Embed many texts in the background."}
+    yield Chapter(tags, (operation,), paths=_paths(), answers=(Quota,))
+    yield openai_chapter()
 
 
 def _paths() -> Document:

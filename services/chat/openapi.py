@@ -1,14 +1,15 @@
-"""Chat in the document."""
+"""Chat in the OpenAPI document."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gateway.openapi.parts import Chapter, Operation
 from services.chat.responses import ChatCompletion
 from services.chat.schemas import request_schema
 from services.core.catalog.types import ModelSpec
+from services.core.openapi.parts import Bounds, Chapter, Operation
 
+_TAG = "Chat"
 _DESCRIPTION = """\
 Answers a conversation of texts and images, in the form of OpenAI's API.
 
@@ -17,17 +18,17 @@ With `stream` the answer comes as server-sent events (`text/event-stream`): `dat
 behind the first chunk is a `data:` line with the body of an error, and the stream ends without `[DONE]`."""
 
 
-def chat(specs: Sequence[ModelSpec], max_answer_tokens: int) -> Chapter:
+def chapters(specs: Sequence[ModelSpec], bounds: Bounds) -> Iterator[Chapter]:
     """``/v1/chat/completions`` of these models."""
     operation = Operation(
         path="/v1/chat/completions",
         name="create_chat_completion",
-        tag="Chat",
+        tag=_TAG,
         summary="Answer a conversation",
         description=_DESCRIPTION,
         title="Chat Completion Request",
-        requests={spec.id: request_schema(spec, max_answer_tokens) for spec in specs},
+        requests={spec.id: request_schema(spec, bounds.answer_tokens) for spec in specs},
         answer=ChatCompletion,
         answered="The answer.",
     )
-    return Chapter((operation,))
+    yield Chapter({_TAG: "Answer conversations of texts and images."}, (operation,))

@@ -1,4 +1,4 @@
-"""Pieces that every part of the document is made of."""
+"""Pieces that the chapters of all capabilities are made of."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.openapi.schemas import ErrorResponse, HTTPValidationError
 from services.core.errors import ERRORS, ErrorCode
+from services.core.openapi.errors import ErrorResponse, HTTPValidationError
 
 Document = dict[str, Any]
 
@@ -100,12 +100,26 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """What one capability adds: POSTs of models, further paths, and what those take and answer with."""
+    """A part of the document: POSTs of models, further paths, and what those take and answer with.
 
-    operations: tuple[Operation, ...]
+    ``tags`` are the headings that its operations stand under, each with a sentence.
+    """
+
+    tags: Mapping[str, str]
+    operations: tuple[Operation, ...] = ()
     paths: Document = field(default_factory=dict[str, Any])
     answers: tuple[type[BaseModel], ...] = ()
     bodies: tuple[type[BaseModel], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much the services take in one call, as their settings of the same names say."""
+
+    items: int = 2048
+    documents: int = 2048
+    classify_items: int = 512
+    answer_tokens: int = 8192
 
 
 def call(
