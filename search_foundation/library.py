@@ -49,7 +49,7 @@ from services.core.requests.content import Accepted, read_content, read_one
 from services.core.settings import ConfigurationError, Settings, load_settings
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
-from services.embed.schemas import request_schema
+from services.embed.schema import request_schema
 from services.embed.types import EmbedResult, MultiVectorResult, Result
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from services.core.preview import preview
 from services.core.requests.content import Location
 from services.embed.parsing import to_request
 from services.embed.rest import response_body, response_items
-from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
+from services.embed.schema import INPUT_NAMES, EmbeddingRequest, request_schema
 from services.embed.spellings import Spellings
 from services.embed.types import EmbedRequest, EmbedResult, MultiVectorResult
 

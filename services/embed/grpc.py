@@ -22,7 +22,7 @@ from services.core.serving.vocabulary import task_name
 from services.embed.encoding import FloatMatrix, byte_rows
 from services.embed.logic import Embedder
 from services.embed.parsing import RequestParser
-from services.embed.schemas import INPUT_NAMES
+from services.embed.schema import INPUT_NAMES
 from services.embed.types import EmbedResult, Encoding, MultiVectorResult, Result, SparseResult
 
 ENCODINGS = {

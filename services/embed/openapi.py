@@ -22,8 +22,7 @@ from services.core.openapi.vendors import (
     vendor_chapter,
     vendor_operation,
 )
-from services.embed.responses import EmbeddingResponse
-from services.embed.schemas import request_schema
+from services.embed.schema import EmbeddingResponse, request_schema
 from services.embed.vendors import cohere, gemini, ollama, tei, voyage
 
 _TAG = "Embeddings"

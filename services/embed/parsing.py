@@ -8,7 +8,7 @@ from typing import Any
 from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, InputType, ModelSpec
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
-from services.embed.schemas import INPUT_NAMES, EmbeddingRequest, request_schema
+from services.embed.schema import INPUT_NAMES, EmbeddingRequest, request_schema
 from services.embed.spellings import FOREIGN_NAMES, TRANSLATED, Spellings, natural
 from services.embed.types import EmbedRequest
 

@@ -10,8 +10,7 @@ from pydantic import BaseModel, Field
 from services.core.catalog.types import ModelSpec
 from services.core.openapi.parts import REF, Bounds, Chapter, Document, Operation
 from services.core.openapi.vendors import COHERE, TEI, CohereMeta, Post, listed, vendor_chapter
-from services.rerank.responses import RerankingResponse
-from services.rerank.schemas import request_schema
+from services.rerank.schema import RerankingResponse, request_schema
 from services.rerank.vendors import cohere, tei
 
 _TAG = "Rerank"

@@ -9,7 +9,7 @@ from services.core.catalog import Catalog
 from services.core.catalog.types import Capability, ModelSpec
 from services.core.requests.foreign import ForeignBody, only
 from services.core.requests.parsing import Locate, ModelSchemas, rest_location
-from services.rerank.schemas import RerankingRequest, request_schema
+from services.rerank.schema import RerankingRequest, request_schema
 from services.rerank.types import RerankRequest
 
 

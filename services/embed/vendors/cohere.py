@@ -9,7 +9,7 @@ from pydantic import Field, SkipValidation, WithJsonSchema
 from services.core.errors import FieldError, validation_error
 from services.core.requests.foreign import ForeignBody, named, only
 from services.core.requests.parsing import Locate, rest_location
-from services.embed.schemas import EncodingName
+from services.embed.schema import EncodingName
 from services.embed.spellings import INPUT_TYPES
 from services.embed.types import EmbedResult
 

@@ -1,12 +1,14 @@
-"""What a body of ``POST /v1/embeddings`` may hold, one class per model, made from the catalogue.
+"""What ``POST /v1/embeddings`` takes, one class per model, made from the catalogue, and what it answers.
 
 The same classes check requests and describe them in the served OpenAPI document. Fields that a model does
-not have are ignored like all unknown ones; ``null`` stands for the default.
+not have are ignored like all unknown ones; ``null`` stands for the default. Those of answers only describe:
+``rest`` writes answers by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import (
@@ -25,9 +27,9 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from services.core.catalog.types import Modality, ModelSpec, OutputKind
-from services.core.requests.content import Accepted
+from services.core.content import Content
+from services.core.requests.content import Accepted, read_content, read_contents, read_one
 from services.core.requests.fields import Flag, Whole, class_name, without_default
-from services.embed.inputs import input_field
 from services.embed.spellings import Spellings
 from services.embed.types import Encoding
 
@@ -243,3 +245,106 @@ def _dimensions(spec: ModelSpec) -> Any:
     if spec.dimension_choices:
         return Annotated[Literal[spec.dimension_choices], Whole]
     return Annotated[int, Field(gt=0, le=spec.dimensions), Whole]
+
+
+def input_field(accepted: Accepted, max_items: int) -> Any:
+    """Build the annotation of ``input``; the value becomes a ``list[Content]``.
+
+    Errors lie at ``()`` for the list as a whole, at ``(i,)`` for an item of it and at ``(..., "text")`` (or
+    another field) inside an object.
+    """
+    items = Annotated[list[accepted.schema(listed=True)], Field(min_length=1, max_length=max_items)]
+    validator = PlainValidator(_parser(accepted, max_items), json_schema_input_type=accepted.schema() | items)
+    return Annotated[Any, validator]
+
+
+def _parser(accepted: Accepted, max_items: int) -> Callable[[object], list[Content]]:
+    read = partial(read_content, accepted=accepted)
+
+    def parse(value: object) -> list[Content]:
+        if not isinstance(value, list):
+            return [read_one(value, read)]
+        items = cast("list[object]", value)
+        if not items:
+            raise PydanticCustomError("too_short", "Input list cannot be empty. Provide at least one item.")
+        if len(items) > max_items:
+            raise PydanticCustomError(
+                "too_long", "Each input list can contain at most {max_items} items.", {"max_items": max_items}
+            )
+        kinds = set(map(type, items))
+        if int in kinds or list in kinds:
+            _refuse_token_ids(items)
+        return read_contents(items, accepted)
+
+    return parse
+
+
+def _refuse_token_ids(items: list[object]) -> None:
+    """Raise where the list is one text as token ids, or several of them, as OpenAI clients may send."""
+    arrays = [cast("list[object]", item) for item in items if isinstance(item, list)] or [items]
+    if any(array and all(type(token) is int for token in array) for array in arrays):
+        raise PydanticCustomError(
+            "token_ids_not_supported",
+            "Arrays of token ids are not supported. Send the text itself "
+            "(with LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False).",
+        )
+
+
+Number = int | float
+Vector = list[Number] | str
+Weights = dict[str, float]
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens of a request, special tokens included. Both counts are the same number."""
+
+    total_tokens: int = Field(description="Tokens billed, after truncation.", ge=0)
+    prompt_tokens: int = Field(description="Tokens of the input.", ge=0)
+    image_tokens: int | None = Field(None, description="Those of images, if any.", ge=0)
+    audio_tokens: int | None = Field(None, description="Those of sounds, if any.", ge=0)
+    video_tokens: int | None = Field(None, description="Those of films, if any.", ge=0)
+
+
+class SparseEmbeddingUsage(BaseModel):
+    """Tokens of a request to a model of sparse vectors, special tokens included."""
+
+    total_tokens: int = Field(description="Tokens billed, after truncation.", ge=0)
+    input_tokens: int = Field(description="Tokens of the input.", ge=0)
+    output_tokens: int = Field(description="Entries of the vectors answered.", ge=0)
+
+
+class SingleEmbeddingData(BaseModel):
+    """The vector of one input."""
+
+    object: Literal["embedding"] = Field(description="Always `embedding`.")
+    index: int = Field(description="Position of the input, from 0.", ge=0)
+    embedding: Vector | Weights = Field(
+        description="Numbers for `float`, `binary` and `ubinary`, a string for `base64`, in the first type "
+        "asked for. Of a model of sparse vectors an object of tokens and their weights, the largest first."
+    )
+    embeddings_by_type: dict[EncodingName, Vector] | None = Field(
+        None, description="The vector in every type asked for; only there when several were."
+    )
+
+
+class MultiEmbeddingData(BaseModel):
+    """The vectors of one input, one for each of its tokens."""
+
+    object: Literal["embeddings"] = Field(description="Always `embeddings`.")
+    index: int = Field(description="Position of the input, from 0.", ge=0)
+    embeddings: list[Vector] = Field(description="Each as `embedding` of a single vector.")
+    tokenized_input: list[str] | None = Field(
+        None, description="The tokens of the vectors; only there with `return_tokenized_input`."
+    )
+    embeddings_by_type: dict[EncodingName, list[Vector]] | None = Field(
+        None, description="The vectors in every type asked for; only there when several were."
+    )
+
+
+class EmbeddingResponse(BaseModel):
+    """One vector per input, or one for each token of it, in the order of the inputs."""
+
+    model: str = Field(description="Id of the model that answered, without a prefix.")
+    object: Literal["list"] = Field(description="Always `list`.")
+    usage: EmbeddingUsage | SparseEmbeddingUsage
+    data: list[SingleEmbeddingData] | list[MultiEmbeddingData]
