@@ -1,6 +1,4 @@
-"""All figures in one run, written to benchmarks/README.md with the machine they were measured on.
-
-The last section of that page, by ``benchmarks.gpu`` on another machine, is left as it is.
+"""All figures in one run, with the machine they come from; benchmarks/README.md keeps those of quiet ones.
 
 ``python -m benchmarks [--only SECTION ...]``; without sections, all of them. The machine should do nothing
 else meanwhile. With ``--device cuda`` the sections that can run there do.
@@ -15,12 +13,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date
-from pathlib import Path
 
 from benchmarks import doors, engine, footprint
 from benchmarks.workload import TEXTS_IN_ONE_CALL, Row
-
-TARGET = Path(__file__).with_name("README.md")
 
 
 def embeddings() -> str:
@@ -137,7 +132,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Run the chosen sections and write the file."""
+    """Run the chosen sections and print what they found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []])
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="the same, by name")
@@ -147,15 +142,11 @@ def main() -> None:
     if arguments.device == "cuda":
         print(_on_cuda([*arguments.sections, *(arguments.only or ())]), flush=True)
         return
-    text = ["# Benchmarks", "", "Written by `make bench`.", "", machine()]
+    print("\n".join(["# Benchmarks", "", machine()]), flush=True)
     for name in chosen:
         title, run = SECTIONS[name]
         print(f"{name} ...", file=sys.stderr, flush=True)
-        text += ["", f"## {name.capitalize()}", "", title, "", run()]
-        print("\n".join(text[-2:]), flush=True)
-    if chosen == list(SECTIONS):
-        _, heading, cuda = TARGET.read_text(encoding="utf-8").partition("\n## CUDA\n")
-        TARGET.write_text("\n".join(text) + "\n" + heading + cuda, encoding="utf-8")
+        print("\n".join(["", f"## {name.capitalize()}", "", title, "", run()]), flush=True)
 
 
 if __name__ == "__main__":
