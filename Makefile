@@ -40,7 +40,8 @@ test: setup servers
 test-weights: setup
 	$(BIN)/pytest -m weights --timeout 600
 
-soak: setup servers
+soak: setup
+	scripts/install-servers soak
 	scripts/install-clients soak
 	$(BIN)/pytest -m soak --timeout 3600
 
