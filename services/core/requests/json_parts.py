@@ -62,17 +62,15 @@ class MalformedError(ValueError):
 class Outline:
     """Where brackets, commas and colons stand outside of strings.
 
-    ``marks`` are their offsets, ``kinds`` the bytes there, ``depths`` the depth behind each.
+    ``marks`` are their offsets, ``kinds`` the bytes there, ``depths`` the depth behind each; ``values`` is
+    how many values there are, within one for each list and object.
     """
 
     data: memoryview
     marks: Marks
     kinds: NDArray[np.uint8]
     depths: NDArray[np.int32]
-
-    def values(self) -> int:
-        """Count the values, within one for each list and object."""
-        return int(np.count_nonzero((self.kinds == _COMMA) | (self.kinds | _BRACE == _OPEN)))
+    values: int
 
 
 def outline(data: memoryview, most_values: int, longest_string: int) -> Outline:
@@ -102,7 +100,7 @@ def outline(data: memoryview, most_values: int, longest_string: int) -> Outline:
             raise TooManyValuesError
         marks.append(found + start)
         kinds.append(kind)
-    return _checked(data, np.concatenate(marks), np.concatenate(kinds), bool(inside))
+    return _checked(data, np.concatenate(marks), np.concatenate(kinds), values, bool(inside))
 
 
 def build(parts: Outline, longest_string: int, charge: Charge) -> Steps:
@@ -184,7 +182,9 @@ def _quotes(block: NDArray[np.uint8], escaped: bool) -> tuple[Marks, bool]:
     return unescaped, bool(len(followers)) and bool(followers[-1] == len(block))
 
 
-def _checked(data: memoryview, marks: Marks, kinds: NDArray[np.uint8], open_string: bool) -> Outline:
+def _checked(
+    data: memoryview, marks: Marks, kinds: NDArray[np.uint8], values: int, open_string: bool
+) -> Outline:
     """Refuse what is not one pair of braces with everything between them."""
     if not len(marks) or kinds[0] != _OPEN or not _is_blank(data[: int(marks[0])]):
         raise MalformedError("Input should be a valid JSON object", None)
@@ -195,7 +195,7 @@ def _checked(data: memoryview, marks: Marks, kinds: NDArray[np.uint8], open_stri
         raise MalformedError("unexpected end of data", len(data))
     if closed[0] != len(marks) - 1 or not _is_blank(data[int(marks[-1]) + 1 :]):
         raise MalformedError("unexpected content after document", int(marks[closed[0]]) + 1)
-    return Outline(data, marks, kinds, depths)
+    return Outline(data, marks, kinds, depths, values)
 
 
 class _Builder:

@@ -80,7 +80,7 @@ class Bodies:
         """
         async with self._turns.of(key_id):
             parts = await self.outline_of(data)
-            hold(VALUE_BYTES * parts.values())
+            hold(VALUE_BYTES * parts.values)
             steps = build(parts, MAX_STRING_BYTES, hold)
             while True:
                 try:
