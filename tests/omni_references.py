@@ -4,6 +4,7 @@ packed.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as Pillow
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import EuroBertConfig, EuroBertModel, Qwen3Config, Qwen3Model, WhisperFeatureExtractor
@@ -20,10 +22,35 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniAu
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from services.core.content import Film, Image, Sound
+from services.core.content import Film, Image, Scaling, Sound
+from services.core.media.scaling import scale
+from tests.media.films import film, frames, sound, tone
+from tests.media.pictures import photograph
 from tests.modeling.stock import merge
 
 Part = str | Image | Sound | Film
+
+FIT = Scaling(32, 262_144, 1_310_720, 32, 262_144, 12_845_056)
+TONE = sound(0.4)
+FILM = film("matroska", "ffv1", 3, (64, 64))
+"""Without loss in RGB, so that what comes out is what went in."""
+
+
+def photo() -> Image:
+    """What the network sees of ``photograph()``."""
+    pixels = np.array(Pillow.open(io.BytesIO(photograph())).convert("RGB"))
+    return Image(scale(pixels, FIT.size(640, 427)), (640, 427))
+
+
+def filmed() -> Film:
+    """What the network sees of ``FILM``."""
+    size = FIT.frame_size(3, 64, 64)
+    return Film(np.stack([scale(frame, size) for frame in frames(3, 64, 64)]))
+
+
+def heard() -> Sound:
+    """What the network hears of ``TONE``."""
+    return Sound((np.round(tone(0.4)[:, 0] * 32768) / 32768).astype(np.float32))
 
 
 class Omni:

@@ -14,25 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from services.core.content import Film, Image, Scaling, Sound
-from services.core.media.scaling import scale
 from tests import omni_checkpoints, vision_checkpoints
 from tests import vision_references as reference
 from tests.e2e.conftest import Api
 from tests.gateway.client import Answer, call
-from tests.media.films import film, frames, sound, tone
+from tests.media.films import film
 from tests.media.pictures import A4, BAD, noise, pdf, photograph, saved
 from tests.omni_checkpoints import NANO
-from tests.omni_references import omni
+from tests.omni_references import FILM, FIT, TONE, filmed, heard, omni, photo
 from tests.stack import START_SECONDS, Stack
 from tests.vision_checkpoints import M0, MAX_PIXELS, V4
 
 TEXT = "the quick brown fox"
 SMALL, LARGE = saved(noise(90, 60)), saved(noise(300, 220, 1))
-TONE = sound(0.4)
-FILM = film("matroska", "ffv1", 3, (64, 64))
-"""Without loss in RGB, so that what comes out is what went in."""
-FIT = Scaling(32, 262_144, 1_310_720, 32, 262_144, 12_845_056)
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +182,6 @@ def test_m0_answers_a_picture_with_the_best(api: Api) -> None:
     assert set(best) == {"index", "relevance_score"}
     assert best["index"] == int(np.argmax(expected))
     assert best["relevance_score"] == pytest.approx(max(expected), abs=2e-5)
-
-
-def photo() -> Image:
-    pixels = np.array(opened(photograph()))
-    return Image(scale(pixels, FIT.size(640, 427)), (640, 427))
-
-
-def filmed() -> Film:
-    size = FIT.frame_size(3, 64, 64)
-    return Film(np.stack([scale(frame, size) for frame in frames(3, 64, 64)]))
-
-
-def heard() -> Sound:
-    return Sound((np.round(tone(0.4)[:, 0] * 32768) / 32768).astype(np.float32))
 
 
 def test_omni_embeds_every_kind_and_groups(api: Api) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,16 @@ import orjson
 import pytest
 import pytest_asyncio
 from google.api import httpbody_pb2
-from PIL import Image as Pillow
 from searchfoundation.v1 import common_pb2, embed_pb2, embed_pb2_grpc, embed_rest_pb2_grpc
 
-from services.core.content import Film, Image, Scaling, Sound
-from services.core.media.scaling import scale
 from services.embed.capability import build
-from tests.media.films import film, frames, sound, tone
+from tests.media.films import sound
 from tests.media.pictures import A4, pdf, photograph
 from tests.omni_checkpoints import NANO, SMALL, write_served
-from tests.omni_references import omni
+from tests.omni_references import FILM, FIT, TONE, filmed, heard, omni, photo
 from tests.rig import Serving, serving, settings, told
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-FIT = Scaling(32, 262_144, 1_310_720, 32, 262_144, 12_845_056)
-TONE = sound(0.4)
-FILM = film("matroska", "ffv1", 3, (64, 64))
-"""Without loss in RGB, so that what comes out is what went in."""
 
 
 @pytest.fixture(scope="module")
@@ -69,20 +60,6 @@ def text(data: bytes) -> str:
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
-
-
-def photo() -> Image:
-    pixels = np.array(Pillow.open(io.BytesIO(photograph())).convert("RGB"))
-    return Image(scale(pixels, FIT.size(640, 427)), (640, 427))
-
-
-def filmed() -> Film:
-    size = FIT.frame_size(3, 64, 64)
-    return Film(np.stack([scale(frame, size) for frame in frames(3, 64, 64)]))
-
-
-def heard() -> Sound:
-    return Sound((np.round(tone(0.4)[:, 0] * 32768) / 32768).astype(np.float32))
 
 
 def content(**fields: Any) -> common_pb2.Content:

@@ -11,22 +11,17 @@ from PIL import Image as Pillow
 from tokenizers import Tokenizer
 
 from search_foundation import ModelError, load
-from services.core.content import Film, Scaling, Sound
-from services.core.media.scaling import scale
 from tests import omni_checkpoints, vision_checkpoints
 from tests import vision_references as reference
-from tests.media.films import film, frames, sound, tone
+from tests.media.films import film, sound
 from tests.media.pictures import A4, noise, pdf, photograph, saved
 from tests.omni_checkpoints import NANO
-from tests.omni_references import omni
+from tests.omni_references import FILM, TONE, filmed, heard, omni
 from tests.vision_checkpoints import M0, MAX_PIXELS, V4
 
 TEXT = "the quick brown fox"
 SMALL = saved(noise(90, 60))
 FLOWER = photograph("flower.jpg")
-TONE = sound(0.4)
-FILM = film("matroska", "ffv1", 3, (64, 64))
-"""Without loss in RGB, so that what comes out is what went in."""
 
 
 def opened(data: bytes) -> Pillow.Image:
@@ -100,16 +95,13 @@ def test_sounds_films_and_groups(tmp_path: Path) -> None:
             model.encode([sound(0.02)])
         with pytest.raises(ModelError, match="The video of part 1 of input 0 cannot be used"):
             model.encode({"content": ["see ", {"video": film()[:-3000]}]})
-    fit = Scaling(32, 262_144, 1_310_720, 32, 262_144, 12_845_056)
-    seen = Film(np.stack([scale(frame, fit.frame_size(3, 64, 64)) for frame in frames(3, 64, 64)]))
-    heard = Sound((np.round(tone(0.4)[:, 0] * 32768) / 32768).astype(np.float32))
     network = omni(folder, "text-matching")
     wanted = [
-        network.vector([heard]),
-        network.vector([seen]),
+        network.vector([heard()]),
+        network.vector([filmed()]),
         network.vector(["hello world"], "Document: "),
-        network.vector(["see ", seen, heard]),
+        network.vector(["see ", filmed(), heard()]),
     ]
     np.testing.assert_allclose(found, [unit(each) for each in wanted], atol=1e-5)
-    np.testing.assert_allclose(alone, unit(omni(folder, "clustering").vector([seen])), atol=1e-5)
+    np.testing.assert_allclose(alone, unit(omni(folder, "clustering").vector([filmed()])), atol=1e-5)
     assert pages.shape == (2, 768)
