@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from services.core.errors import ErrorCode
-from services.core.openapi.parts import JSON, LIMIT_HEADERS, Chapter, Document, answer, call, path_parameter
+from services.core.openapi.parts import (
+    JSON,
+    LIMIT_HEADERS,
+    Chapter,
+    Document,
+    answer,
+    call,
+    path_parameter,
+    query_parameter,
+)
 
 ENDPOINT = "/v1/embeddings"
 """What a line calls."""
@@ -140,7 +149,11 @@ def _files() -> Document:
     upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     deleting = (*_NOT_FOUND, ErrorCode.CONFLICT_STATE)
     order: Document = {"type": "string", "enum": ["asc", "desc"], "default": "desc"}
-    page = [*_page(10_000, 10_000), _query("purpose", {"type": "string"}), _query("order", order)]
+    page = [
+        *_page(10_000, 10_000),
+        query_parameter("purpose", {"type": "string"}),
+        query_parameter("order", order),
+    ]
     return {
         "/openai/v1/files": {
             "post": upload,
@@ -178,13 +191,8 @@ def _batches() -> Document:
 
 
 def _page(most: int, default: int) -> list[Document]:
-    limit = _query("limit", {"type": "integer", "minimum": 1, "default": default})
-    after = _query("after", {"type": "string"})
+    limit: Document = {"type": "integer", "minimum": 1, "default": default}
     return [
-        limit | {"description": f"How many at most, up to {most:,}."},
-        after | {"description": "Id of the last one of the page before."},
+        query_parameter("limit", limit, f"How many at most, up to {most:,}."),
+        query_parameter("after", {"type": "string"}, "Id of the last one of the page before."),
     ]
-
-
-def _query(name: str, schema: Document) -> Document:
-    return {"name": name, "in": "query", "schema": schema}

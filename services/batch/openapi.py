@@ -16,44 +16,31 @@ from services.core.openapi.parts import (
     Operation,
     answer,
     call,
+    header_parameter,
     list_answer,
     path_parameter,
+    query_parameter,
 )
 
 _TAG = "Batch Embeddings"
 _FILES = {"output": "output file", "errors": "error file"}
 _NOT_FOUND = (ErrorCode.RESOURCE_NOT_FOUND,)
 _BATCH_ID = path_parameter("batch_id", "Id of a job of one's own.")
-_OFFSET = {
-    "name": "offset",
-    "in": "query",
-    "description": "Bytes to leave out, to go on with a download that broke off.",
-    "schema": {"type": "integer", "minimum": 0, "default": 0},
-}
-_RANGE = {
-    "name": "Range",
-    "in": "header",
-    "description": "One range of bytes, as `bytes=1000-`. Other ranges are ignored, and all beside `offset`.",
-    "schema": {"type": "string"},
-}
-_IF_MATCH = {
-    "name": "If-Match",
-    "in": "header",
-    "description": "Answer 412 unless the file has one of these tags.",
-    "schema": {"type": "string"},
-}
-_IF_NONE_MATCH = {
-    "name": "If-None-Match",
-    "in": "header",
-    "description": "Answer 304, without a body, if the file has one of these tags.",
-    "schema": {"type": "string"},
-}
-_LIMIT = {
-    "name": "limit",
-    "in": "query",
-    "description": "How many at most, up to 1,000.",
-    "schema": {"type": "integer", "minimum": 1, "default": 20},
-}
+_OFFSET = query_parameter(
+    "offset",
+    {"type": "integer", "minimum": 0, "default": 0},
+    "Bytes to leave out, to go on with a download that broke off.",
+)
+_LIMIT = query_parameter(
+    "limit", {"type": "integer", "minimum": 1, "default": 20}, "How many at most, up to 1,000."
+)
+_RANGE = header_parameter(
+    "Range", "One range of bytes, as `bytes=1000-`. Other ranges are ignored, and all beside `offset`."
+)
+_IF_MATCH = header_parameter("If-Match", "Answer 412 unless the file has one of these tags.")
+_IF_NONE_MATCH = header_parameter(
+    "If-None-Match", "Answer 304, without a body, if the file has one of these tags."
+)
 
 
 def chapters(specs: Sequence[ModelSpec], bounds: Bounds) -> Iterator[Chapter]:

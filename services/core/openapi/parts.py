@@ -17,6 +17,7 @@ Document = dict[str, Any]
 JSON = "application/json"
 REF = "#/components/schemas/"
 SECURITY = [{"HTTPBearer": []}]
+_TEXT: Document = {"type": "string"}
 
 CALL_ERRORS = (
     ErrorCode.AUTH_MISSING_API_KEY,
@@ -166,13 +167,18 @@ def errors(codes: Iterable[ErrorCode]) -> Document:
 
 def path_parameter(name: str, description: str) -> Document:
     """A text in the path."""
-    return {
-        "name": name,
-        "in": "path",
-        "required": True,
-        "description": description,
-        "schema": {"type": "string"},
-    }
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": _TEXT}
+
+
+def header_parameter(name: str, description: str) -> Document:
+    """A header of the request."""
+    return {"name": name, "in": "header", "description": description, "schema": _TEXT}
+
+
+def query_parameter(name: str, schema: Document, description: str = "") -> Document:
+    """A parameter behind the path; ``description`` is for those whose name and schema do not tell all."""
+    parameter: Document = {"name": name, "in": "query", "schema": schema}
+    return parameter | {"description": description} if description else parameter
 
 
 def _error(status: int, description: str) -> Document:
