@@ -10,7 +10,6 @@ import torch
 from services.core.catalog.types import ModelSpec
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, read_json
 from services.core.modeling.families.cross_encoder import CrossEncoder
-from services.core.modeling.families.listwise import ListwiseRanker
 from services.core.modeling.families.table import FAMILIES, Network
 from services.core.modeling.types import Door, TextEncoder
 
@@ -47,13 +46,6 @@ def load_cross_encoder(
 ) -> CrossEncoder:
     """As ``load_network``, of a family that scores pairs."""
     return cast(CrossEncoder, _load(Door.SCORES_PAIRS, spec, directory, device, dtype))
-
-
-def load_listwise_ranker(
-    spec: ModelSpec, directory: Path, *, device: torch.device, dtype: torch.dtype
-) -> ListwiseRanker:
-    """As ``load_network``, of a family that scores lists."""
-    return cast(ListwiseRanker, _load(Door.SCORES_LISTS, spec, directory, device, dtype))
 
 
 def recognised(directory: Path) -> list[str]:
