@@ -27,6 +27,7 @@ from services.core.modeling.cuda.recording import NotRecordedError
 from services.core.modeling.families import encoder
 from services.core.modeling.layers import pooling
 from services.core.modeling.layers.attention import alibi_slopes
+from services.core.modeling.layers.linear import FusedLinear
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import (
     AdapterRun,
@@ -170,6 +171,11 @@ class TestAttention:
     def test_of_other_lengths(self, form: str, lengths: list[int]) -> None:
         self.check(lengths, form, torch.float32, 2, 1, 32)
 
+    @pytest.mark.skipif(COMPILED, reason="a GPU reads in bulk wherever it can")
+    @pytest.mark.parametrize("form", FORMS)
+    def test_read_in_bulk(self, form: str) -> None:
+        self.check([1, 5, 33, 2], form, torch.float16, 4, 2, 16, Tile(16, 16, 4, 1, bulk=True))
+
     def test_of_two_thousand_tokens(self) -> None:
         self.check([2_000, 1], "alibi", torch.float32, 1, 1, 16, Tile(128, 128, 4, 1))
 
@@ -303,6 +309,15 @@ class TestRows:
         assert ops.gelu_(x) is x
         self.same(x, wanted, dtype)
 
+    def test_activations_keep_their_precision(self, dtype: torch.dtype) -> None:
+        x = torch.linspace(-6, 6, 4_000, device=DEVICE).to(dtype)[None]
+        least = torch.finfo(dtype).tiny
+        wanted = functional.gelu(x.double())
+        found = ops.gelu_(x.clone()).double()
+        # As exact as the dtype, but where erfc has all but gone.
+        within = 2 * torch.finfo(dtype).eps * wanted.abs() + 3e-7 + least
+        assert bool(((found - wanted).abs() <= within).all())
+
     @pytest.mark.parametrize("lengths", [[1], [3, 16, 17, 200], [1] * 9])
     @pytest.mark.parametrize("width", [8, 130])
     def test_mean(self, dtype: torch.dtype, lengths: list[int], width: int) -> None:
@@ -322,6 +337,56 @@ class TestRows:
     def same(self, found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), wanted, atol=WITHIN[dtype], rtol=WITHIN[dtype])
+
+
+@kernel
+@pytest.mark.gpu
+class TestProduct:
+    """Products with what comes behind them."""
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(("rows", "width", "inner"), [(1, 8, 8), (33, 40, 72), (300, 96, 64)])
+    @pytest.mark.parametrize("gelu", [True, False])
+    def test_gated(self, dtype: torch.dtype, rows: int, width: int, inner: int, gelu: bool) -> None:
+        x, weight = self.factors(dtype, rows, width, 2 * inner)
+        a, b = functional.linear(x.double(), weight.double()).chunk(2, dim=1)
+        wanted = (functional.gelu(a) if gelu else functional.silu(a)) * b
+        found = ops.product(x, weight, None, gelu=gelu, gated=True)
+        self.same(found, wanted, dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(("rows", "width", "out"), [(1, 8, 8), (33, 40, 72), (300, 96, 64)])
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_activated(self, dtype: torch.dtype, rows: int, width: int, out: int, biased: bool) -> None:
+        x, weight = self.factors(dtype, rows, width, out)
+        bias = random(out, dtype=dtype, seed=3) if biased else None
+        product = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        found = ops.product(x, weight, bias, gelu=True, gated=False)
+        self.same(found, functional.gelu(product), dtype)
+
+    @pytest.mark.skipif(not COMPILED, reason="for the sizes that a GPU joins")
+    @pytest.mark.parametrize("rows", [2_048, 5_001])
+    def test_layers_are_those_of_a_product_and_a_kernel_behind_it(self, rows: int) -> None:
+        x, weight = self.factors(torch.bfloat16, rows, 768, 6_144)
+        bias = random(6_144, dtype=torch.bfloat16, seed=3)
+        assert ops.joins(x, weight, gated=True)
+        assert ops.joins(x, weight, gated=False)
+        assert not ops.joins(x[:100], weight, gated=True)
+        biased, plain = FusedLinear(weight, bias), FusedLinear(weight, None)
+        self.same(biased.gelu(x), functional.gelu(biased(x).double()), torch.bfloat16)
+        for gelu, activation in ((True, functional.gelu), (False, functional.silu)):
+            a, b = plain(x).double().chunk(2, dim=1)
+            self.same(plain.gated(x, gelu=gelu), activation(a) * b, torch.bfloat16)
+
+    def factors(
+        self, dtype: torch.dtype, rows: int, width: int, out: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return random(rows, width, dtype=dtype), random(out, width, dtype=dtype, seed=1) * width**-0.5
+
+    def same(self, found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
+        assert found.dtype == dtype
+        assert found.shape == wanted.shape
+        torch.testing.assert_close(found.double(), wanted, atol=2 * WITHIN[dtype], rtol=WITHIN[dtype])
 
 
 @kernel

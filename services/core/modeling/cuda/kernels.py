@@ -25,6 +25,7 @@ def _attend(
     value_at,
     key_stride,
     value_stride,
+    first_column,
     start,
     stop,
     end,
@@ -36,17 +37,24 @@ def _attend(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BULK: tl.constexpr,
     MASKED: tl.constexpr,
     ALIBI: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Let the rows of ``query`` gather from the keys ``[start, stop)``; unless MASKED every row sees each."""
+    """Let the rows of ``query`` gather from the keys ``[start, stop)``; unless MASKED every row sees each.
+
+    With BULK ``key_at`` and ``value_at`` are tensor descriptors, else pointers to the head's first column.
+    """
     columns = tl.arange(0, BLOCK_D)
     for offset in tl.range(start, stop, BLOCK_N):
         keys = offset + tl.arange(0, BLOCK_N)
         at = keys.to(tl.int64)[:, None]
-        if MASKED:
+        if BULK:
+            key = key_at.load([offset, first_column])
+            value = value_at.load([offset, first_column])
+        elif MASKED:
             there = (keys < end)[:, None] & (columns < HEAD_DIM)[None, :]
             key = tl.load(key_at + at * key_stride + columns[None, :], mask=there, other=0.0)
             value = tl.load(value_at + at * value_stride + columns[None, :], mask=there, other=0.0)
@@ -60,19 +68,21 @@ def _attend(
         if UPCAST:
             key = key.to(tl.float32)
             value = value.to(tl.float32)
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if ALIBI:
-            scores -= slope * tl.abs(rows[:, None] - keys[None, :]).to(tl.float32)
+            scores = scores * scale - slope * tl.abs(rows[:, None] - keys[None, :]).to(tl.float32)
         if MASKED:
             seen = (keys[None, :] >= first[:, None]) & (keys[None, :] < last[:, None])
             scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
+        # Without a bias the scale joins the subtraction below: one operation for each score less.
+        rest = 1.0 if ALIBI else scale
+        higher = tl.maximum(best, tl.max(scores, 1) * rest)
         if MASKED:
             # A row that has seen nothing yet must not take infinity from infinity.
             shift = tl.where(higher == float("-inf"), 0.0, higher)
         else:
             shift = higher
-        weights = tl.exp2(scores - shift[:, None])
+        weights = tl.exp2(scores * rest - shift[:, None])
         shrunk = tl.exp2(best - shift)
         total = total * shrunk + tl.sum(weights, 1)
         gathered = gathered * shrunk[:, None]
@@ -101,6 +111,7 @@ def attention(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BULK: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     ALIBI: tl.constexpr,
@@ -111,7 +122,8 @@ def attention(
 
     A program has BLOCK_M neighbouring rows of one head, whatever items they belong to: many short ones share
     its tile, and keys that all of its rows see need no mask. ``slopes`` add ``-slope |r - key|`` to the
-    scores, in fp32. A row that sees nothing gets zeros.
+    scores, in fp32. A row that sees nothing gets zeros. ``scale`` is above zero. With BULK keys and values
+    are tensor descriptors over (tokens, heads * HEAD_DIM): rows behind the last are read as zeros.
     """
     head = tl.program_id(0) % HEADS
     block = tl.num_programs(0) // HEADS - 1 - tl.program_id(0) // HEADS
@@ -138,8 +150,10 @@ def attention(
     query = tl.load(at, mask=within, other=0.0)
     if UPCAST:
         query = query.to(tl.float32)
-    key_at += (head // GROUP) * HEAD_DIM
-    value_at += (head // GROUP) * HEAD_DIM
+    first_column = (head // GROUP) * HEAD_DIM
+    if not BULK:
+        key_at += first_column
+        value_at += first_column
     slope = 0.0
     if ALIBI:
         slope = tl.load(slopes_at + head) * LOG2_E
@@ -148,16 +162,19 @@ def attention(
     total = tl.zeros([BLOCK_M], tl.float32)
     gathered = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     best, total, gathered = _attend(
-        query, best, total, gathered, key_at, value_at, key_stride, value_stride, plain, plain_end, end,
-        rows, first, last, slope, scale, HEAD_DIM, BLOCK_D, BLOCK_N, False, ALIBI, UPCAST, PRECISION,
+        query, best, total, gathered, key_at, value_at, key_stride, value_stride, first_column,
+        plain, plain_end, end, rows, first, last, slope, scale,
+        HEAD_DIM, BLOCK_D, BLOCK_N, BULK, False, ALIBI, UPCAST, PRECISION,
     )  # fmt: skip
     best, total, gathered = _attend(
-        query, best, total, gathered, key_at, value_at, key_stride, value_stride, begin, plain, end,
-        rows, first, last, slope, scale, HEAD_DIM, BLOCK_D, BLOCK_N, True, ALIBI, UPCAST, PRECISION,
+        query, best, total, gathered, key_at, value_at, key_stride, value_stride, first_column,
+        begin, plain, end, rows, first, last, slope, scale,
+        HEAD_DIM, BLOCK_D, BLOCK_N, BULK, True, ALIBI, UPCAST, PRECISION,
     )  # fmt: skip
     best, total, gathered = _attend(
-        query, best, total, gathered, key_at, value_at, key_stride, value_stride, plain_end, end, end,
-        rows, first, last, slope, scale, HEAD_DIM, BLOCK_D, BLOCK_N, True, ALIBI, UPCAST, PRECISION,
+        query, best, total, gathered, key_at, value_at, key_stride, value_stride, first_column,
+        plain_end, end, end, rows, first, last, slope, scale,
+        HEAD_DIM, BLOCK_D, BLOCK_N, BULK, True, ALIBI, UPCAST, PRECISION,
     )  # fmt: skip
     gathered = gathered / tl.where(total == 0.0, 1.0, total)[:, None]
     at = out_at + (rows.to(tl.int64)[:, None] * HEADS + head) * HEAD_DIM + columns[None, :]
@@ -246,9 +263,110 @@ def norm_rope(
 
 @triton.jit
 def _activated(x, GELU: tl.constexpr):
+    """The erf form of GELU, or SiLU.
+
+    GELU is what is above zero less ``|x| / 2 erfc(|x| / sqrt 2)``, with erfc by formula 7.1.26 of Abramowitz
+    and Stegun, whose error is below 1.5e-7: a third of the operations of the library's erf.
+    """
     if GELU:
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    return x / (1.0 + tl.exp(-x))
+        size = tl.abs(x)
+        t = 1.0 / (1.0 + 0.23164188 * size)
+        tail = t * (
+            0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+        )
+        return tl.maximum(x, 0.0) - 0.5 * size * tail * tl.exp2(x * x * (-0.5 * LOG2_E))
+    return x / (1.0 + tl.exp2(x * -LOG2_E))
+
+
+@triton.jit
+def _tile_of_product(
+    tile,
+    x,
+    weight,
+    out,
+    bias_at,
+    rows,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    GATED: tl.constexpr,
+    GELU: tl.constexpr,
+    BIAS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    COLUMN_TILES: tl.constexpr = (OUT + BLOCK_N - 1) // BLOCK_N
+    band = tile // (BAND * COLUMN_TILES)
+    inside = tile % (BAND * COLUMN_TILES)
+    height = tl.minimum(tl.cdiv(rows, BLOCK_M) - band * BAND, BAND)
+    row = (band * BAND + inside % height) * BLOCK_M
+    column = (inside // height) * BLOCK_N
+    y = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    factor = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, WIDTH, BLOCK_K):
+        a = x.load([row, start])
+        b = weight.load([column, start])
+        if UPCAST:
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        y = tl.dot(a, b.T, y, input_precision=PRECISION)
+        if GATED:
+            c = weight.load([OUT + column, start])
+            if UPCAST:
+                c = c.to(tl.float32)
+            factor = tl.dot(a, c.T, factor, input_precision=PRECISION)
+    if BIAS:
+        at = column + tl.arange(0, BLOCK_N)
+        y += tl.load(bias_at + at, mask=at < OUT, other=0.0).to(tl.float32)[None, :]
+    y = _activated(y, GELU)
+    if GATED:
+        y *= factor
+    out.store([row, column], y.to(out.dtype))
+
+
+@triton.jit(do_not_specialize=["rows"])
+def product(
+    x,
+    weight,
+    out,
+    bias_at,
+    rows,
+    WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    STAYS: tl.constexpr,
+    GATED: tl.constexpr,
+    GELU: tl.constexpr,
+    BIAS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``out = activation(x weight^T + bias)`` (rows, OUT), of ``x`` (rows, WIDTH).
+
+    If GATED ``weight`` has 2 OUT rows, the second half of which is multiplied onto the activated first. The
+    three are tensor descriptors: what is read beside them is zeros, what is written beside them is left out.
+    Tiles of BAND times BLOCK_M rows come one after another, so that what they read of ``x`` and ``weight`` is
+    still in the cache. A program has one tile or, if it STAYS, every so many-th, the loads of the next beside
+    the end of the last.
+    """
+    if STAYS:
+        tiles = tl.cdiv(rows, BLOCK_M) * ((OUT + BLOCK_N - 1) // BLOCK_N)
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            _tile_of_product(
+                tile, x, weight, out, bias_at, rows, WIDTH, OUT, BLOCK_M, BLOCK_N, BLOCK_K, BAND,
+                GATED, GELU, BIAS, UPCAST, PRECISION,
+            )  # fmt: skip
+    else:
+        _tile_of_product(
+            tl.program_id(0), x, weight, out, bias_at, rows, WIDTH, OUT, BLOCK_M, BLOCK_N, BLOCK_K, BAND,
+            GATED, GELU, BIAS, UPCAST, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])

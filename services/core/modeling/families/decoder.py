@@ -173,12 +173,12 @@ class _Gated(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _JoinedGate:
-    """One product, and one kernel behind it."""
+    """One product, with the gating behind it."""
 
     joined: LoraLinear
 
     def __call__(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
-        return cuda.gate(self.joined(x, runs), gelu=False)
+        return self.joined.gated(x, runs)
 
 
 @dataclass(frozen=True, slots=True)

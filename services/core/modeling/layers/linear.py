@@ -47,7 +47,7 @@ class Linear(Protocol):
 def linear(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device) -> Linear:
     """Make a layer on ``device`` of ``weight`` (out, in) and ``bias`` (out,), in their dtype."""
     if device.type != "cpu" or cuda.serves_device(device):
-        make = _FusedLinear if cuda.serves_device(device) else _TorchLinear
+        make = FusedLinear if cuda.serves_device(device) else _TorchLinear
         return make(weight.to(device), None if bias is None else bias.to(device))
     if weight.dtype == torch.bfloat16 and not _onednn_takes_bf16():
         return _WidenedLinear(weight, bias)
@@ -85,13 +85,23 @@ class _TorchLinear:
         return self(x).mul_(factor)
 
 
-class _FusedLinear(_TorchLinear):
+class FusedLinear(_TorchLinear):
     """On CUDA: what comes behind the product is a kernel of our own, or joins the product."""
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the product under the erf form of GELU, (rows, out)."""
+        if cuda.joins(x, self._weight, gated=False):
+            return cuda.product(x, self._weight, self._bias, gelu=True, gated=False)
         return cuda.gelu_(self(x))
 
+    def gated(self, x: torch.Tensor, *, gelu: bool) -> torch.Tensor:
+        """Return ``activation(a) * b`` of the product [a b], (rows, out / 2); SiLU or erf GELU."""
+        if self._bias is None and cuda.joins(x, self._weight, gated=True):
+            return cuda.product(x, self._weight, None, gelu=gelu, gated=True)
+        return cuda.gate(self(x), gelu=gelu)
+
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return the product plus ``residual`` (rows, out), maybe in the memory of that."""
         if self._bias is not None:
             return self.add(x, residual)
         return residual.addmm_(x, self._weight.t())
@@ -156,18 +166,18 @@ class GatedUnit(Protocol):
 def gated_gelu(gate: torch.Tensor, up: torch.Tensor, device: torch.device) -> GatedUnit:
     """Make a unit of the weights ``gate`` and ``up``, (inner, in) each, in their dtype."""
     if cuda.serves_device(device):
-        return _JoinedGate(linear(torch.cat([gate, up]), None, device))
+        return _JoinedGate(FusedLinear(torch.cat([gate, up]).to(device), None))
     return _TwoProducts(linear(gate, None, device), linear(up, None, device))
 
 
 class _JoinedGate:
-    """One product, and one kernel behind it."""
+    """One product, with the gating behind it."""
 
-    def __init__(self, joined: Linear) -> None:
+    def __init__(self, joined: FusedLinear) -> None:
         self._joined = joined
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return cuda.gate(self._joined(x), gelu=True)
+        return self._joined.gated(x, gelu=True)
 
 
 class _TwoProducts:

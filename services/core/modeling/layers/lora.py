@@ -19,7 +19,7 @@ from torch.nn import functional
 from services.core.modeling.checkpoints.checkpoint import Checkpoint, CheckpointError, Config, Shape, require
 from services.core.modeling.checkpoints.peft import PeftAdapters
 from services.core.modeling.cuda import ops as cuda
-from services.core.modeling.layers.linear import Linear
+from services.core.modeling.layers.linear import FusedLinear, Linear
 from services.core.modeling.layers.merged import Beside, Merges
 from services.core.modeling.layers.packed import AdapterRun
 from services.core.modeling.layers.post_norm import LowRank, Norm
@@ -115,6 +115,12 @@ class LoraLinear:
         if self.plain(runs):
             return self.base.gelu(x)
         return self._adapt(x, runs, self._under(runs)(x), gelu=True)
+
+    def gated(self, x: torch.Tensor, runs: Runs) -> torch.Tensor:
+        """Return ``silu(a) * b`` of the product [a b] on CUDA, (rows, out / 2)."""
+        if isinstance(self.base, FusedLinear) and self.plain(runs):
+            return self.base.gated(x, gelu=False)
+        return cuda.gate(self(x, runs), gelu=False)
 
     def add(self, x: torch.Tensor, runs: Runs, residual: torch.Tensor) -> torch.Tensor:
         """Return the product plus ``residual`` (rows, out), which is left alone."""
