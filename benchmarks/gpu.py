@@ -233,6 +233,7 @@ class Model:
         self.task = TASKS.get(kind)
         self.adapter = spec.adapter(self.task) if self.task else None
         self.adapters = sorted(set(spec.adapters.values()))
+        self.tasks = sorted(spec.adapters)
         self.tokenizer = Known(self.config["vocab_size"])
         self.network: Any = None
         settings = Settings(
@@ -293,22 +294,26 @@ class Model:
             batches, self.network.forward, lambda b: sum(len(i.token_ids) for i in b), self.bench.seconds
         )
 
-    def under_load(self, lengths: Sequence[int], per_call: int, calls: int) -> Load:
-        """Keep ``calls`` calls of ``per_call`` texts in flight."""
+    def under_load(
+        self, lengths: Sequence[int], per_call: int, calls: int, tasks: Sequence[str] = ()
+    ) -> Load:
+        """Keep ``calls`` calls of ``per_call`` texts in flight, of the model's task or of all ``tasks``."""
         texts = self.texts(lengths)
         starts = list(range(0, len(texts) - per_call + 1, per_call)) or [0]
         sizes = [sum(int(text.split()[0]) for text in texts[i : i + per_call]) for i in starts]
         turns = iter(range(1 << 62))
-        model, options = self.engine.embedder(NAMES[self.kind]), EmbedOptions(task=self.task)
+        model = self.engine.embedder(NAMES[self.kind])
+        options = [EmbedOptions(task=task) for task in tasks or (self.task,)]
         latencies: list[float] = []
         tokens = answered = 0
 
         async def client(until: float) -> None:
             nonlocal tokens, answered
             while (began := time.perf_counter()) < until:
-                turn = next(turns) % len(starts)
+                call = next(turns)
+                turn = call % len(starts)
                 part = texts[starts[turn] : starts[turn] + per_call]
-                finish((await model.embed(part, options, Call("bench"))).vectors)
+                finish((await model.embed(part, options[call % len(options)], Call("bench"))).vectors)
                 latencies.append(time.perf_counter() - began)
                 tokens, answered = tokens + sizes[turn], answered + len(part)
 
@@ -489,6 +494,12 @@ def tasks(bench: Bench, model: Model) -> None:
     )
     count = len(model.adapters)
     say(f"{model.kind} 16 texts of 16: one task {alone:.2f} ms, {count} mixed {together:.2f} ms")
+    lengths, per_call = [128] * (8 if bench.tiny else 2048), 2 if bench.tiny else 32
+    one, mixed = (model.under_load(lengths, per_call, 64, each).tokens for each in ((), model.tasks))
+    say(
+        f"{model.kind} engine, 64 calls of {per_call} texts of 128: one task {one:,.0f} tok/s, "
+        f"{len(model.tasks)} tasks {mixed:,.0f} (+{100 * (one / mixed - 1):.0f} % time)"
+    )
 
 
 def budgets(bench: Bench, model: Model) -> None:
