@@ -215,7 +215,7 @@ async def stage_seconds(
     began = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(calls)))
     found.append(time.perf_counter() - began)
-    return prepared.cost.tokens, found
+    return len(prepared.item.token_ids), found
 
 
 def texts_seconds(network: Encoder, directory: Path, text: ModelSpec) -> tuple[float, float]:

@@ -168,8 +168,8 @@ def test_usage_and_cost_tell_text_from_pictures(tmp_path: Path) -> None:
     clip = load(tmp_path, V2)
     text, picture = clip.processor.prepare(["hello world", fit(clip, noise(600, 40))], PrepareOptions())
     assert text.usage.image == picture.usage.text == 0
-    assert (text.usage.text, text.cost.tokens, text.cost.patches) == (4, 4, 0)
-    assert (picture.usage.image, picture.cost.tokens, picture.cost.patches) == (8000, 0, 37)
+    assert (text.usage.text, len(text.item.token_ids), text.patches) == (4, 4, 0)
+    assert (picture.usage.image, len(picture.item.token_ids), picture.patches) == (8000, 0, 37)
     assert clip.processor.expected(Modality.IMAGE) == 37
 
 

@@ -197,8 +197,8 @@ def test_tokens_are_counted_by_kind(
 ) -> None:
     (prepared,) = networks[model].processor.prepare([INPUTS[name]], PrepareOptions())
     assert prepared.usage == usage
-    assert prepared.cost.tokens == sum(usage) == len(prepared.item.token_ids)
-    assert prepared.cost.patches > 0
+    assert sum(usage) == len(prepared.item.token_ids)
+    assert prepared.patches > 0
 
 
 def test_what_does_not_fit_is_refused(networks: dict[str, Encoder]) -> None:

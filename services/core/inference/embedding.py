@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.core.call import Call
-from services.core.content import Content, Opening, Usage
+from services.core.content import Content, Media, Opening, Usage
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.late_chunking import join_chunks
 from services.core.inference.submission import (
@@ -24,7 +24,7 @@ from services.core.inference.submission import (
 )
 from services.core.inference.tokenizing import runs_of
 from services.core.modeling.families.text import TextProcessor
-from services.core.modeling.types import Cost, EncodeItem, Encoding, Prepared, Processor, TokenIds
+from services.core.modeling.types import Columns, EncodeItem, Encoding, Prepared, Processor, TokenIds
 
 Vectors = NDArray[np.float32]
 TokenNames = Callable[[Sequence[int]], list[str]]
@@ -38,8 +38,7 @@ class NotANumberError(ArithmeticError):
     """A model's numbers cannot be answered: JSON has no word for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedOptions:
+class EmbedOptions(NamedTuple):
     """``task`` None is the model's default; ``truncate`` cuts a text that is too long instead of failing.
 
     With ``late_chunking`` all texts are read as one, and each vector is the mean of its text's part of that.
@@ -53,8 +52,7 @@ class EmbedOptions:
     normalized: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Embeddings:
+class Embeddings(NamedTuple):
     """``vectors`` (results, width) fp32: one of each content in order, of a PDF one for each page.
 
     ``counts`` says how many of them are those of each content. ``usages`` has the tokens of each result, with
@@ -62,8 +60,8 @@ class Embeddings:
     """
 
     vectors: Vectors
-    counts: list[int]
-    usages: list[Usage]
+    counts: Sequence[int]
+    usages: Sequence[Usage]
     usage: Usage
 
     @property
@@ -72,20 +70,24 @@ class Embeddings:
         return [each.total for each in self.usages]
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """What the model made of each content; ``counts``, ``usages`` and ``usage`` are as of ``Embeddings``.
 
-    ``token_ids`` are those that the network read for each result; ``token_names`` gives the tokens of ids as
-    the vocabulary writes them.
+    ``items`` are what the network read for each result; ``token_names`` gives the tokens of ids as the
+    vocabulary writes them.
     """
 
     results: list[Encoding]
-    counts: list[int]
-    token_ids: list[TokenIds]
-    usages: list[Usage]
+    counts: Sequence[int]
+    items: Sequence[EncodeItem]
+    usages: Sequence[Usage]
     usage: Usage
     token_names: TokenNames
+
+    @property
+    def token_ids(self) -> list[TokenIds]:
+        """The ids of the tokens of each result, specials included."""
+        return [item.token_ids for item in self.items]
 
     @property
     def token_counts(self) -> list[int]:
@@ -112,12 +114,13 @@ class EmbeddingModel:
             return Embeddings(np.empty((0, width), np.float32), [], [], Usage())
         if options.late_chunking:
             found = await self._embed_chunks(contents, options, call)
+            vectors = found.vectors
         else:
-            encoded = await self.encode([Inputs(contents, options.task)], options.truncate, call)
-            found = _embeddings(encoded, _stack(encoded.results))
-        vectors = finish(found.vectors, dimensions=options.dimensions, normalized=options.normalized)
+            found = await self.encode([Inputs(contents, options.task)], options.truncate, call)
+            vectors = _stack(found.results)
+        vectors = finish(vectors, dimensions=options.dimensions, normalized=options.normalized)
         require_finite(vectors, self.spec.id)
-        return replace(found, vectors=vectors)
+        return Embeddings(vectors, found.counts, found.usages, found.usage)
 
     async def vectors(self, groups: Sequence[Inputs], truncate: bool, call: Call) -> Embeddings:
         """Embed all of ``groups``, of which there is at least one, in one job, as vectors of length 1.
@@ -127,7 +130,7 @@ class EmbeddingModel:
         encoded = await self.encode(groups, truncate, call)
         vectors = finish(_stack(encoded.results))
         require_finite(vectors, self.spec.id)
-        return _embeddings(encoded, vectors)
+        return Embeddings(vectors, encoded.counts, encoded.usages, encoded.usage)
 
     async def encode(self, groups: Sequence[Inputs], truncate: bool, call: Call) -> Encoded:
         """Run all of ``groups``, of which there is at least one, in one job; any kind of result will do.
@@ -136,21 +139,22 @@ class EmbeddingModel:
         """
 
         def expected(processor: Processor) -> Expected:
-            count = sum(len(group.contents) for group in groups)
-            cost = sum(expected_cost(processor, group) for group in groups)
-            media = [each for group in groups for each in named_media(group.contents, group.name)]
+            count = cost = 0
+            media: list[tuple[str, Media]] = []
+            for group in groups:
+                count += len(group.contents)
+                cost += expected_cost(processor, group)
+                media += named_media(group.contents, group.name)
             return Expected(count, cost, media, processor.fit)
 
-        async def prepare(processor: Processor, opening: Opening) -> Work[tuple[TokenNames, list[int]]]:
+        async def prepare(processor: Processor, opening: Opening) -> Work[tuple[TokenNames, Sequence[int]]]:
             works = [await self._prepared(processor, group, truncate, opening) for group in groups]
-            prepared = [each for work in works for each in work.prepared]
-            counts = [count for work in works for count in work.detail]
-            return Work(prepared, add_up(work.usage for work in works), (processor.names, counts))
+            work = works[0] if len(works) == 1 else _one_behind_the_other(works)
+            return Work(work.prepared, work.usage, (processor.names, work.detail))
 
         work, results = await self._submission.run(call, expected, prepare)
         names, counts = work.detail
-        ids = [each.item.token_ids for each in work.prepared]
-        return Encoded(results, counts, ids, [each.usage for each in work.prepared], work.usage, names)
+        return Encoded(results, counts, work.prepared.items, work.prepared.usages, work.usage, names)
 
     async def _prepared(
         self, processor: Processor, group: Inputs, truncate: bool, opening: Opening
@@ -164,17 +168,17 @@ class EmbeddingModel:
             extra=len(self.spec.prompt(group.task)),
             key=(id(processor), options),
         )
-        prepared = applied.results
-        if not truncate and any(each.truncated for each in prepared):
+        prepared = Columns.of(applied.results)
+        if not truncate and any(prepared.truncated):
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=processor.limit(options))
-        tokens = sum(each.results for each in prepared) if group.multivector else 0
+        tokens = sum(prepared.results) if group.multivector else 0
         if tokens * self.spec.dimensions > MAX_TOKEN_NUMBERS:
             most = MAX_TOKEN_NUMBERS // self.spec.dimensions
             reason = f"These texts have {tokens:,} tokens, and a call can have the vectors of {most:,}."
             raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason)
-        if copies is not None and len(prepared) > len(copies):
+        if copies is not None and len(prepared.items) > len(copies):
             copies = np.repeat(copies, applied.counts).tolist()
-        return Work(prepared, add_up((each.usage for each in prepared), copies), applied.counts)
+        return Work(prepared, add_up(prepared.usages, copies), applied.counts)
 
     async def _embed_chunks(
         self, contents: Sequence[Content], options: EmbedOptions, call: Call
@@ -190,10 +194,10 @@ class EmbeddingModel:
 
         async def prepare(processor: Processor, _: Opening) -> Work[None]:
             chunks = await self._joined(cast(TextProcessor, processor), texts, options)
-            return Work([chunks], chunks.usage, None)
+            return Work(Columns.of([chunks]), chunks.usage, None)
 
         work, (vectors,) = await self._submission.run(call, expected, prepare)
-        spans = work.prepared[0].item.spans or ()
+        spans = work.prepared.items[0].spans or ()
         usages = [Usage(end - start) for start, end in spans]
         return Embeddings(cast(Vectors, vectors), [1] * len(spans), usages, work.usage)
 
@@ -215,17 +219,22 @@ class EmbeddingModel:
         if not options.truncate and chunks.truncated:
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=self.spec.max_tokens)
         item = EncodeItem(chunks.ids, self.spec.adapter(options.task), chunks.spans)
-        size = len(chunks.ids)
-        return Prepared(item, Cost(size), Usage(size), chunks.truncated, len(chunks.spans))
+        return Prepared(item, Usage(len(chunks.ids)), chunks.truncated, len(chunks.spans))
 
 
-def _embeddings(encoded: Encoded, vectors: Vectors) -> Embeddings:
-    return Embeddings(vectors, encoded.counts, encoded.usages, encoded.usage)
+def _one_behind_the_other(works: Sequence[Work[Sequence[int]]]) -> Work[Sequence[int]]:
+    prepared = Columns(*map(_chained, zip(*(work.prepared for work in works), strict=True)))
+    return Work(prepared, add_up([work.usage for work in works]), _chained(work.detail for work in works))
+
+
+def _chained(parts: Iterable[Sequence[Any]]) -> list[Any]:
+    return list(chain.from_iterable(parts))
 
 
 def _stack(results: Sequence[Encoding]) -> Vectors:
     rows = cast("Sequence[Vectors]", results)
-    return rows[0][np.newaxis] if len(rows) == 1 else np.stack(rows)
+    # As np.stack, which looks at each row in Python first.
+    return rows[0][np.newaxis] if len(rows) == 1 else np.concatenate(rows).reshape(len(rows), -1)
 
 
 def finish(vectors: Vectors, *, dimensions: int | None = None, normalized: bool = True) -> Vectors:
@@ -237,7 +246,7 @@ def finish(vectors: Vectors, *, dimensions: int | None = None, normalized: bool 
         vectors = vectors[:, :dimensions]
     if not normalized:
         return vectors
-    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    lengths = np.sqrt(np.vecdot(vectors, vectors))
     lengths[lengths == 0.0] = 1.0
     return vectors / lengths[:, np.newaxis]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from services.core.call import Priority
 
@@ -68,6 +68,7 @@ class Job(Generic[P, R]):
         "sequence",
         "served",
         "started_at",
+        "waiting_tokens",
     )
 
     def __init__(
@@ -101,53 +102,81 @@ class Job(Generic[P, R]):
         # The scheduler's: places still waiting, taken from the end, so the longest go first (they would
         # otherwise be left for one worker while the others idle) and equal ones in order of input.
         self.order: list[int] = sorted(range(n - 1, -1, -1), key=lengths.__getitem__)
+        self.waiting_tokens = sum(lengths)
         self.sequence = 0
         self.base = 0.0
         self.served = 0.0
 
-    @property
-    def waiting_tokens(self) -> int:
-        """Tokens of the items that no batch has taken yet."""
-        return sum(self.lengths[place] for place in self.order)
+    def withdraw(self) -> tuple[int, int]:
+        """Take out the items that still wait; returns how many they are, and their tokens."""
+        items, tokens = len(self.order), self.waiting_tokens
+        self.order.clear()
+        self.waiting_tokens = 0
+        return items, tokens
 
 
 AnyLane: TypeAlias = Lane[Any, Any]
 AnyJob: TypeAlias = Job[Any, Any]
 
 
-class Batch:
-    """Items of one lane that run together, as (job, place in the job), and their token counts."""
+class Share(NamedTuple):
+    """What a batch has of one job: the ``places`` of its items in the job, in the order in which they run."""
 
-    __slots__ = ("items", "lane", "longest", "shortest", "tokens")
+    job: AnyJob
+    places: list[int]
+
+
+class Batch:
+    """Items of one lane that run together, as the shares of their jobs; how many, and their token counts."""
+
+    __slots__ = ("count", "lane", "longest", "shares", "shortest", "tokens")
 
     def __init__(self, lane: AnyLane) -> None:
         self.lane = lane
-        self.items: list[tuple[AnyJob, int]] = []
-        self.tokens = 0
+        self.shares: list[Share] = []
+        self.count = self.tokens = 0
         self.shortest = self.longest = 0
 
+    @property
+    def items(self) -> list[tuple[AnyJob, int]]:
+        """All items as (job, place in the job), in the order in which they run."""
+        return [(job, place) for job, places in self.shares for place in places]
+
     def take(self, job: AnyJob, budget: int) -> int:
-        """Move items from ``job`` into this batch while they fit; returns their tokens."""
-        before = self.tokens
+        """Move items from ``job``, which has some, into this batch while they fit; returns their tokens."""
         order, lengths = job.order, job.lengths
-        while order and self._fits(length := lengths[order[-1]], budget):
-            self._add(job, order.pop(), length)
-        return self.tokens - before
+        count, tokens = len(order), job.waiting_tokens
+        shortest, longest = lengths[order[0]], lengths[order[-1]]
+        if not self._fits(tokens, shortest, longest, budget):
+            count, tokens = self._fitting(job, budget)
+            if count == 0:
+                return 0
+            shortest = lengths[order[-count]]
+        self.shortest = min(self.shortest, shortest) if self.count else shortest
+        self.longest = max(self.longest, longest)
+        self.shares.append(Share(job, order[: -count - 1 : -1]))
+        self.count += count
+        self.tokens += tokens
+        del order[-count:]
+        job.waiting_tokens -= tokens
+        job.running += count
+        return tokens
 
-    def _fits(self, length: int, budget: int) -> bool:
-        if not self.items:
-            return True
-        if self.tokens + length > budget:
-            return False
-        return max(self.longest, length) <= self.lane.max_length_ratio * min(self.shortest, length)
+    def _fits(self, tokens: int, shortest: int, longest: int, budget: int) -> bool:
+        """Whether items of so many tokens together fit, the lengths of which lie within these bounds."""
+        if self.count:
+            shortest, longest = min(self.shortest, shortest), max(self.longest, longest)
+        return self.tokens + tokens <= budget and longest <= self.lane.max_length_ratio * shortest
 
-    def _add(self, job: AnyJob, place: int, length: int) -> None:
-        if not self.items:
-            self.shortest = self.longest = length
-        elif length < self.shortest:
-            self.shortest = length
-        elif length > self.longest:
-            self.longest = length
-        self.items.append((job, place))
-        self.tokens += length
-        job.running += 1
+    def _fitting(self, job: AnyJob, budget: int) -> tuple[int, int]:
+        """Return how many of the waiting items of ``job`` fit, and their tokens. The first of all does."""
+        longest = job.lengths[job.order[-1]]
+        count = tokens = 0
+        for place in reversed(job.order):
+            length = job.lengths[place]
+            first = not self.count and not count
+            if not first and not self._fits(tokens + length, length, longest, budget):
+                break
+            count += 1
+            tokens += length
+        return count, tokens

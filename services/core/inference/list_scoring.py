@@ -14,6 +14,7 @@ from services.core.inference.scoring import ScoreOptions, Scores
 from services.core.inference.submission import CHARACTERS_PER_TOKEN, Expected, Submission, Work
 from services.core.modeling.families.listwise import BLOCK_DOCUMENTS, ListProcessor
 from services.core.modeling.families.text import only_texts
+from services.core.modeling.types import Columns
 
 
 class ListScorer:
@@ -59,7 +60,7 @@ class ListScorer:
             raise ServiceError(ErrorCode.INPUT_TOKEN_LIMIT_EXCEEDED, limit=limit)
         prompts = processor.prompts(asked, cut, longest)
         prepared = await map_texts(prompts, processor.prepare)
-        return Work(prepared, Usage(asked.length + sum(text.length for text in cut)), None)
+        return Work(Columns.of(prepared), Usage(asked.length + sum(text.length for text in cut)), None)
 
 
 def fuse(blocks: Sequence[Vectors]) -> tuple[Vectors, Vectors]:

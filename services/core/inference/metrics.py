@@ -86,10 +86,10 @@ class LaneMetrics:
 
     def ran(self, batch: Batch, seconds: float) -> None:
         """Count one batch."""
-        self._items.observe(len(batch.items))
+        self._items.observe(batch.count)
         self._tokens.observe(batch.tokens)
         self._seconds.observe(seconds)
-        computed = len(batch.items) * batch.longest if batch.lane.pads else batch.tokens
+        computed = batch.count * batch.longest if batch.lane.pads else batch.tokens
         self._padding.observe(1 - batch.tokens / computed)
         pace = seconds / batch.tokens
         self.seconds_per_token += (pace - self.seconds_per_token) * (0.05 if self.seconds_per_token else 1.0)

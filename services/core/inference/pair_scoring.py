@@ -12,7 +12,7 @@ from services.core.errors import ErrorCode, ServiceError
 from services.core.inference.embedding import require_finite
 from services.core.inference.scoring import ScoreOptions, Scores, distinct
 from services.core.inference.submission import Expected, Submission, Work, add_up, guess, named_media
-from services.core.modeling.types import PairProcessor, PreparedPair, PreparedQuery
+from services.core.modeling.types import Columns, PairProcessor, PreparedPair, PreparedQuery
 
 
 class PairScorer:
@@ -39,7 +39,7 @@ class PairScorer:
             asked, pairs = await self._pairs(processor, query, different, options, opening)
             usage = add_up([asked.usage, *(pair.usage for pair in pairs)], copies)
             windows = [window for pair in pairs for window in pair.windows]
-            return Work(windows, usage, [len(pair.windows) for pair in pairs])
+            return Work(Columns.of(windows), usage, [len(pair.windows) for pair in pairs])
 
         work, results = await self._submission.run(call, expected, prepare)
         scores = np.array(results, np.float32)

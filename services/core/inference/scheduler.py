@@ -307,8 +307,7 @@ class Scheduler:
         return job.base + self._patience * (job.served + next_cost), job.sequence, job
 
     def _withdraw(self, job: AnyJob, tenant: _Tenant) -> None:
-        items, tokens = len(job.order), job.waiting_tokens
-        job.order.clear()
+        items, tokens = job.withdraw()
         self._count(job.lane, tenant, -items, -tokens)
         if tenant.items == 0:
             self._classes[job.priority].leave(tenant)

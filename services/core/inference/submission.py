@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeGuard, TypeVar
 
 from services.core.call import Call
 from services.core.catalog.types import InputType, Modality, ModelSpec
@@ -17,7 +16,14 @@ from services.core.errors import ErrorCode, ServiceError, media_too_long
 from services.core.inference.jobs import Job
 from services.core.inference.slots import Slot
 from services.core.inference.tokenizing import TextThreads
-from services.core.modeling.types import Prepared, PrepareOptions, Processor, TooLongError, UnfitInputError
+from services.core.modeling.types import (
+    Columns,
+    EncodeItem,
+    PrepareOptions,
+    Processor,
+    TooLongError,
+    UnfitInputError,
+)
 
 if TYPE_CHECKING:
     from services.core.inference.runtime import Reservation, Runtime
@@ -30,8 +36,7 @@ CHARACTERS_PER_TOKEN = 4
 """To guess how much a call will queue before its tokens are counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """Contents of a call that are prepared alike.
 
     ``task`` None is the model's default; ``role`` is the side of a search that they stand on. ``limit`` is
@@ -66,17 +71,15 @@ class Expected(NamedTuple):
     fit: Fit | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Work(Generic[T]):
+class Work(NamedTuple, Generic[T]):
     """What a call queues and what it is billed; ``detail`` is what else its results are to be read with."""
 
-    prepared: Sequence[Prepared]
+    prepared: Columns
     usage: Usage
     detail: T
 
 
-@dataclass(frozen=True, slots=True)
-class Applied(Generic[T]):
+class Applied(NamedTuple, Generic[T]):
     """Results of some work on contents: ``counts`` says how many of ``results`` are those of each content,
     one behind the other; more than one are those of the pages of a PDF."""
 
@@ -113,6 +116,9 @@ class NothingOpened:
     def outlive(self) -> Callable[[], None]:
         """Return what has nothing to do."""
         return lambda: None
+
+
+_NOTHING_OPENED = NothingOpened()
 
 
 class Submission(Generic[P, R]):
@@ -154,7 +160,7 @@ class Submission(Generic[P, R]):
                 items, cost, media, fit = expected(processor)
                 with self._runtime.admitted(self._slot.lane, items, cost, call.key_id) as reservation:
                     if not media:
-                        return await self._queued(processor, prepare, NothingOpened(), reservation, call)
+                        return await self._queued(processor, prepare, None, reservation, call)
                     async with self._opener.open(media, fit, call) as opening:
                         return await self._queued(processor, prepare, opening, reservation, call)
             except UnfitInputError as unfit:
@@ -164,22 +170,24 @@ class Submission(Generic[P, R]):
         self,
         processor: P,
         prepare: Callable[[P, Opening], Awaitable[Work[T]]],
-        opening: Opening,
+        opening: Opening | None,
         reservation: Reservation,
         call: Call,
     ) -> tuple[Work[T], list[R]]:
         began = time.monotonic()
-        work = await prepare(processor, opening)
+        work = await prepare(processor, _NOTHING_OPENED if opening is None else opening)
         call.timings.tokenize += time.monotonic() - began
-        opening.became(_feature_bytes(work.prepared))
+        items = work.prepared.items
+        if opening is not None:
+            opening.became(_feature_bytes(items))
         await call.charge(work.usage.total)
         reservation.counted()
-        payloads = [each.item for each in work.prepared]
-        job = Job(self._slot.lane, payloads, [each.cost.total for each in work.prepared])
+        job = Job(self._slot.lane, items, work.prepared.costs)
         try:
             return work, await self._runtime.run(job, call)
         finally:
-            self._runtime.when_over(job, opening.outlive())
+            if opening is not None:
+                self._runtime.when_over(job, opening.outlive())
 
     async def apply(
         self,
@@ -197,8 +205,8 @@ class Submission(Generic[P, R]):
         are characters that ``work`` adds to each text, and ``key`` is as of ``TextThreads.map``, as which it
         raises; also ServiceError for a medium that the model cannot take.
         """
-        if set(map(type, contents)) <= {str}:
-            results = await self.threads.map(cast("Sequence[str]", contents), work, extra, key)
+        if are_texts(contents):
+            results = await self.threads.map(contents, work, extra, key)
             return Applied(results, [1] * len(results))
         inputs = [_inputs(content, opening) for content in contents]
         flat = [each for several in inputs for each in several]
@@ -239,9 +247,17 @@ class Submission(Generic[P, R]):
             raise ServiceError(ErrorCode.INPUT_INVALID, reason=reason) from None
 
 
+def are_texts(contents: Sequence[Content]) -> TypeGuard[Sequence[str]]:
+    """Whether all of ``contents`` are texts: what is then done with them needs no look at each."""
+    return set(map(type, contents)) <= {str}
+
+
 def expected_cost(processor: Processor, group: Inputs) -> int:
     """Guess what the items of a group will cost."""
     limit = processor.limit(group.options)
+    if are_texts(group.contents):
+        sizes = [1 + len(text) // CHARACTERS_PER_TOKEN for text in group.contents]
+        return sum(sizes) if max(sizes, default=0) <= limit else sum(min(size, limit) for size in sizes)
     return sum(min(1 + guess(each, processor.expected), limit) for each in group.contents)
 
 
@@ -262,20 +278,24 @@ def add_up(usages: Iterable[Usage], copies: Sequence[int] | None = None) -> Usag
     return Usage(*map(sum, zip(*rows, strict=True)))
 
 
-def named_media(contents: Sequence[Content], name: str) -> Iterator[tuple[str, Media]]:
-    """Give the media in ``contents`` in their order, each with what errors call it."""
+def named_media(contents: Sequence[Content], name: str) -> list[tuple[str, Media]]:
+    """Return the media in ``contents`` in their order, each with what errors call it."""
+    media: list[tuple[str, Media]] = []
+    if are_texts(contents):
+        return media
     for number, content in enumerate(contents):
         if isinstance(content, Media):
-            yield f"{name} {number}", content
+            media.append((f"{name} {number}", content))
         elif isinstance(content, Group):
             for part, inner in enumerate(content.parts):
                 if isinstance(inner, Media):
-                    yield f"part {part} of {name} {number}", inner
+                    media.append((f"part {part} of {name} {number}", inner))
+    return media
 
 
-def _feature_bytes(prepared: Iterable[Prepared]) -> int:
+def _feature_bytes(items: Iterable[EncodeItem]) -> int:
     """Return what all features take; items may share some."""
-    data = [feature.data for each in prepared for feature in each.item.features]
+    data = [feature.data for item in items for feature in item.features]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in data}.values())
 
 

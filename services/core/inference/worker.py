@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from services.core.call import Priority
-from services.core.inference.jobs import AnyJob, AnyLane, Batch
+from services.core.inference.jobs import AnyJob, AnyLane, Batch, Share
 from services.core.inference.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
-
-_Item = tuple[AnyJob, int]
 
 _CALM_SECONDS = 2.0
 """Without a call, after which the background has all cores."""
@@ -74,8 +72,9 @@ class _WorkerGroup:
     def __init__(self, lock: threading.Lock, count: int, only: Priority | None) -> None:
         self.count = count
         self.only = only
-        self.work = threading.Condition(lock)
         self.idle = 0
+        self._work = threading.Condition(lock)
+        self._called = 0
 
     @property
     def background(self) -> bool:
@@ -85,6 +84,24 @@ class _WorkerGroup:
     def takes(self, priority: Priority) -> bool:
         """Whether work of a class is this group's."""
         return self.only is None or self.only is priority
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait for ``call``, or so long. To be called with the lock held, as ``call`` and ``call_all``."""
+        self.idle += 1
+        self._work.wait(seconds)
+        self.idle -= 1
+        self._called = max(0, self._called - 1)
+
+    def call(self) -> None:
+        """Let one more of those that wait come, if there is one that was not called yet."""
+        if self.idle > self._called:
+            self._called += 1
+            self._work.notify()
+
+    def call_all(self) -> None:
+        """Let all come that wait."""
+        self._called = self.idle
+        self._work.notify_all()
 
 
 class Workers:
@@ -164,8 +181,8 @@ class Workers:
             if job.priority is Priority.INTERACTIVE:
                 self._last_call = job.queued_at
             for group in self._groups:
-                if group.idle and group.takes(job.priority):
-                    group.work.notify()
+                if group.takes(job.priority):
+                    group.call()
 
     def cancel(self, job: AnyJob, reason: str) -> None:
         """Drop what no worker has begun of ``job``; results of the rest are thrown away."""
@@ -185,7 +202,7 @@ class Workers:
 
     def _wake_all(self) -> None:
         for group in self._groups:
-            group.work.notify_all()
+            group.call_all()
 
     def _main(self, group: _WorkerGroup) -> None:
         try:
@@ -203,9 +220,7 @@ class Workers:
             with self._lock:
                 self._running[me] = None
                 while not self._stopping and (rest := self._rest(group)) != 0.0:
-                    group.idle += 1
-                    group.work.wait(rest)
-                    group.idle -= 1
+                    group.wait(rest)
                 if self._stopping:
                     return None
                 batch = self._scheduler.next_batch(time.monotonic(), group.count, only=group.only)
@@ -213,8 +228,8 @@ class Workers:
                 self._running[me] = batch
                 more = self._scheduler.has_work(group.only)
                 alone = not group.background and not more and group.idle == group.count - 1
-                if more and group.idle:
-                    group.work.notify()
+                if more:
+                    group.call()
             for job in expired:
                 self._observer.dropped(job.lane, job.pending, "expired")
                 self._fail(job, ExpiredError("the deadline passed in the queue"))
@@ -233,11 +248,11 @@ class Workers:
 
     def _execute(self, batch: Batch) -> None:
         started = time.monotonic()
-        for job, _ in batch.items:
+        for job, _ in batch.shares:
             if not job.started_at:
                 job.started_at = started
         try:
-            self._run(batch.lane, batch.items)
+            self._run(batch.lane, batch.shares)
         finally:
             self._left(batch)
         self._observer.ran(batch, time.monotonic() - started)
@@ -245,17 +260,17 @@ class Workers:
     def _left(self, batch: Batch) -> None:
         over: list[Callable[[], None]] = []
         with self._lock:
-            for job, _ in batch.items:
-                job.running -= 1
+            for job, places in batch.shares:
+                job.running -= len(places)
                 if not job.running and job.on_over is not None:
                     over.append(job.on_over)
                     job.on_over = None
         for then in over:
             then()
 
-    def _run(self, lane: AnyLane, items: Sequence[_Item]) -> None:
-        """Run ``items`` and, where that fails, each half of them, until the guilty ones are alone."""
-        live = [item for item in items if not item[0].done]
+    def _run(self, lane: AnyLane, shares: Sequence[Share]) -> None:
+        """Run ``shares`` and, where that fails, each half of their items, until the guilty ones are alone."""
+        live = [share for share in shares if not share.job.done]
         if not live:
             return
         error = self._attempt(lane, live)
@@ -264,37 +279,42 @@ class Workers:
         if self._device.lost(error):
             raise DeviceLostError("the device failed") from error
         out_of_memory = self._device.out_of_memory(error)
-        if len(live) == 1:
+        items = sum(len(places) for _, places in live)
+        if items == 1:
             if out_of_memory:
                 error = ItemTooLargeError("out of memory with a single item").with_traceback(None)
-            self._fail(live[0][0], error)
+            self._fail(live[0].job, error)
             return
-        _log.warning("batch of %d items for %s failed, trying halves: %r", len(live), lane.name, error)
+        _log.warning("batch of %d items for %s failed, trying halves: %r", items, lane.name, error)
         self._observer.split(lane, out_of_memory)
         del error
-        middle = (len(live) + 1) // 2
-        self._run(lane, live[:middle])
-        self._run(lane, live[middle:])
+        for half in _cut(live, (items + 1) // 2):
+            self._run(lane, half)
 
-    def _attempt(self, lane: AnyLane, items: Sequence[_Item]) -> Exception | None:
+    def _attempt(self, lane: AnyLane, shares: Sequence[Share]) -> Exception | None:
+        payloads = [job.payloads[place] for job, places in shares for place in places]
         try:
-            results = lane.run([job.payloads[place] for job, place in items])
-            if len(results) != len(items):
-                raise RuntimeError(f"{lane.name} gave {len(results)} results for {len(items)} items")
+            results = lane.run(payloads)
+            if len(results) != len(payloads):
+                raise RuntimeError(f"{lane.name} gave {len(results)} results for {len(payloads)} items")
         except Exception as error:  # noqa: BLE001  (a model may raise anything; the caller decides)
-            if len(items) > 1:
+            if len(payloads) > 1:
                 error.__traceback__ = None  # its frames hold the tensors that may have filled the memory
             return error
-        self._finish(items, results)
+        self._finish(shares, results)
         return None
 
-    def _finish(self, items: Sequence[_Item], results: Sequence[object]) -> None:
+    def _finish(self, shares: Sequence[Share], results: Sequence[object]) -> None:
+        left = iter(results)
+        for job, places in shares:
+            # The worker that runs an item is the only one to write its result.
+            for place in places:
+                job.results[place] = next(left)
         finished: list[AnyJob] = []
         now = time.monotonic()
         with self._lock:
-            for (job, place), result in zip(items, results, strict=True):
-                job.results[place] = result
-                job.pending -= 1
+            for job, places in shares:
+                job.pending -= len(places)
                 if job.pending == 0 and not job.done:
                     job.done = True
                     job.finished_at = now
@@ -331,6 +351,19 @@ class Workers:
         """Fail what is queued and what this thread was running."""
         with self._lock:
             batch = self._running[threading.current_thread()]
-            jobs = self._scheduler.drain() + [job for job, _ in (batch.items if batch else [])]
+            jobs = self._scheduler.drain() + [job for job, _ in (batch.shares if batch else [])]
         for job in jobs:
             self._fail(job, DeviceLostError("the device worker died"))
+
+
+def _cut(shares: Sequence[Share], first: int) -> tuple[list[Share], list[Share]]:
+    """Return the ``first`` items of ``shares``, and the others."""
+    before: list[Share] = []
+    behind: list[Share] = []
+    for job, places in shares:
+        if first > 0:
+            before.append(Share(job, places[:first]))
+        if first < len(places):
+            behind.append(Share(job, places[max(0, first) :]))
+        first -= len(places)
+    return before, behind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import add
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -51,8 +52,7 @@ class Feature:
     digest: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeItem:
+class EncodeItem(NamedTuple):
     """One input of a forward pass.
 
     ``token_ids`` (tokens,) int32 with specials; without any where features are all there is. ``adapter``
@@ -72,30 +72,42 @@ class EncodeItem:
     multivector: bool = False
 
 
-class Cost(NamedTuple):
-    """The work in an item, known before it is queued: ``tokens`` of the sequence, ``patches`` of towers."""
-
-    tokens: int
-    patches: int = 0
-
-    @property
-    def total(self) -> int:
-        """What the queue, its bound and the fairness between callers count; above 0."""
-        return self.tokens + self.patches
-
-
 class Prepared(NamedTuple):
     """One item for the queue, and what is to be known of it there: all that comes before the network.
 
-    ``results`` is how many rows it gives: the spans of ``item``, else 1. ``truncated`` says that something of
-    the input was cut off.
+    ``truncated`` says that something of the input was cut off. ``results`` is how many rows the item gives:
+    its spans, else 1. ``patches`` are those that towers read.
     """
 
     item: EncodeItem
-    cost: Cost
     usage: Usage
     truncated: bool = False
     results: int = 1
+    patches: int = 0
+
+
+class Columns(NamedTuple):
+    """What a call queues: the fields of each ``Prepared``, side by side.
+
+    A call of many texts is a matter of microseconds a text, and so is a look at each in Python.
+    """
+
+    items: Sequence[EncodeItem]
+    usages: Sequence[Usage]
+    truncated: Sequence[bool]
+    results: Sequence[int]
+    patches: Sequence[int]
+
+    @classmethod
+    def of(cls, prepared: Sequence[Prepared]) -> Columns:
+        """Return those of ``prepared``, of which there is at least one."""
+        return cls(*zip(*prepared, strict=True))
+
+    @property
+    def costs(self) -> list[int]:
+        """What the queue, its bound and the fairness between callers count of each item; above 0."""
+        tokens = [len(item.token_ids) for item in self.items]
+        return list(map(add, tokens, self.patches)) if any(self.patches) else tokens
 
 
 class UnfitInputError(ValueError):
@@ -111,8 +123,7 @@ class TooLongError(UnfitInputError):
         super().__init__(f"It has {tokens:,} tokens, {limit:,} are allowed.")
 
 
-@dataclass(frozen=True, slots=True)
-class PrepareOptions:
+class PrepareOptions(NamedTuple):
     """How inputs become items.
 
     ``task`` None is the model's default: its prompt stands before each text, its adapter runs. ``role`` is

@@ -154,7 +154,6 @@ class Frames:
             cu_lengths=torch.from_numpy(bounds),
             lengths=tuple(lengths),
             order=tuple(range(len(lengths))),
-            groups=(),
             adapter_runs=(),
             wanted=np.arange(key.wanted, dtype=np.int32) if key.wanted else None,
             tags=np.zeros(key.tokens, np.int32) if key.tagged else None,

@@ -37,7 +37,6 @@ from services.core.modeling.layers.pooling import POOLINGS
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.types import (
     Backbone,
-    Cost,
     EncodeItem,
     Encoding,
     Feature,
@@ -248,7 +247,8 @@ class ClipProcessor(TextProcessor):
             raise ValueError(f"a picture of shape {picture.pixels.shape}, not fitted to {self._side}")
         feature = Feature(Modality.IMAGE, torch.from_numpy(picture.pixels))
         usage = Usage(image=tile_tokens(self._model.images, picture.source_size))
-        return Prepared(EncodeItem(_NO_TOKENS, features=(feature,)), Cost(0, self._image_tokens), usage)
+        item = EncodeItem(_NO_TOKENS, features=(feature,))
+        return Prepared(item, usage, patches=self._image_tokens)
 
 
 _NO_TOKENS = np.empty(0, np.int32)

@@ -252,7 +252,7 @@ class ColbertEncoder:
     def _hidden(self, item: EncodeItem) -> EncodeItem:
         if not self._ids.is_query(item.token_ids, self._prefix):
             return item
-        return replace(item, attended=self._ids.shown(item.token_ids))
+        return item._replace(attended=self._ids.shown(item.token_ids))
 
 
 def is_colbert_v1(config: Config) -> bool:

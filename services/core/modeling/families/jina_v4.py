@@ -7,7 +7,6 @@ arXiv 2506.18902; the tensors, configuration and published code of the released 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -39,7 +38,6 @@ from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.layers.pooling import mean, span_means
 from services.core.modeling.layers.reading import Layers, linear_shapes
 from services.core.modeling.types import (
-    Cost,
     EncodeItem,
     Encoding,
     Prepared,
@@ -129,7 +127,7 @@ class V4Processor(TextProcessor):
         found = [next(texts) if isinstance(each, str) else self._picture(each, options) for each in inputs]
         if not options.multivector:
             return found
-        return [each._replace(item=replace(each.item, multivector=True)) for each in found]
+        return [each._replace(item=each.item._replace(multivector=True)) for each in found]
 
     def samples(self) -> list[EncodeItem]:
         """Return items for the warm-up."""
@@ -148,9 +146,9 @@ class V4Processor(TextProcessor):
         tokens, limit = len(item.token_ids), self.limit(options)
         if tokens > limit:
             raise UnfitInputError(f"The image has {tokens} tokens, {limit} are allowed.")
-        cost = Cost(tokens, feature.data.shape[0])
         usage = Usage(text=tokens - feature.length, image=feature.length)
-        return Prepared(replace(item, adapter=self._model.adapter(options.task)), cost, usage)
+        item = item._replace(adapter=self._model.adapter(options.task))
+        return Prepared(item, usage, patches=feature.data.shape[0])
 
 
 class V4Head:

@@ -55,7 +55,6 @@ from services.core.modeling.layers.pooling import last as last_state
 from services.core.modeling.layers.post_norm import Norm
 from services.core.modeling.layers.reading import Layers, linear_shapes, norm_shapes
 from services.core.modeling.types import (
-    Cost,
     EncodeItem,
     Feature,
     Prepared,
@@ -312,7 +311,7 @@ class OmniProcessor(TextProcessor):
             len(ids) - media, counts[Modality.IMAGE], counts[Modality.AUDIO], counts[Modality.VIDEO]
         )
         item = EncodeItem(ids, self._model.adapter(options.task), features=tuple(features))
-        return Prepared(item, Cost(len(ids), sum(map(_patches, features))), usage)
+        return Prepared(item, usage, patches=sum(map(_patches, features)))
 
     def _pieces(self, part: str | Image | Sound | Film) -> Iterable[_Piece]:
         match part:

@@ -24,7 +24,7 @@ from services.core.modeling.families.decoder_config import QWEN3, DecoderConfig
 from services.core.modeling.families.encoder import Encoder
 from services.core.modeling.families.text import only_texts
 from services.core.modeling.layers.packed import Limits, PackedBatch, pinned
-from services.core.modeling.types import Backbone, Cost, EncodeItem, Encoding, Prepared, TokenIds
+from services.core.modeling.types import Backbone, EncodeItem, Encoding, Prepared, TokenIds
 
 DOCUMENT_MARKER = "<|embed_token|>"
 QUERY_MARKER = "<|rerank_token|>"
@@ -145,7 +145,7 @@ class ListProcessor:
     def prepare(self, prompts: Sequence[str]) -> list[Prepared]:
         """Make an item of each prompt. What is billed are the texts in them."""
         ids = self._tokenizer.prompts(prompts)
-        return [Prepared(EncodeItem(each), Cost(len(each)), Usage()) for each in ids]
+        return [Prepared(EncodeItem(each), Usage()) for each in ids]
 
 
 def blocks_of(documents: Sequence[CutText], room: int, longest: int) -> list[list[CutText]]:

@@ -13,7 +13,6 @@ from services.core.modeling.checkpoints.checkpoint import CheckpointError
 from services.core.modeling.checkpoints.tokenizer import Tokenizer
 from services.core.modeling.families.text import only_texts
 from services.core.modeling.types import (
-    Cost,
     EncodeItem,
     Prepared,
     PreparedPair,
@@ -140,7 +139,7 @@ class TextPairProcessor:
 
 
 def _prepared(pair: Pair) -> PreparedPair:
-    windows = tuple(Prepared(EncodeItem(ids), Cost(len(ids)), Usage()) for ids in pair.windows)
+    windows = tuple(Prepared(EncodeItem(ids), Usage()) for ids in pair.windows)
     return PreparedPair(windows, Usage(pair.document_length), pair.truncated)
 
 

@@ -31,7 +31,6 @@ from services.core.modeling.families.qwen_vl import (
 from services.core.modeling.layers.packed import Limits, PackedBatch
 from services.core.modeling.layers.reading import linear_shapes
 from services.core.modeling.types import (
-    Cost,
     EncodeItem,
     Encoding,
     Feature,
@@ -210,7 +209,7 @@ class M0Processor:
                     f"{self._spec.max_tokens} are allowed."
                 )
         patches = sum(feature.data.shape[0] for feature in item.features)
-        window = Prepared(item, Cost(len(item.token_ids), patches), Usage())
+        window = Prepared(item, Usage(), patches=patches)
         return PreparedPair((window,), _usage(document), truncated)
 
     def _item(self, document: _Side, query: _Side) -> EncodeItem:

@@ -8,7 +8,6 @@ from typing import cast
 from services.core.catalog.types import InputType, Modality, ModelSpec
 from services.core.content import Fit, Input, Usage
 from services.core.modeling.types import (
-    Cost,
     EncodeItem,
     Prepared,
     PrepareOptions,
@@ -48,16 +47,17 @@ class TextProcessor:
         """Make one item of each text, behind the task's prompt."""
         texts = only_texts(inputs, self._spec)
         tokenized = self.tokenize(texts, self._spec.prompt(options.task), options)
-        return [self._prepared(text, each, options) for text, each in zip(texts, tokenized, strict=True)]
-
-    def _prepared(self, text: str, tokens: Tokens, options: PrepareOptions) -> Prepared:
-        size = len(tokens.ids)
-        if not size:
+        sizes = [len(ids) for ids, _, _ in tokenized]
+        if not all(sizes):
+            text = texts[sizes.index(0)]
             raise UnfitInputError(f"Model '{self._spec.id}' finds no tokens in the text {text[:40]!r}.")
-        spans = tuple((place, place + 1) for place in range(size)) if options.multivector else None
-        item = EncodeItem(tokens.ids, self._spec.adapter(options.task), spans)
-        usage = Usage(min(tokens.length, size))
-        return Prepared(item, Cost(size), usage, tokens.truncated, size if spans else 1)
+        adapter = self._spec.adapter(options.task)
+        if options.multivector:
+            return [_of_each_token(each, adapter) for each in tokenized]
+        return [
+            Prepared(EncodeItem(ids, adapter), Usage(min(length, size)), truncated)
+            for size, (ids, length, truncated) in zip(sizes, tokenized, strict=True)
+        ]
 
     def tokenize(self, texts: Sequence[str], prompt: str, options: PrepareOptions) -> list[Tokens]:
         """Tokenise ``prompt + text`` for each text, cut to the limit."""
@@ -67,6 +67,13 @@ class TextProcessor:
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens of ``ids`` as the vocabulary writes them."""
         return self.documents.names(ids)
+
+
+def _of_each_token(tokens: Tokens, adapter: str | None) -> Prepared:
+    size = len(tokens.ids)
+    spans = tuple((place, place + 1) for place in range(size))
+    usage = Usage(min(tokens.length, size))
+    return Prepared(EncodeItem(tokens.ids, adapter, spans), usage, tokens.truncated, size)
 
 
 def only_texts(inputs: Sequence[object], spec: ModelSpec) -> Sequence[str]:
