@@ -96,6 +96,36 @@ class TestCutting:
         assert second.lane is two
         assert len(first.items) == len(second.items) == 3
 
+    def test_fills_a_batch_with_one_kind_where_enough_of_it_waits(self) -> None:
+        scheduler, model = Scheduler(10_000), lane(max_tokens=100)
+        for i in range(30):
+            scheduler.submit(job(model, [10], kind="ab"[i % 2], key_id="xyz"[i % 3]))
+        batches = cut_all(scheduler)
+        assert [b.tokens for b in batches] == [80, 80, 80, 60]
+        assert [Counter(each.kind for each, _ in b.items) for b in batches] == [
+            {"a": 8},
+            {"a": 7, "b": 1},
+            {"b": 8},
+            {"b": 6},
+        ]
+
+    def test_mixes_kinds_up_to_what_is_no_loss(self) -> None:
+        scheduler, model = Scheduler(10_000), lane(max_tokens=100, mixed_tokens=40)
+        for i in range(12):
+            scheduler.submit(job(model, [10], kind="ab"[i % 2], key_id="xyz"[i % 3]))
+        scheduler.submit(job(model, [10], kind="c"))
+        # Six of one kind are more than a mixed batch may hold; one without any of its kind is joined.
+        assert [(b.kind, b.tokens) for b in cut_all(scheduler)] == [("a", 60), ("c", 40), ("b", 30)]
+
+    def test_no_kind_is_kept_waiting_by_another(self) -> None:
+        scheduler, model = Scheduler(100_000), lane(max_tokens=50, mixed_tokens=50)
+        for kind, key, count in (("a", "x", 100), ("b", "x", 1), ("a", "x", 100), ("a", "y", 1_000)):
+            for _ in range(count):
+                scheduler.submit(job(model, [10], kind=kind, key_id=key))
+        kinds = [batch.kind for batch in cut_all(scheduler)]
+        # Batches of four: behind a hundred that came before, and as many of the other tenant.
+        assert kinds.index("b") == 50
+
     def test_leaves_work_for_the_other_workers_when_there_is_little(self) -> None:
         scheduler = Scheduler(10_000)
         scheduler.submit(job(lane(max_tokens=512, min_tokens=64), [50] * 4))
@@ -262,7 +292,7 @@ class TestBounds:
             scheduler.submit(passing)
             scheduler.discard(passing)
         (tenant,) = scheduler._tenants()
-        assert len(tenant.heaps[model]) < 300
+        assert len(tenant.heaps[model, ""]) < 300
 
     def test_tenants_whose_calls_were_discarded_do_not_pile_up(self) -> None:
         scheduler, model = Scheduler(10_000), lane()
@@ -295,6 +325,7 @@ arrivals = st.lists(
         st.sampled_from("abc"),
         st.sampled_from(list(Priority)),
         st.integers(0, 1),
+        st.sampled_from(["", "a", "b"]),
     ),
     max_size=60,
 )
@@ -302,7 +333,7 @@ arrivals = st.lists(
 
 @given(arrivals, st.integers(1, 512), st.sampled_from([1.0, 1.5, float("inf")]), st.integers(1, 3))
 def test_every_item_runs_once_or_is_dropped(
-    events: list[tuple[str, list[int], str, Priority, int]],
+    events: list[tuple[str, list[int], str, Priority, int, str]],
     budget: int,
     ratio: float,
     workers: int,
@@ -310,7 +341,7 @@ def test_every_item_runs_once_or_is_dropped(
     scheduler = Scheduler(10**9)
     lanes = [
         lane("m0", max_tokens=budget, max_length_ratio=ratio),
-        lane("m1", max_tokens=2 * budget, weight=3.0),
+        lane("m1", max_tokens=2 * budget, mixed_tokens=budget, weight=3.0),
     ]
     jobs: list[AnyJob] = []
     run = Counter[tuple[int, int]]()
@@ -324,14 +355,17 @@ def test_every_item_runs_once_or_is_dropped(
         assert batch.items
         assert batch.tokens == sum(lengths)
         assert batch.tokens <= batch.lane.max_tokens or len(lengths) == 1
+        kinds = {owner.kind for owner, _ in batch.items}
+        assert batch.kind in kinds
+        assert batch.tokens <= batch.lane.mixed_tokens or len(kinds) == 1
         assert max(lengths) <= batch.lane.max_length_ratio * min(lengths)
         assert {owner.lane for owner, _ in batch.items} == {batch.lane}
         assert len({owner.priority for owner, _ in batch.items}) == 1
         run.update((id(owner), place) for owner, place in batch.items)
 
-    for event, lengths, tenant, priority, which in events:
+    for event, lengths, tenant, priority, which, kind in events:
         if event == "submit":
-            jobs.append(job(lanes[which], lengths, key_id=tenant, priority=priority))
+            jobs.append(job(lanes[which], lengths, kind=kind, key_id=tenant, priority=priority))
             scheduler.submit(jobs[-1])
         elif event == "cut":
             check(scheduler.next_batch(workers=workers))

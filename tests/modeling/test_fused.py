@@ -576,7 +576,7 @@ def test_several_tasks_in_one_pass_are_those_of_a_pass_each(
     replayed = [network.forward(items), network.forward(items[::-1])[::-1]]
     assert len(network._frames) == 1
     network._frames = None
-    monkeypatch.setattr(encoder, "_TOGETHER_TOKENS", 0)
+    monkeypatch.setattr(encoder, "TOGETHER_TOKENS", 0)
     apart = network.forward(items)
     assert network._merges.task is not None
     for found in (together, *replayed):

@@ -35,7 +35,7 @@ from services.core.modeling.cuda.ops import describe
 from services.core.modeling.device import choose_device, choose_dtype
 from services.core.modeling.families.table import FAMILIES
 from services.core.modeling.native.instructions import choose as choose_instructions
-from services.core.modeling.types import Backend, Door, EncodeItem, Generator
+from services.core.modeling.types import TOGETHER_TOKENS, Backend, Door, EncodeItem, Generator
 from services.core.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -314,6 +314,8 @@ class Engine:
             lane.max_length_ratio = _CPU_MAX_LENGTH_RATIO
         else:
             lane.max_tokens = lane.min_tokens = budget
+            if spec.adapters:
+                lane.mixed_tokens = TOGETHER_TOKENS * (1 + len(set(spec.adapters.values())))
         self._runtime.add(lane)
         return lane
 

@@ -20,8 +20,9 @@ class Lane(Generic[P, R]):
     most ``max_tokens`` (or one longer item). With several workers it is cut smaller, down to ``min_tokens``,
     so that all of them have work. Workers of the background, for whom nobody waits, may take
     ``background_tokens``. Its longest item is at most ``max_length_ratio`` times as long as its shortest.
-    ``weight`` is the cost of one token relative to other lanes. ``pads`` says that ``run`` pads items to
-    the longest, which is only counted.
+    Items of several kinds, each of which would be a pass of its own in a larger batch, share one of at most
+    ``mixed_tokens``. ``weight`` is the cost of one token relative to other lanes. ``pads`` says that ``run``
+    pads items to the longest, which is only counted.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Lane(Generic[P, R]):
     min_tokens: int = 64
     background_tokens: int = 0
     max_length_ratio: float = float("inf")
+    mixed_tokens: float = float("inf")
     weight: float = 1.0
     pads: bool = False
     queued_tokens: int = 0
@@ -39,6 +41,7 @@ class Lane(Generic[P, R]):
 class Job(Generic[P, R]):
     """The items of one call. ``results`` has the order of ``payloads``; ``lengths`` are in tokens.
 
+    ``kind`` says what the items have in common: those of one kind are best run together.
     ``deadline`` is on the clock whose readings ``Scheduler.next_batch`` is given, and so are ``queued_at``,
     ``started_at`` and ``finished_at``, which the workers fill in. ``done`` is set when no item may run any
     more; ``error`` then says why, unless all results are there or the caller gave up. ``on_done`` is called
@@ -54,6 +57,7 @@ class Job(Generic[P, R]):
         "error",
         "finished_at",
         "key_id",
+        "kind",
         "lane",
         "lengths",
         "on_done",
@@ -77,6 +81,7 @@ class Job(Generic[P, R]):
         payloads: Sequence[P],
         lengths: Sequence[int],
         *,
+        kind: str = "",
         key_id: str = "anonymous",
         priority: Priority = Priority.INTERACTIVE,
         deadline: float | None = None,
@@ -88,6 +93,7 @@ class Job(Generic[P, R]):
         self.lane = lane
         self.payloads = payloads
         self.lengths = lengths
+        self.kind = kind
         self.key_id = key_id
         self.priority = priority
         self.deadline = deadline
@@ -127,12 +133,16 @@ class Share(NamedTuple):
 
 
 class Batch:
-    """Items of one lane that run together, as the shares of their jobs; how many, and their token counts."""
+    """Items of one lane that run together, as the shares of their jobs; how many, and their token counts.
 
-    __slots__ = ("count", "lane", "longest", "shares", "shortest", "tokens")
+    It is begun for items of a ``kind``.
+    """
 
-    def __init__(self, lane: AnyLane) -> None:
+    __slots__ = ("count", "kind", "lane", "longest", "shares", "shortest", "tokens")
+
+    def __init__(self, lane: AnyLane, kind: str = "") -> None:
         self.lane = lane
+        self.kind = kind
         self.shares: list[Share] = []
         self.count = self.tokens = 0
         self.shortest = self.longest = 0
@@ -142,7 +152,7 @@ class Batch:
         """All items as (job, place in the job), in the order in which they run."""
         return [(job, place) for job, places in self.shares for place in places]
 
-    def take(self, job: AnyJob, budget: int) -> int:
+    def take(self, job: AnyJob, budget: float) -> int:
         """Move items from ``job``, which has some, into this batch while they fit; returns their tokens."""
         order, lengths = job.order, job.lengths
         count, tokens = len(order), job.waiting_tokens
@@ -162,13 +172,13 @@ class Batch:
         job.running += count
         return tokens
 
-    def _fits(self, tokens: int, shortest: int, longest: int, budget: int) -> bool:
+    def _fits(self, tokens: int, shortest: int, longest: int, budget: float) -> bool:
         """Whether items of so many tokens together fit, the lengths of which lie within these bounds."""
         if self.count:
             shortest, longest = min(self.shortest, shortest), max(self.longest, longest)
         return self.tokens + tokens <= budget and longest <= self.lane.max_length_ratio * shortest
 
-    def _fitting(self, job: AnyJob, budget: int) -> tuple[int, int]:
+    def _fitting(self, job: AnyJob, budget: float) -> tuple[int, int]:
         """Return how many of the waiting items of ``job`` fit, and their tokens. The first of all does."""
         longest = job.lengths[job.order[-1]]
         count = tokens = 0

@@ -12,6 +12,9 @@ Three rules decide the order:
 * *Jobs* of a tenant, one per call, have virtual deadlines: an item is due when its tenant has been served
   ``patience`` times the tokens of its own job up to and with it. So a call with thousands of texts does not
   hold up a short one that comes later, and can itself be overtaken for a bounded time only.
+
+A batch is begun with the item that is next by these rules, and filled with others of its model and its kind:
+of one task, where a network rests on one task at a time. Where few of that kind wait, others join them.
 """
 
 from __future__ import annotations
@@ -40,11 +43,13 @@ class QueueFullError(Exception):
 
 
 _Entry = tuple[float, int, AnyJob]
+_Line = tuple[AnyLane, str]
+"""Of the jobs of a tenant those of one model and kind."""
 
 
 @dataclass(slots=True, eq=False)
 class _Tenant:
-    """A tenant with waiting items: its jobs as a heap by virtual deadline for each model, what it was served.
+    """A tenant with waiting items: its jobs as a heap by virtual deadline for each line, what it was served.
 
     ``sequence`` is the order in which tenants came.
     """
@@ -54,7 +59,11 @@ class _Tenant:
     sequence: int
     served: float = 0.0
     items: int = 0
-    heaps: dict[AnyLane, list[_Entry]] = field(default_factory=dict[AnyLane, list[_Entry]])
+    heaps: dict[_Line, list[_Entry]] = field(default_factory=dict[_Line, list[_Entry]])
+
+    def lines_beside(self, lane: AnyLane, kind: str) -> list[_Line]:
+        """Return the lines of the same lane and of other kinds."""
+        return [line for line in self.heaps if line[0] is lane and line[1] != kind]
 
 
 @dataclass(slots=True, eq=False)
@@ -217,29 +226,40 @@ class Scheduler:
     def _cut(self, priority: Priority, now: float, workers: int, *, background: bool) -> Batch | None:
         cls = self._classes[priority]
         batch: Batch | None = None
-        budget = misses = 0
+        budget: float = 0
+        misses = 0
         had_turn: list[_Tenant] = []
         passed_over: list[tuple[_Tenant, AnyJob]] = []
 
         def enough() -> bool:
             return misses >= _MISSES or (batch is not None and batch.tokens >= _FULL * budget)
 
-        while not enough() and (tenant := cls.take()) is not None:
-            had_turn.append(tenant)
-            misses += batch is not None and batch.lane not in tenant.heaps
-            while not enough() and (job := self._pop(tenant, batch)) is not None:
+        def fill(tenant: _Tenant, line: _Line | None) -> None:
+            """Take what the tenant has in ``line``; None is the line of the batch, which this may begin."""
+            nonlocal batch, budget, misses
+            while not enough() and (job := self._pop(tenant, line or _line(batch))) is not None:
                 if job.deadline is not None and job.deadline <= now:
                     self._withdraw(job, tenant)
                     self._expired.append(job)
                     continue
                 if batch is None:
-                    batch = Batch(job.lane)
+                    batch = Batch(job.lane, job.kind)
                     budget = _budget(job.lane, workers, background)
                     cls.virtual = tenant.virtual
                 self._serve(priority, batch, budget, tenant, job)
                 if job.order:
                     passed_over.append((tenant, job))
                     misses += 1
+
+        while not enough() and (tenant := cls.take()) is not None:
+            had_turn.append(tenant)
+            misses += batch is not None and _line(batch) not in tenant.heaps
+            fill(tenant, None)
+        if batch is not None:
+            budget = min(budget, batch.lane.mixed_tokens)
+            for tenant in had_turn:
+                for line in tenant.lines_beside(batch.lane, batch.kind):
+                    fill(tenant, line)
         for tenant, job in passed_over:
             self._push(tenant, job)
         for tenant in had_turn:
@@ -252,41 +272,39 @@ class Scheduler:
     def _peek(self, tenant: _Tenant) -> AnyJob | None:
         """Return the job of a tenant that is due first, None if none has items."""
         best: _Entry | None = None
-        for lane, heap in list(tenant.heaps.items()):
+        for line, heap in list(tenant.heaps.items()):
             while heap and not heap[0][2].order:
                 heapq.heappop(heap)
                 self._entries -= 1
                 self._dead -= 1
             if not heap:
-                del tenant.heaps[lane]
+                del tenant.heaps[line]
             elif best is None or heap[0] < best:
                 best = heap[0]
         return None if best is None else best[2]
 
-    def _pop(self, tenant: _Tenant, batch: Batch | None) -> AnyJob | None:
-        """Take the job of a tenant that is due first out of its heap, of the model of ``batch`` if any."""
-        if batch is None:
+    def _pop(self, tenant: _Tenant, line: _Line | None) -> AnyJob | None:
+        """Take the job of a tenant that is due first out of its heap, of one line or of any."""
+        if line is None:
             first = self._peek(tenant)
             if first is None:
                 return None
-            lane = first.lane
-        else:
-            lane = batch.lane
-        heap = tenant.heaps.get(lane)
+            line = first.lane, first.kind
+        heap = tenant.heaps.get(line)
         while heap:
             job = heapq.heappop(heap)[2]
             self._entries -= 1
             if job.order:
                 return job
             self._dead -= 1
-        tenant.heaps.pop(lane, None)
+        tenant.heaps.pop(line, None)
         return None
 
     def _push(self, tenant: _Tenant, job: AnyJob) -> None:
-        heapq.heappush(tenant.heaps.setdefault(job.lane, []), self._entry(job))
+        heapq.heappush(tenant.heaps.setdefault((job.lane, job.kind), []), self._entry(job))
         self._entries += 1
 
-    def _serve(self, priority: Priority, batch: Batch, budget: int, tenant: _Tenant, job: AnyJob) -> None:
+    def _serve(self, priority: Priority, batch: Batch, budget: float, tenant: _Tenant, job: AnyJob) -> None:
         items = len(job.order)
         tokens = batch.take(job, budget)
         if not tokens:
@@ -325,11 +343,15 @@ class Scheduler:
     def _compact(self) -> None:
         self._entries = 0
         for tenant in self._tenants():
-            for lane, heap in list(tenant.heaps.items()):
-                tenant.heaps[lane] = [entry for entry in heap if entry[2].order]
-                heapq.heapify(tenant.heaps[lane])
-                self._entries += len(tenant.heaps[lane])
+            for line, heap in list(tenant.heaps.items()):
+                tenant.heaps[line] = [entry for entry in heap if entry[2].order]
+                heapq.heapify(tenant.heaps[line])
+                self._entries += len(tenant.heaps[line])
         self._dead = 0
+
+
+def _line(batch: Batch | None) -> _Line | None:
+    return None if batch is None else (batch.lane, batch.kind)
 
 
 def _budget(lane: AnyLane, workers: int, background: bool) -> int:

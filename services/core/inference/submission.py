@@ -182,7 +182,7 @@ class Submission(Generic[P, R]):
             opening.became(_feature_bytes(items))
         await call.charge(work.usage.total)
         reservation.counted()
-        job = Job(self._slot.lane, items, work.prepared.costs)
+        job = Job(self._slot.lane, items, work.prepared.costs, kind=items[0].adapter or "")
         try:
             return work, await self._runtime.run(job, call)
         finally:

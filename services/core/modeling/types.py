@@ -21,6 +21,11 @@ R_co = TypeVar("R_co", covariant=True)
 
 TokenIds: TypeAlias = NDArray[np.int32]
 
+TOGETHER_TOKENS = 1024
+"""Tokens of a task in the mean, up to which a batch of several tasks is one pass where a network rests on one
+task at a time. A small pass and a change of the weights take their time for few tokens as for many, that of
+narrow products grows with them. Computed from what an H100 reads and writes, not measured."""
+
 
 class Tokens(NamedTuple):
     """One tokenised text: ``ids`` with specials, cut to the asked length, and whether it was cut.

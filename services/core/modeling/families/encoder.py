@@ -23,7 +23,15 @@ from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.layers.merged import Merges
 from services.core.modeling.layers.packed import Limits, PackedBatch, lay_out, place, split
 from services.core.modeling.layers.pooling import Pooling, span_means
-from services.core.modeling.types import Backbone, EncodeItem, Encoding, Head, Processor, TokenIds
+from services.core.modeling.types import (
+    TOGETHER_TOKENS,
+    Backbone,
+    EncodeItem,
+    Encoding,
+    Head,
+    Processor,
+    TokenIds,
+)
 
 _CPU_PASS_TOKENS = 512
 """Tokens that go through all layers together on a CPU: more only push the activations out of the cache."""
@@ -41,11 +49,6 @@ _KNEE_SHARE = 0.95
 _KNEE_SECONDS = 0.025
 """Passes that are tried to find how large they should be, of texts of so many tokens; a pass should make this
 part of what the device can do, and a pass that takes longer than this is not made larger."""
-
-_TOGETHER_TOKENS = 1024
-"""Tokens of a task in the mean, up to which a batch of several tasks is one pass. A small pass and a change
-of the weights take their time for few tokens as for many, that of narrow products grows with them. Computed
-from what an H100 reads and writes, not measured."""
 
 Wanted: TypeAlias = Callable[[PackedBatch, Sequence[EncodeItem]], NDArray[np.int32] | None]
 """From a batch and its items, as packed, to the tokens whose states are read; see ``PackedBatch.wanted``."""
@@ -141,7 +144,7 @@ class Encoder:
                     self.batch_tokens,
                     _PREPARE_SECONDS,
                     wanted=self._wanted is not None,
-                    tagged_tokens=min(self.batch_tokens, _TOGETHER_TOKENS * tasks),
+                    tagged_tokens=min(self.batch_tokens, TOGETHER_TOKENS * tasks),
                 )
 
     def _knee(self, ids: TokenIds) -> int:
@@ -209,7 +212,7 @@ class Encoder:
             for i, item in enumerate(batch):
                 by_task.setdefault(item.adapter or "", []).append(i)
             tokens = sum(len(item.token_ids) for item in batch)
-            if len(by_task) > 1 and tokens <= _TOGETHER_TOKENS * len(by_task):
+            if len(by_task) > 1 and tokens <= TOGETHER_TOKENS * len(by_task):
                 return [list(range(len(batch)))]
             # The task that the network rests on comes first: its weights need no change.
             resting = self._merges.task or ""
