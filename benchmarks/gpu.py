@@ -42,6 +42,7 @@ from services.core.modeling.families import bert, jina_bert, xlm_rotary
 from services.core.modeling.families.decoder import decoder_shapes
 from services.core.modeling.families.decoder_config import DecoderConfig
 from services.core.modeling.families.listwise import ListwiseRanker, projector_shapes
+from services.core.modeling.families.text import TextProcessor
 from services.core.modeling.layers.lora import Adapters
 from services.core.modeling.registry import load_network
 from services.core.modeling.types import EncodeItem, Tokens
@@ -254,7 +255,7 @@ class Model:
         network: Any = load_network(spec, self.folder, device=device, dtype=self.bench.dtype)
         network.warm_up()
         if not isinstance(network, ListwiseRanker):
-            network.tokenizer = network.query_tokenizer = self.tokenizer
+            network.processor = TextProcessor(spec, self.tokenizer)
         self.network = network
         return network
 
@@ -313,7 +314,10 @@ class Model:
                 call = next(turns)
                 turn = call % len(starts)
                 part = texts[starts[turn] : starts[turn] + per_call]
-                finish((await model.embed(part, options[call % len(options)], Call("bench"))).vectors)
+                found = await model.embed(part, options[call % len(options)], Call("bench"))
+                finish(found.vectors)
+                if found.usage.total != sizes[turn]:
+                    raise RuntimeError(f"{found.usage.total} tokens were read, not {sizes[turn]}")
                 latencies.append(time.perf_counter() - began)
                 tokens, answered = tokens + sizes[turn], answered + len(part)
 
