@@ -44,6 +44,7 @@ _APPLIED_SECONDS = 15.0
 """A new cluster is warm once its endpoints' first health check has ended."""
 _POLL_SECONDS = 0.02
 _LOOK_SECONDS = 0.5
+_SETTLE_SECONDS = 0.1
 _RETRY_SECONDS = 5.0
 
 Name = tuple[str, str]
@@ -188,7 +189,8 @@ async def follow(paths: Iterable[Path], build: Callable[[], Config], publisher: 
     """Publish what ``build`` makes whenever one of the files it reads changes, for ever.
 
     What cannot be built or is refused is told on stderr, and the gateway goes on as it is; it is tried again
-    every few seconds, since what a change needs may come later than the change.
+    every few seconds, since what a change needs may come later than the change. A file that is written in
+    place is at first empty, which would be a topology too, of other ports: a change counts once it stays.
     """
     paths = tuple(paths)
     known, told, tried = _contents(paths), "", 0.0
@@ -197,6 +199,8 @@ async def follow(paths: Iterable[Path], build: Callable[[], Config], publisher: 
         now = _contents(paths)
         if now == known and not (told and time.monotonic() - tried > _RETRY_SECONDS):
             continue
+        if now != known:
+            now = await _settled(paths, now)
         known, tried = now, time.monotonic()
         try:
             changed = await publisher.publish(build())
@@ -208,6 +212,15 @@ async def follow(paths: Iterable[Path], build: Callable[[], Config], publisher: 
             told = ""
             if changed:
                 print("search-foundation: the gateway took up the change", file=sys.stderr, flush=True)
+
+
+async def _settled(paths: Iterable[Path], now: list[bytes | None]) -> list[bytes | None]:
+    """What the files hold once two reads in a row tell the same; ``now`` is the first."""
+    while True:
+        await asyncio.sleep(_SETTLE_SECONDS)
+        before, now = now, _contents(paths)
+        if now == before:
+            return now
 
 
 def _contents(paths: Iterable[Path]) -> list[bytes | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -18,9 +19,10 @@ import yaml
 
 from gateway.build import configuration
 from gateway.topology import parse
-from gateway.xds import Publisher, split
+from gateway.xds import Publisher, follow, split
 from services.core.catalog import Catalog
 from tests.gateway.certificates import Certificates, Pair
+from tests.gateway.client import post
 from tests.gateway.conftest import OTHER_MODEL, StartGateway, pool
 from tests.gateway.scripted import ScriptedService
 from tests.servers import free_port
@@ -75,8 +77,8 @@ def services() -> Iterator[dict[str, ScriptedService]]:
 
 
 def _who_answers(stack: Stack, model: str) -> str:
-    answer = httpx.post(f"{stack.url}/v1/embeddings", json={"model": model}, timeout=100)
-    return answer.json()["service"] if answer.status_code == 200 else answer.text
+    answer = post(stack.http_port, {"model": model})
+    return answer.json["service"] if answer.status == 200 else answer.body.decode()
 
 
 def _statistic(stack: Stack, name: str) -> int:
@@ -184,6 +186,28 @@ async def test_what_nothing_refers_to_any_more_is_taken_away(tmp_path: Path) -> 
     assert sorted(path.name for path in (tmp_path / "eds").iterdir()) == ["a.json"]
     clusters = json.loads((tmp_path / "cds" / "clusters.json").read_text())["resources"]
     assert [cluster["name"] for cluster in clusters] == ["a"]
+
+
+async def test_a_file_that_is_being_written_counts_once_it_is_whole(tmp_path: Path) -> None:
+    """Written in place it is at first empty, and that is a topology too: of no pools, on other ports."""
+    file = tmp_path / "topology.yaml"
+    file.write_text("")
+    read: list[str] = []
+    taken = asyncio.Event()
+
+    def build() -> dict[str, Any]:
+        read.append(file.read_text())
+        taken.set()
+        return _config()
+
+    following = asyncio.create_task(follow([file], build, Publisher(tmp_path / "files", None)))
+    for size in range(200):
+        file.write_text("pools: []" + " " * size)
+        await asyncio.sleep(0.005)
+    file.write_text("pools: []")
+    await taken.wait()
+    following.cancel()
+    assert read == ["pools: []"]
 
 
 def test_certificates_are_taken_up_under_traffic(start_gateway: StartGateway, tmp_path: Path) -> None:
