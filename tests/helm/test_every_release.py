@@ -87,7 +87,7 @@ def _refused_by_operators(manifests: list[Manifest]) -> str:
     """What validators generated from the operators' CRDs say; skips where they are not installed."""
     node = shutil.which("node")
     if node is None or not (VALIDATORS / "@kubernetes-models" / "cert-manager").is_dir():
-        pytest.skip("needs node and the packages that scripts/install-servers brings")
+        pytest.skip("needs node and the packages that scripts/install-clients brings")
     done = subprocess.run(
         [node, Path(__file__).with_name("operators.mjs"), VALIDATORS],
         input=json.dumps(manifests),
