@@ -20,6 +20,7 @@ from services.core.modeling.native.instructions import InstructionSet
 from services.core.modeling.registry import load_text_encoder
 from services.core.modeling.types import EncodeItem, TextEncoder
 from tests.checkpoints import minilm_directory, minilm_spec
+from tests.modeling.conftest import SETS
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -95,12 +96,23 @@ def test_an_adapter_adds_what_float64_adds(
     np.testing.assert_allclose(y.double(), wanted, atol=tolerance, rtol=tolerance / 2)
 
 
-def test_no_kernel_touches_memory_outside_of_its_buffers(kernels: InstructionSet) -> None:
-    command = [sys.executable, "-m", "tests.modeling.guarded", kernels]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 100
-    overrun = subprocess.run([*command, "overrun"], capture_output=True, check=False)
-    assert overrun.returncode == -signal.SIGSEGV
+def _guarded(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.modeling.guarded", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def fenced() -> subprocess.CompletedProcess[str]:
+    """One process that runs the kernels of every set, one after the other."""
+    return _guarded(*SETS)
+
+
+def test_no_kernel_touches_memory_outside_of_its_buffers(
+    kernels: InstructionSet, fenced: subprocess.CompletedProcess[str]
+) -> None:
+    runs = dict(line.split() for line in fenced.stdout.splitlines())
+    assert int(runs.get(kernels, 0)) > 100, f"ended with {fenced.returncode}: {fenced.stderr[-2000:]}"
+    assert _guarded("overrun", kernels).returncode == -signal.SIGSEGV
 
 
 def test_structs_have_in_python_the_size_that_they_have_in_c(kernels: InstructionSet) -> None:
