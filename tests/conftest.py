@@ -22,7 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a shell. Processes inherit that, and some tests press Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_LONG = ("clients", "docker", "e2e", "batch", "library", "gateway")
+_LONG = ("clients", "docker", "e2e", "serving", "helm", "modeling", "batch", "library", "gateway")
 """Folders of files that take a minute; a file that ends last is to be one of seconds."""
 
 

@@ -19,6 +19,7 @@ import uvloop
 from search_foundation.arguments import positive
 from search_foundation.capabilities import CAPABILITIES, STORING
 from search_foundation.servable import NotServableError, require_servable
+from services.core.catalog import CatalogError
 from services.core.folders import data_folder
 from services.core.serving import PortInUseError, Server, StopReason
 from services.core.serving.capability import ServingCapability
@@ -67,11 +68,13 @@ def run(args: argparse.Namespace) -> int:
         require_servable(settings)
         if settings.workers > 1:
             return asyncio.run(_supervise(settings, names))
+        # Before the engine is imported and the models load.
+        check_free(settings.host, settings.grpc_port)
         return uvloop.run(_serve(settings, names, None))
-    except (NotServableError, PortInUseError, OSError) as error:
+    except (CatalogError, NotServableError, PortInUseError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    except _engine_errors() as error:
+    except _engine_error() as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -99,7 +102,7 @@ def _work(settings: Settings, names: Sequence[str], link: WorkerLink) -> None:
     _configure_logs(settings)
     try:
         status = uvloop.run(_serve(settings, names, link))
-    except (ConfigurationError, PortInUseError, OSError, *_engine_errors()) as error:
+    except (CatalogError, ConfigurationError, PortInUseError, OSError, _engine_error()) as error:
         print(error, file=sys.stderr)
         status = 1
     sys.exit(status)
@@ -145,12 +148,11 @@ async def _serve(settings: Settings, names: Sequence[str], link: WorkerLink | No
 
 
 async def _expose(exposition: Exposition, settings: Settings, link: WorkerLink | None) -> int:
-    """Open the metrics before the models load, and find out early whether the gRPC port is taken."""
+    """Open the metrics before the models load."""
     if link is not None:
         link.attach()
         await exposition.start_unix(link.metrics_path)
         return 0
-    check_free(settings.host, settings.grpc_port)
     return await exposition.start(settings.host, settings.metrics_port)
 
 
@@ -217,9 +219,8 @@ def _exit_after(seconds: float) -> None:
     timer.start()
 
 
-def _engine_errors() -> tuple[type[Exception], ...]:
-    """Further failures to start that are told in one sentence; naming them imports the engine."""
-    from services.core.catalog import CatalogError
+def _engine_error() -> type[Exception]:
+    """A further failure to start that is told in one sentence; naming it imports the engine."""
     from services.core.inference import EngineStartError
 
-    return (EngineStartError, CatalogError)
+    return EngineStartError

@@ -39,6 +39,11 @@ def test_help_imports_nothing_heavy() -> None:
     assert not {"torch", "grpc", "pydantic", "sqlalchemy", "yaml"} & listed
 
 
+def test_serve_loads_the_engine_only_where_it_computes() -> None:
+    """What is refused needs none, nor does the process that starts several others and watches them."""
+    assert not {"torch", "sqlalchemy"} & command_modules("serve", "sing")
+
+
 def command_modules(*words: str) -> set[str]:
     code = (
         "import sys\nfrom search_foundation.cli import main\n"

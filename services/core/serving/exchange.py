@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import grpc.aio
@@ -18,7 +18,6 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from pydantic import IPvAnyNetwork
 
-from services.core.access import Admission
 from services.core.call import Call
 from services.core.errors import ErrorCode, ServiceError
 from services.core.serving.bodies import SMALL_BYTES, Bodies
@@ -26,6 +25,9 @@ from services.core.serving.failure import grpc_message, trailing_metadata
 from services.core.serving.metrics import OK
 from services.core.serving.rest import Body
 from services.core.serving.wire import body_data
+
+if TYPE_CHECKING:
+    from services.core.access import Admission
 
 Context = grpc.aio.ServicerContext[Any, Any]
 ArrivalMetadata = Sequence[tuple[str, str | bytes]]

@@ -22,7 +22,6 @@ import grpc.aio
 from google.api import httpbody_pb2
 from google.protobuf.descriptor import Descriptor
 
-from services.core.access import AccessControl
 from services.core.call import current_call
 from services.core.errors import ErrorCode, ServiceError
 from services.core.requests.limits import RequestLimits
@@ -35,6 +34,7 @@ from services.core.serving.metrics import CALLS, CANCELLED
 from services.core.settings import Settings
 
 if TYPE_CHECKING:
+    from services.core.access import AccessControl
     from services.core.serving.tracing import Tracing
 
 logger = logging.getLogger(__name__)

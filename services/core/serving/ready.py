@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from google.api import httpbody_pb2
 from searchfoundation.v1 import ops_pb2, ops_pb2_grpc
 
-from services.core.access import AccessControl
 from services.core.serving.rest import encode
+
+if TYPE_CHECKING:
+    from services.core.access import AccessControl
 
 OK, DEGRADED, UNAVAILABLE = "ok", "degraded", "unavailable"
 PING_SECONDS = 1.5

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
-from services.core.access import AccessControl
-from services.core.inference import Engine
 from services.core.serving.capability import ServingCapability
 from services.core.serving.certificates import Certificates
 from services.core.serving.dispatch import Dispatcher
@@ -26,7 +24,9 @@ from services.core.serving.ports import PortInUseError, join
 from services.core.serving.ready import ReadyServicer
 from services.core.settings import Settings
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they load torch and SQLAlchemy, which the supervisor of several workers does without
+    from services.core.access import AccessControl
+    from services.core.inference import Engine
     from services.core.serving.tracing import Tracing
 
 logger = logging.getLogger(__name__)
