@@ -30,7 +30,8 @@ def bucket(name: str = "files") -> Iterator[Front]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    httpx.put(f"http://{host}:{port}/{name}").raise_for_status()
+    # Its first call imports what it emulates, for longer than httpx waits where much else runs.
+    httpx.put(f"http://{host}:{port}/{name}", timeout=100).raise_for_status()
     front = Front()
     try:
         with _serving(front, host, port):

@@ -140,4 +140,4 @@ def test_a_bucket_that_refuses_holds_jobs_up_and_breaks_none(
             done = client.wait(job)
             assert (done.succeeded, done.failed, done.total) == (_LINES, 0, _LINES)
             assert client.download(job) == expect(job, _LINES)
-            assert httpx.get(done.output_url).content == expect(job, _LINES)
+            assert httpx.get(done.output_url, timeout=100).content == expect(job, _LINES)

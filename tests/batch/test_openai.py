@@ -125,7 +125,9 @@ def test_a_line_gets_the_options_it_asks_for(ann: openai.OpenAI) -> None:
     done = ended(ann, make(ann, upload(ann, *good, *(each for each, _ in bad))).id)
     assert done.status == "completed"
     output = lines_of(ann, done.output_file_id)
-    http = httpx.Client(base_url=str(ann.base_url), headers={"authorization": f"Bearer {ann.api_key}"})
+    http = httpx.Client(
+        base_url=str(ann.base_url), headers={"authorization": f"Bearer {ann.api_key}"}, timeout=100
+    )
     with http:
         for each, sent in zip(output, good, strict=True):
             wanted = http.post("/embeddings", json=sent["body"]).json()
@@ -194,7 +196,9 @@ def test_what_is_not_served_is_refused_in_words(ann: openai.OpenAI) -> None:
         make(ann, upload(ann, b"\n", b"not json\n"))
     with pytest.raises(openai.UnprocessableEntityError, match="without lines"):
         make(ann, upload(ann, b""))
-    http = httpx.Client(base_url=str(ann.base_url), headers={"authorization": f"Bearer {ann.api_key}"})
+    http = httpx.Client(
+        base_url=str(ann.base_url), headers={"authorization": f"Bearer {ann.api_key}"}, timeout=100
+    )
     with http:
         for headers, body in (
             ({}, b"{}"),

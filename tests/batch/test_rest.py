@@ -381,4 +381,4 @@ def test_ids_of_no_job(ann: Caller, name: str) -> None:
 
 
 def test_without_a_key(stack: Stack) -> None:
-    assert httpx.get(f"{stack.url}/v1/batches").status_code == 401
+    assert httpx.get(f"{stack.url}/v1/batches", timeout=100).status_code == 401

@@ -47,7 +47,7 @@ def s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        httpx.put(f"{url}/files").raise_for_status()
+        httpx.put(f"{url}/files", timeout=100).raise_for_status()
         yield "s3://files/some/prefix"
     server.stop()
 
@@ -174,7 +174,7 @@ async def test_a_job_with_its_files_in_a_bucket(tmp_path: Path, s3: str) -> None
     async with rig(chosen) as up:
         job = await up.create(expected.lines(expected.texts(40)))
         status = await up.wait(job)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=100) as http:
             fetched = (await http.get(status["output_url"])).raise_for_status().content
         assert fetched == await up.download(job)
         assert len(fetched.splitlines()) == 40

@@ -24,7 +24,7 @@ from search_foundation.library import ModelError
 from tests.e2e.conftest import Api
 from tests.gateway.client import Answer
 from tests.media.pictures import photograph
-from tests.stack import MODEL, Stack
+from tests.stack import MODEL, Stack, http_get
 from tests.vlm_served import CACHE_BYTES, ENDLESS, FOR_EVER, PARROT, RANDOM, SAID, write_answering
 
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -248,8 +248,8 @@ def test_clients_that_go_away_end_their_answers(api: Api) -> None:
 
 
 def _gauges(api: Api, name: str) -> set[str]:
-    metrics = httpx.get(f"http://127.0.0.1:{api.stack.services[0].metrics_port}/metrics").text
-    return {line.rpartition(" ")[2] for line in metrics.splitlines() if line.startswith(name)}
+    _, page = http_get(api.stack.services[0].metrics_port, "/metrics")
+    return {line.rpartition(" ")[2] for line in page.decode().splitlines() if line.startswith(name)}
 
 
 def test_a_schema_of_a_typed_call_that_is_no_json_is_the_callers_error(api: Api) -> None:
