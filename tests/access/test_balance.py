@@ -167,6 +167,20 @@ async def test_what_cannot_be_written_is_kept_and_bounded(clock: HandClock) -> N
     assert ledger.pending == 0
 
 
+async def test_flushes_at_once_write_what_is_pending_once(clock: HandClock) -> None:
+    books = Books()
+    ledger = Ledger(books.spend, clock.both)
+    ledger.learn("key", granted=100, spent=0, version=ledger.version)
+    ledger.debit("key", 60)
+    books.gate.clear()
+    flushes = [asyncio.create_task(ledger.flush()) for _ in range(2)]
+    await asyncio.sleep(0)
+    books.gate.set()
+    await asyncio.gather(*flushes)
+    assert books.sums == {"key": 60}
+    assert ledger.pending == 0
+
+
 async def test_a_sum_read_across_a_flush_counts_nothing_twice(clock: HandClock) -> None:
     books = Books()
     ledger = Ledger(books.spend, clock.both)

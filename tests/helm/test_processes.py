@@ -192,7 +192,12 @@ def test_state_in_postgresql_and_redis(tmp_path: Path) -> None:
         pool(replicas=2),
         database={"existingSecret": "pg"},
         redis={"existingSecret": "redis"},
-        settings={"tiers": {"two-a-minute": {"requests_per_minute": 2}}, "default_tier": "two-a-minute"},
+        settings={
+            "tiers": {"two-a-minute": {"requests_per_minute": 2}},
+            "default_tier": "two-a-minute",
+            # A Redis that answers late on a busy machine would have each replica count by itself.
+            "redis_timeout_seconds": 60,
+        },
     )
     with Cluster(render(values), tmp_path, secrets=secrets) as cluster:
         cluster.run()

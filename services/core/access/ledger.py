@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Ledger:
         self._accounts: dict[str, _Account] = {}
         self._dirty: set[str] = set()
         self._dirty_since = 0.0
+        self._writing = asyncio.Lock()
         self.version = 0
         """Grows at the start and the end of every flush, so it is odd during one."""
 
@@ -84,7 +86,14 @@ class Ledger:
         self._book(key_id, self._accounts[key_id], -tokens, self._clock.monotonic())
 
     async def flush(self) -> None:
-        """Write what is pending; raises as the database does and then keeps it pending."""
+        """Write what is pending; raises as the database does and then keeps it pending.
+
+        One at a time: what two wrote at once would be spent twice until the next.
+        """
+        async with self._writing:
+            await self._flush()
+
+    async def _flush(self) -> None:
         pending = {key_id: self._accounts[key_id].pending for key_id in self._dirty}
         pending = {key_id: tokens for key_id, tokens in pending.items() if tokens}
         started = self._clock.monotonic()
