@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
+from google.protobuf.message import Message
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -345,16 +346,19 @@ class BatchParser:
         )
 
 
-def parse_limit(text: str) -> int:
-    """Read the length of a list; empty is the default, and more than there may be is the most."""
-    if not text:
-        return DEFAULT_LIMIT
-    return min(whole_number(text, "limit", 1), MAX_LIMIT)
+def of_query(query: Message, name: str) -> str | None:
+    """Return an optional field of a query as it came, None where it did not come."""
+    return getattr(query, name) if query.HasField(name) else None
 
 
-def parse_offset(text: str) -> int:
+def parse_limit(text: str | None, default: int = DEFAULT_LIMIT, most: int = MAX_LIMIT) -> int:
+    """Read the length of a list; more than there may be is the most."""
+    return default if text is None else min(whole_number(text, "limit", 1), most)
+
+
+def parse_offset(text: str | None) -> int:
     """Read how many bytes to leave out."""
-    return whole_number(text, "offset", 0) if text else 0
+    return 0 if text is None else whole_number(text, "offset", 0)
 
 
 def whole_number(text: str, name: str, least: int) -> int:
