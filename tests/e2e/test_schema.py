@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,7 @@ class Requests:
 
     def finish(self, seconds: float) -> Counter[tuple[str, str, int]]:
         """Wait for the end, which must have found nothing; returns answers by operation, kind and status."""
-        try:
-            status = self.process.wait(seconds)
-        finally:
-            self.process.kill()
-        assert status == 0, self.log.read_text()[-8000:]
+        assert self.process.wait(seconds) == 0, self.log.read_text()[-8000:]
         return Counter(
             {(label, mode, code): n for label, mode, code, n in json.loads(self.answers.read_text())}
         )
@@ -102,8 +99,13 @@ class Requests:
 def test_answers_are_what_the_document_says(
     everything: Api, tmp_path: Path, modes: Sequence[str], examples: int, seconds: float
 ) -> None:
-    runs = [Requests.start(everything, tmp_path, mode, examples) for mode in modes]
-    answers = sum((run.finish(seconds) for run in runs), Counter[tuple[str, str, int]]())
+    answers: Counter[tuple[str, str, int]] = Counter()
+    with ExitStack() as begun:
+        runs = [Requests.start(everything, tmp_path, mode, examples) for mode in modes]
+        for run in runs:
+            begun.callback(run.process.kill)
+        for run in runs:
+            answers += run.finish(seconds)
     by_operation: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for (label, _, code), number in answers.items():
         by_operation[label][code] += number

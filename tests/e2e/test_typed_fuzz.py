@@ -33,7 +33,7 @@ FAULTS = {
     grpc.StatusCode.DATA_LOSS,
 }
 CLIENTS_OWN = "Internal error from Core"
-"""What grpc.aio's client says of a stream that the server has ended while it was writing. Its status is lost."""
+"""What grpc.aio's client says of a stream that the server ended while it was writing. Its status is lost."""
 
 ENDED = "ENDED WHILE IT WAS WRITTEN"
 
