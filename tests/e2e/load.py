@@ -24,8 +24,8 @@ class Load:
     A caller waits ``pause`` seconds after a call that was not answered 200.
     ``outcomes`` counts statuses, REFUSED connections and LOST calls, which were sent over a connection on
     which nothing came back. A new connection that is reset counts as refused: the port was closed while it
-    waited in the kernel's queue, and nobody has read its call. ``taken`` are the seconds of each call that was
-    answered 200, in the order of the answers.
+    waited in the kernel's queue, and nobody has read its call. ``taken`` has the seconds of the calls that
+    were answered 200, in the order of their answers.
     """
 
     port: int
