@@ -91,15 +91,15 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
             current_call.get().key_id,
             parse_limit(of_query(request, "limit"), _MAX_FILES, _MAX_FILES),
         )
-        order = of_query(request, "order")
+        order, after = of_query(request, "order"), of_query(request, "after") or None
         if order not in (None, "asc", "desc"):
             raise _wrong("order", "should be 'asc' or 'desc'", order)
-        if request.after:
-            await self._uploads.find(key_id, request.after)
+        if after is not None:
+            await self._uploads.find(key_id, after)
         found = await self._uploads.list(
             key_id,
-            purpose=request.purpose,
-            after=request.after or None,
+            purpose=of_query(request, "purpose") or "",
+            after=after,
             limit=limit + 1,
             newest_first=order != "asc",
         )
@@ -162,9 +162,10 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
             current_call.get().key_id,
             parse_limit(of_query(request, "limit"), _DEFAULT_BATCHES, _MAX_BATCHES),
         )
-        if request.after:
-            await self._service.job(request.after, key_id)
-        found = await self._service.page(key_id, JobForm.OPENAI, request.after or None, limit + 1)
+        after = of_query(request, "after") or None
+        if after is not None:
+            await self._service.job(after, key_id)
+        found = await self._service.page(key_id, JobForm.OPENAI, after, limit + 1)
         return encode(_page([_batch(job) for job in found], limit))
 
     async def GetOpenAIBatch(  # noqa: N802 - named by the contract

@@ -347,8 +347,13 @@ class BatchParser:
 
 
 def of_query(query: Message, name: str) -> str | None:
-    """Return an optional field of a query as it came, None where it did not come."""
-    return getattr(query, name) if query.HasField(name) else None
+    """Return a field of a query, None where it did not come; raises ``ServiceError`` VALIDATION_ERROR."""
+    values: Sequence[str] = getattr(query, name)
+    if len(values) > 1:
+        raise validation_error(
+            [FieldError(f"query -> {name}", "should come once", "value_error", list(values))]
+        )
+    return values[0] if values else None
 
 
 def parse_limit(text: str | None, default: int = DEFAULT_LIMIT, most: int = MAX_LIMIT) -> int:

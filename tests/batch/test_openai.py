@@ -209,7 +209,13 @@ def test_what_is_not_served_is_refused_in_words(ann: openai.OpenAI) -> None:
             ("expires_after[seconds]", (None, "6")),
         ]
         assert http.post("/files", files=twice).status_code == 422
-        for path in ("/files?limit=", "/files?order=", "/files?order=up", "/batches?limit="):
+        for path in (
+            "/files?limit=",
+            "/files?order=",
+            "/files?order=up",
+            "/batches?limit=",
+            "/files?after=a&after=b",
+        ):
             assert http.get(path).status_code == 422
 
 

@@ -63,7 +63,23 @@ GOOD: dict[str, Message] = {
 
 BODIES: dict[str, dict[str, Any]] = {
     "CreateEmbeddings": {"model": MODEL, "input": ["a fox"], "truncate": True},
+    "CohereEmbed": {
+        "model": MODEL,
+        "texts": ["a fox"],
+        "input_type": "search_document",
+        "embedding_types": ["float"],
+    },
+    "CohereEmbedV1": {"model": MODEL, "texts": ["a fox"], "input_type": "search_query"},
+    "TeiEmbed": {"inputs": ["a fox"], "normalize": True, "truncate": True},
+    "TeiEmbedAll": {"inputs": ["a fox"]},
+    "TeiSimilarity": {"inputs": {"source_sentence": "a fox", "sentences": ["a dog", "a cat"]}},
+    "OllamaEmbed": {"model": MODEL, "input": "a fox", "keep_alive": "5m"},
+    "OllamaEmbedOne": {"model": MODEL, "prompt": "a fox"},
+    "OllamaShow": {"model": MODEL},
     "Rerank": {"model": MODEL, "query": "q", "documents": ["a", {"text": "b"}], "return_documents": True},
+    "CohereRerank": {"model": MODEL, "query": "q", "documents": ["a", "b"], "top_n": 1},
+    "CohereRerankV1": {"model": MODEL, "query": "q", "documents": ["a", {"text": "b"}], "top_n": 1},
+    "TeiRerank": {"query": "q", "texts": ["a", "b"], "return_text": True},
     "Classify": {"model": MODEL, "input": ["a fox"], "labels": ["fox", "dog"]},
     "Train": {"model": MODEL, "input": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]},
     "CreateBatch": {"model": MODEL, "input": [{"custom_id": "a", "body": {"input": "a fox"}}]},
@@ -73,6 +89,8 @@ BODIES: dict[str, dict[str, Any]] = {
         "completion_window": "24h",
     },
 }
+"""Good bodies of REST calls, by method, which are then changed."""
+
 VALUES = (
     None,
     True,
