@@ -19,7 +19,17 @@ from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 from services.batch.lines import MAX_LINE_BYTES
 from services.batch.openai_schemas import ENDPOINT, WINDOW, BatchBody
 from services.batch.rest import NDJSON, caller
-from services.batch.schema import BatchParser, BatchRequest, File, JobForm, State, job_file_id, whole_number
+from services.batch.schema import (
+    BatchParser,
+    BatchRequest,
+    File,
+    JobForm,
+    State,
+    job_file_id,
+    of_query,
+    parse_limit,
+    whole_number,
+)
 from services.batch.service import BatchService
 from services.batch.table import BatchJob, UploadedFile
 from services.batch.uploads import PURPOSE, Uploads
@@ -77,17 +87,21 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         self, request: batch_rest_pb2.ListFilesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/files``."""
-        key_id, limit = current_call.get().key_id, _limit(request.limit, _MAX_FILES, _MAX_FILES)
-        if request.order not in ("", "asc", "desc"):
-            raise _wrong("order", "should be 'asc' or 'desc'", request.order)
-        if request.after:
-            await self._uploads.find(key_id, request.after)
+        key_id, limit = (
+            current_call.get().key_id,
+            parse_limit(of_query(request, "limit"), _MAX_FILES, _MAX_FILES),
+        )
+        order, after = of_query(request, "order"), of_query(request, "after") or None
+        if order not in (None, "asc", "desc"):
+            raise _wrong("order", "should be 'asc' or 'desc'", order)
+        if after is not None:
+            await self._uploads.find(key_id, after)
         found = await self._uploads.list(
             key_id,
-            purpose=request.purpose,
-            after=request.after or None,
+            purpose=of_query(request, "purpose") or "",
+            after=after,
             limit=limit + 1,
-            newest_first=request.order != "asc",
+            newest_first=order != "asc",
         )
         return encode(_page([_file(each) for each in found], limit))
 
@@ -144,10 +158,14 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         self, request: batch_rest_pb2.ListOpenAIBatchesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/batches``."""
-        key_id, limit = current_call.get().key_id, _limit(request.limit, _DEFAULT_BATCHES, _MAX_BATCHES)
-        if request.after:
-            await self._service.job(request.after, key_id)
-        found = await self._service.page(key_id, JobForm.OPENAI, request.after or None, limit + 1)
+        key_id, limit = (
+            current_call.get().key_id,
+            parse_limit(of_query(request, "limit"), _DEFAULT_BATCHES, _MAX_BATCHES),
+        )
+        after = of_query(request, "after") or None
+        if after is not None:
+            await self._service.job(after, key_id)
+        found = await self._service.page(key_id, JobForm.OPENAI, after, limit + 1)
         return encode(_page([_batch(job) for job in found], limit))
 
     async def GetOpenAIBatch(  # noqa: N802 - named by the contract
@@ -238,12 +256,8 @@ def _page(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
     }
 
 
-def _limit(text: str, default: int, most: int) -> int:
-    return min(whole_number(text, "limit", 1), most) if text else default
-
-
 def _fields(body: Body) -> dict[str, FormPart]:
-    content, body.data = bytes(body.data), memoryview(b"")
+    content, body.data = body.data, memoryview(b"")
     return {part.name: part for part in form_parts(content)}
 
 
@@ -251,7 +265,7 @@ def _text(fields: Mapping[str, FormPart], name: str) -> str:
     part = fields.get(name)
     if part is None:
         raise _wrong(name, "Field required", None)
-    return part.content[:_LONGEST_TEXT].decode("utf-8", "replace")
+    return bytes(part.content[:_LONGEST_TEXT]).decode("utf-8", "replace")
 
 
 def _wrong(name: str, message: str, value: Any) -> ServiceError:

@@ -14,7 +14,15 @@ from google.api import httpbody_pb2
 from searchfoundation.v1 import batch_rest_pb2, batch_rest_pb2_grpc
 
 from services.batch.quotas import figures
-from services.batch.schema import BatchParser, File, JobStatus, parse_limit, parse_offset, status_json
+from services.batch.schema import (
+    BatchParser,
+    File,
+    JobStatus,
+    of_query,
+    parse_limit,
+    parse_offset,
+    status_json,
+)
 from services.batch.service import POLL_SECONDS, BatchService, Caller
 from services.core.call import Call, current_call
 from services.core.errors import ErrorCode, ServiceError
@@ -99,7 +107,7 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
         self, request: batch_rest_pb2.ListBatchesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /v1/batches``."""
-        found = await self._service.list(current_call.get().key_id, parse_limit(request.limit))
+        found = await self._service.list(current_call.get().key_id, parse_limit(of_query(request, "limit")))
         return encode([status_json(status) for status in found])
 
     async def GetBatch(  # noqa: N802 - named by the contract
@@ -141,7 +149,7 @@ class BatchRestServicer(batch_rest_pb2_grpc.BatchRestServiceServicer):
     async def _file(
         self, request: batch_rest_pb2.BatchFileByPathRequest, file: File
     ) -> AsyncIterator[httpbody_pb2.HttpBody]:
-        offset = parse_offset(request.offset)
+        offset = parse_offset(of_query(request, "offset"))
         call = current_call.get()
         found = await self._service.open(request.batch_id, call.key_id, file)
         etag = f'"{request.batch_id}-{file}"'

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
+from google.protobuf.message import Message
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -345,16 +346,24 @@ class BatchParser:
         )
 
 
-def parse_limit(text: str) -> int:
-    """Read the length of a list; empty is the default, and more than there may be is the most."""
-    if not text:
-        return DEFAULT_LIMIT
-    return min(whole_number(text, "limit", 1), MAX_LIMIT)
+def of_query(query: Message, name: str) -> str | None:
+    """Return a field of a query, None where it did not come; raises ``ServiceError`` VALIDATION_ERROR."""
+    values: Sequence[str] = getattr(query, name)
+    if len(values) > 1:
+        raise validation_error(
+            [FieldError(f"query -> {name}", "should come once", "value_error", list(values))]
+        )
+    return values[0] if values else None
 
 
-def parse_offset(text: str) -> int:
+def parse_limit(text: str | None, default: int = DEFAULT_LIMIT, most: int = MAX_LIMIT) -> int:
+    """Read the length of a list; more than there may be is the most."""
+    return default if text is None else min(whole_number(text, "limit", 1), most)
+
+
+def parse_offset(text: str | None) -> int:
     """Read how many bytes to leave out."""
-    return whole_number(text, "offset", 0) if text else 0
+    return 0 if text is None else whole_number(text, "offset", 0)
 
 
 def whole_number(text: str, name: str, least: int) -> int:

@@ -42,7 +42,7 @@ class Uploads:
         self._disk = Disk.of(settings)
 
     async def save(
-        self, caller: Caller, filename: str, content: bytes, seconds: float | None
+        self, caller: Caller, filename: str, content: memoryview, seconds: float | None
     ) -> UploadedFile:
         """Keep a file for ``seconds``, at most as long as jobs are kept.
 
@@ -155,6 +155,6 @@ def _not_found(file_id: str) -> ServiceError:
     return ServiceError(ErrorCode.RESOURCE_NOT_FOUND, resource_type="File", resource_id=file_id[:_LONGEST_ID])
 
 
-async def _pieces(content: bytes) -> AsyncIterator[bytes]:
+async def _pieces(content: memoryview) -> AsyncIterator[bytes]:
     for start in range(0, len(content), _PIECE):
-        yield content[start : start + _PIECE]
+        yield bytes(content[start : start + _PIECE])

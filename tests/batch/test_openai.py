@@ -206,6 +206,21 @@ def test_what_is_not_served_is_refused_in_words(ann: openai.OpenAI) -> None:
             ({"content-type": "multipart/form-data; boundary=x"}, b"--x\r\n\r\n\r\nfile\r\n--x--"),
         ):
             assert http.post("/files", content=body, headers=headers).status_code == 422
+        file = {"file": ("a.jsonl", b"{}"), "purpose": (None, "batch")}
+        twice = [
+            *file.items(),
+            ("expires_after[seconds]", (None, "5")),
+            ("expires_after[seconds]", (None, "6")),
+        ]
+        assert http.post("/files", files=twice).status_code == 422
+        for path in (
+            "/files?limit=",
+            "/files?order=",
+            "/files?order=up",
+            "/batches?limit=",
+            "/files?after=a&after=b",
+        ):
+            assert http.get(path).status_code == 422
 
 
 def test_files_and_batches_belong_to_their_key(ann: openai.OpenAI, bob: openai.OpenAI) -> None:

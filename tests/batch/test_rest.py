@@ -368,7 +368,7 @@ def test_jobs_belong_to_their_key(ann: Caller, bob: Caller) -> None:
     assert times == sorted(times, reverse=True)
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "1.5"])
+@pytest.mark.parametrize("limit", ["", "0", "-1", "x", "1.5", "1&limit=1"])
 def test_limits_that_are_none(ann: Caller, limit: str) -> None:
     status, body = ann.call("GET", f"/v1/batches?limit={limit}")
     assert (status, body["errors"][0]["field"]) == (422, "query -> limit")

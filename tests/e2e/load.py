@@ -19,19 +19,23 @@ LOST = "lost"
 
 @dataclass
 class Load:
-    """Threads in a closed loop over one kept connection each.
+    """Threads in a closed loop over one kept connection each, which embed ``text``, one or a list.
 
+    A caller waits ``pause`` seconds after a call that was not answered 200.
     ``outcomes`` counts statuses, REFUSED connections and LOST calls, which were sent over a connection on
     which nothing came back. A new connection that is reset counts as refused: the port was closed while it
-    waited in the kernel's queue, and nobody has read its call.
+    waited in the kernel's queue, and nobody has read its call. ``taken`` has the seconds of the calls that
+    were answered 200, in the order of their answers.
     """
 
     port: int
     callers: int
     headers: dict[str, str] = field(default_factory=dict)
-    text: str = "a text of about ten words to embed once more"
+    text: str | list[str] = "a text of about ten words to embed once more"
+    pause: float = 0.0
     outcomes: Counter[int | str] = field(default_factory=Counter)
     failures: list[tuple[int, dict[str, str], bytes]] = field(default_factory=list)
+    taken: list[float] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         self._stop = threading.Event()
@@ -46,9 +50,13 @@ class Load:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stop.set()
+        self.stop()
         for thread in self._threads:
             thread.join(120)
+
+    def stop(self) -> None:
+        """Let each caller end with the call that it is making."""
+        self._stop.set()
 
     def wait_for(self, outcome: int | str, number: int) -> None:
         """Wait until so many more calls than now have had an outcome."""
@@ -69,9 +77,15 @@ class Load:
                 time.sleep(0.02)
                 continue
             try:
+                began = time.monotonic()
                 connection.request("POST", "/v1/embeddings", body, headers)
                 response = connection.getresponse()
-                self._note(response.status, dict(response.getheaders()), response.read())
+                answer = response.read()
+                if response.status == 200:
+                    self.taken.append(time.monotonic() - began)
+                self._note(response.status, dict(response.getheaders()), answer)
+                if response.status != 200:
+                    self._stop.wait(self.pause)
             except (OSError, http.client.HTTPException) as error:
                 queued = fresh and isinstance(error, (ConnectionResetError, BrokenPipeError))
                 queued = queued and not isinstance(error, http.client.RemoteDisconnected)

@@ -108,7 +108,7 @@ def _jobs(size: int) -> Iterator[Worst]:
     form = head + b"\xff" * size + b"\r\n--b--\r\n"
     upload = "/searchfoundation.v1.OpenAIBatchRestService/UploadFile"
     yield Worst("files, a long purpose", upload, HttpBody(data=form), "/openai/v1/files", form)
-    query = batch_rest_pb2.ListBatchesByQueryRequest(limit="1000")
+    query = batch_rest_pb2.ListBatchesByQueryRequest(limit=["1000"])
     yield Worst("batch, a long list", "/searchfoundation.v1.BatchRestService/ListBatches", query)
 
 

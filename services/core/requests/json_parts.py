@@ -33,7 +33,10 @@ _OPEN, _CLOSE, _BRACKET, _BRACE = 0x7B, 0x7D, 0x5B, 0x20  # a bracket with the b
 _BLANKS = b" \t\n\r"
 _HIGH_SURROGATES = (b"d8", b"d9", b"da", b"db")
 
-Marks = NDArray[np.int64]
+Places = NDArray[np.int64]
+Marks = NDArray[np.uint32]
+"""Places of a whole body or numbers of its marks, in half the memory: no body has 4 GiB."""
+
 Steps = Generator[None, None, Any]
 """Builds a value; something else may run at every ``next``."""
 
@@ -63,7 +66,7 @@ class Outline:
     """Where brackets, commas and colons stand outside of strings.
 
     ``marks`` are their offsets, ``kinds`` the bytes there, ``depths`` the depth behind each; ``values`` is
-    how many values there are, within one for each list and object.
+    how many values there are, within one for each list and object, and ``names`` how many have one.
     """
 
     data: memoryview
@@ -71,6 +74,7 @@ class Outline:
     kinds: NDArray[np.uint8]
     depths: NDArray[np.int32]
     values: int
+    names: int
 
 
 def outline(data: memoryview, most_values: int, longest_string: int) -> Outline:
@@ -98,9 +102,11 @@ def outline(data: memoryview, most_values: int, longest_string: int) -> Outline:
         values += int(np.count_nonzero((kind == _COMMA) | (kind | _BRACE == _OPEN)))
         if values > most_values:
             raise TooManyValuesError
-        marks.append(found + start)
+        marks.append((found + start).astype(np.uint32))
         kinds.append(kind)
-    return _checked(data, np.concatenate(marks), np.concatenate(kinds), values, bool(inside))
+    whole_marks, whole_kinds = np.concatenate(marks), np.concatenate(kinds)
+    del marks, kinds  # before as much again is made
+    return _checked(data, whole_marks, whole_kinds, values, bool(inside))
 
 
 def build(parts: Outline, longest_string: int, charge: Charge) -> Steps:
@@ -157,16 +163,19 @@ def _between(parts: Outline, first: int, last: int, depth: int) -> list[tuple[in
 
 def _commas(parts: Outline, first: int, last: int, depth: int) -> Marks:
     """Return which marks from ``first`` to before ``last`` are commas at a depth."""
-    commas = (parts.kinds[first:last] == _COMMA) & (parts.depths[first:last] == depth)
-    return first + np.flatnonzero(commas)
+    commas = parts.kinds[first:last] == _COMMA
+    commas &= parts.depths[first:last] == depth
+    found = np.flatnonzero(commas).astype(np.uint32)
+    found += np.uint32(first)
+    return found
 
 
-def _structure(block: NDArray[np.uint8]) -> Marks:
+def _structure(block: NDArray[np.uint8]) -> Places:
     braces = block | _BRACE
     return np.flatnonzero((braces == _OPEN) | (braces == _CLOSE) | (block == _COMMA) | (block == _COLON))
 
 
-def _quotes(block: NDArray[np.uint8], escaped: bool) -> tuple[Marks, bool]:
+def _quotes(block: NDArray[np.uint8], escaped: bool) -> tuple[Places, bool]:
     """Return where strings begin and end, and whether what follows the block is escaped."""
     quotes = np.flatnonzero(block == _QUOTE)
     slashes = np.flatnonzero(block == _BACKSLASH)
@@ -188,14 +197,16 @@ def _checked(
     """Refuse what is not one pair of braces with everything between them."""
     if not len(marks) or kinds[0] != _OPEN or not _is_blank(data[: int(marks[0])]):
         raise MalformedError("Input should be a valid JSON object", None)
-    steps = (kinds | _BRACE == _OPEN).astype(np.int32) - (kinds | _BRACE == _CLOSE)
+    braces = kinds | _BRACE
+    steps = (braces == _OPEN).view(np.int8) - (braces == _CLOSE).view(np.int8)
     depths = np.cumsum(steps, dtype=np.int32)
     closed = np.flatnonzero(depths <= 0)
     if open_string or not len(closed):
         raise MalformedError("unexpected end of data", len(data))
     if closed[0] != len(marks) - 1 or not _is_blank(data[int(marks[-1]) + 1 :]):
         raise MalformedError("unexpected content after document", int(marks[closed[0]]) + 1)
-    return Outline(data, marks, kinds, depths, values)
+    names = int(np.count_nonzero(kinds == _COLON))
+    return Outline(data, marks, kinds, depths, values, names)
 
 
 class _Builder:
@@ -235,7 +246,8 @@ class _Builder:
         Gives the marks before and behind, and the number of values where that is one, else 0.
         """
         marks = self._parts.marks
-        edges = np.concatenate([[first], _commas(self._parts, first + 1, last, depth), [last]])
+        ends = np.array([first, last], np.uint32)
+        edges = np.concatenate([ends[:1], _commas(self._parts, first + 1, last, depth), ends[1:]])
         offsets = marks[edges]
         place = 0
         while place < len(edges) - 1:

@@ -32,9 +32,9 @@ _LARGE_BYTES = 1 << 20
 _VALUES_PER_FIELD = 4
 """A field of a typed message costs the event loop as much as so many values, since it is parsed in one go."""
 
-VALUE_BYTES = 100
-"""What a value takes in memory beyond its characters: the object, its place in a list or dictionary, what the
-request is made of it."""
+VALUE_BYTES = 160
+"""What a value, and as much again its name, takes in memory beyond its characters: the object, its place in a
+list or dictionary, where it stands in the body, what the request is made of it."""
 
 _TRIM_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
@@ -80,7 +80,7 @@ class Bodies:
         """
         async with self._turns.of(key_id):
             parts = await self.outline_of(data)
-            hold(VALUE_BYTES * parts.values)
+            hold(VALUE_BYTES * (parts.values + parts.names))
             steps = build(parts, MAX_STRING_BYTES, hold)
             while True:
                 try:
