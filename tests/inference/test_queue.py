@@ -16,6 +16,9 @@ from services.core.call import Priority
 from services.core.errors import ErrorCode, ServiceError
 from services.core.inference import EmbedOptions
 from services.core.inference.device import TorchDevice, available_cores
+from services.core.inference.jobs import Job, Lane
+from services.core.inference.runtime import Runtime
+from services.core.inference.scheduler import Scheduler
 from services.core.modeling.types import EncodeItem
 from tests.inference.support import MINILM, Gate, call, embed, ids, running, text
 
@@ -113,6 +116,33 @@ async def test_a_quiet_tenant_waits_for_one_batch_of_a_loud_one_at_most() -> Non
         await asyncio.gather(quiet, *loud)
     served_in = next(i for i, batch in enumerate(gate.seen) if ids("a quiet word") in batch)
     assert served_in == running_already
+
+
+async def test_where_passes_are_short_calls_at_hand_are_one_batch() -> None:
+    batches: list[int] = []
+
+    def run(payloads: Sequence[int]) -> Sequence[int]:
+        batches.append(len(payloads))
+        return payloads
+
+    lane = Lane("gathering", run, max_tokens=100, min_tokens=100)
+    runtime = Runtime(Scheduler(10_000), TorchDevice(torch.device("cpu"), 1), workers=2, gathers=True)
+    runtime.add(lane)
+    runtime.start()
+
+    async def ask(calls: int) -> list[list[int]]:
+        jobs = [Job(lane, [number], [10]) for number in range(calls)]
+        return await asyncio.gather(*(runtime.run(job, call()) for job in jobs))
+
+    try:
+        assert await ask(1) == [[0]]
+        assert await ask(8) == [[number] for number in range(8)]
+        assert batches == [1, 8]
+        # More than a batch: one that is full need not wait for the rest.
+        assert await ask(24) == [[number] for number in range(24)]
+        assert len(batches) <= 2 + 4
+    finally:
+        await runtime.stop(1.0)
 
 
 async def test_batch_work_runs_in_threads_that_the_kernel_lets_wait() -> None:

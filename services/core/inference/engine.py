@@ -140,6 +140,7 @@ class Engine:
             device,
             workers=device.workers,
             background=device.background,
+            gathers=not device.on_cpu,
         )
         executor = ThreadPoolExecutor(device.text_threads, "texts", lambda: device.claim_cores(False))
         engine = cls(

@@ -39,10 +39,20 @@ class InferenceError(Exception):
 class Runtime:
     """One device with its queue and workers, as seen from one event loop.
 
+    With ``gathers`` a batch is cut when the event loop has no other call at hand that could be in it: where
+    passes are over in a millisecond, many small ones cost the interpreter more than they bring the device.
     ``on_failure`` is called in a worker's thread when a worker has died.
     """
 
-    def __init__(self, scheduler: Scheduler, device: Device, *, workers: int, background: int = 0) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        device: Device,
+        *,
+        workers: int,
+        background: int = 0,
+        gathers: bool = False,
+    ) -> None:
         self._scheduler = scheduler
         self._metrics = EngineMetrics()
         self._loop = asyncio.get_running_loop()
@@ -55,6 +65,8 @@ class Runtime:
             deliver=self._deliver,
             on_death=self._on_death,
         )
+        self._gathers = gathers
+        self._gathering = False
         self._promised_tokens = 0
         self._reserved = 0
         self._inside: dict[str, int] = {}
@@ -185,9 +197,17 @@ class Runtime:
 
     def _submit(self, job: AnyJob) -> None:
         try:
-            self._workers.submit(job)
+            gathering = self._workers.submit(job, gather=self._gathers)
         except DeviceLostError:
             raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, retry_after=_RETRY_SOON) from None
+        if gathering and not self._gathering:
+            # Comes behind all that is ready to run now: calls that go on from the batch before, for one.
+            self._gathering = True
+            self._loop.call_soon(self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        self._workers.gathered()
 
     def _refusal(self, full: QueueFullError) -> ServiceError:
         backlog = self._metrics.backlog_seconds(self._workers.count)

@@ -81,10 +81,6 @@ class _WorkerGroup:
         """Whether it takes only what nobody waits for."""
         return self.only is Priority.BATCH
 
-    def takes(self, priority: Priority) -> bool:
-        """Whether work of a class is this group's."""
-        return self.only is None or self.only is priority
-
     def wait(self, seconds: float | None) -> None:
         """Wait for ``call``, or so long. To be called with the lock held, as ``call`` and ``call_all``."""
         self.idle += 1
@@ -143,6 +139,7 @@ class Workers:
         self._groups = groups
         self._running: dict[threading.Thread, Batch | None] = {}
         self._stopping = False
+        self._gathering = False
         self._last_call = float("-inf")
         self.count = count
         self.death: BaseException | None = None
@@ -171,8 +168,12 @@ class Workers:
             thread.join(max(0.0, until - time.monotonic()))
         return left
 
-    def submit(self, job: AnyJob) -> None:
-        """Queue a job. Raises DeviceLostError when no worker runs any more."""
+    def submit(self, job: AnyJob, *, gather: bool = False) -> bool:
+        """Queue a job. Raises DeviceLostError when no worker runs any more.
+
+        With ``gather`` more are about to come: unless a full batch waits already no worker takes anything
+        before ``gathered``, and the result is True.
+        """
         with self._lock:
             if self._stopping:
                 raise DeviceLostError("the workers have ended") from self.death
@@ -180,9 +181,21 @@ class Workers:
             self._scheduler.submit(job)
             if job.priority is Priority.INTERACTIVE:
                 self._last_call = job.queued_at
-            for group in self._groups:
-                if group.takes(job.priority):
-                    group.call()
+            self._gathering = gather and job.lane.queued_tokens < job.lane.max_tokens
+            if not self._gathering:
+                self._call()
+            return self._gathering
+
+    def gathered(self) -> None:
+        """Let workers take what was queued with ``gather``."""
+        with self._lock:
+            self._gathering = False
+            self._call()
+
+    def _call(self) -> None:
+        for group in self._groups:
+            if self._scheduler.has_work(group.only):
+                group.call()
 
     def cancel(self, job: AnyJob, reason: str) -> None:
         """Drop what no worker has begun of ``job``; results of the rest are thrown away."""
@@ -239,7 +252,7 @@ class Workers:
 
     def _rest(self, group: _WorkerGroup) -> float | None:
         """Seconds that a thread of ``group`` has to wait: none, until work comes (None), or for calm."""
-        if not self._scheduler.has_work(group.only):
+        if self._gathering or not self._scheduler.has_work(group.only):
             return None
         others_at_work = group.count - group.idle - 1
         if not group.background or group.count == 1 or others_at_work < group.count - 1:
