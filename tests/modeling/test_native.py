@@ -123,6 +123,22 @@ def test_structs_have_in_python_the_size_that_they_have_in_c(kernels: Instructio
         library.check_sizes(loaded, linear=ops._Attention)
 
 
+def test_memory_of_states_is_used_again_by_its_thread_alone() -> None:
+    states = library.States(8, torch.float32)
+    first, larger = states.rows(10), states.rows(60)
+    assert (first.shape, larger.shape) == ((10, 8), (60, 8))
+    assert larger.data_ptr() == first.data_ptr() == states.rows(1).data_ptr()
+    assert states.rows(65).data_ptr() == states.rows(3).data_ptr() != first.data_ptr()
+    assert library.States(8, torch.float32).rows(3).data_ptr() != states.rows(3).data_ptr()
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(lambda: states.rows(3)).result().data_ptr() != states.rows(3).data_ptr()
+    # What is too large to be kept is nobody's twice.
+    most = library._KEPT_BYTES // (8 * 4)
+    kept, one, another = states.rows(most), states.rows(most + 1), states.rows(most + 1)
+    assert len({kept.data_ptr(), one.data_ptr(), another.data_ptr()}) == 3
+    assert states.rows(most).data_ptr() == kept.data_ptr()
+
+
 def test_fp32_beside_products_of_bf16_takes_the_set_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "current", lambda: InstructionSet.AMX)
     monkeypatch.setattr(library, "load", lambda name: name)

@@ -403,7 +403,10 @@ class Backbone(Protocol):
     """A network from tokens to hidden states."""
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states, (tokens, width), in the batch's packed order."""
+        """Return the last hidden states, (tokens, width), in the batch's packed order.
+
+        The next pass of the calling thread may overwrite them.
+        """
         ...
 
 

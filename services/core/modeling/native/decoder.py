@@ -11,7 +11,7 @@ from services.core.modeling.families.decoder_config import DecoderConfig
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.reading import Layers
 from services.core.modeling.native.angles import Angles
-from services.core.modeling.native.library import check_sizes, passes, scratch, storage
+from services.core.modeling.native.library import States, check_sizes, passes, scratch, storage
 from services.core.modeling.native.weights import Linear, Packer, task_runs
 
 _POINTER = ctypes.c_void_p
@@ -74,6 +74,9 @@ class FusedDecoder:
         self._tasks = {task: i for i, task in enumerate(sorted(adapters.names))}
         self._angles = Angles(config.head_dim, config.rotary_base)
         self._packer = Packer(kernels, layers.dtype, adapters.rank)
+        heads = (config.heads + 2 * config.key_heads, config.heads)
+        widths = (config.width, *(count * config.head_dim for count in heads))
+        self._states = [States(width, kernels.elements) for width in widths]
         check_sizes(
             kernels, decoder=_Decoder, decoder_layer=_DecoderLayer, decoder_pass=_DecoderPass, linear=Linear
         )
@@ -94,7 +97,7 @@ class FusedDecoder:
 
         Up to ``torch.get_num_threads()`` threads of the calling thread's setting work on it.
         """
-        config, threads = self._config, torch.get_num_threads()
+        threads = torch.get_num_threads()
         tokens, longest = batch.tokens, batch.max_length
         if batch.rotation is None:
             positions, angles = batch.positions(), self._angles.up_to(longest)
@@ -106,10 +109,7 @@ class FusedDecoder:
             task_runs(batch.wanted_runs, self._tasks),
         )
         requested = batch.wanted
-        heads, elements = config.heads + 2 * config.key_heads, self._kernels.elements
-        hidden = torch.empty(tokens, config.width, dtype=elements)
-        qkv = torch.empty(tokens, heads * config.head_dim, dtype=elements)
-        attended = torch.empty(tokens, config.heads * config.head_dim, dtype=elements)
+        hidden, qkv, attended = (states.rows(tokens) for states in self._states)
         decoder = ctypes.addressof(self._decoder)
         given = _DecoderPass(
             *(decoder, batch.token_ids.data_ptr(), positions.data_ptr(), batch.cu_lengths.data_ptr()),

@@ -11,7 +11,7 @@ from services.core.modeling.layers.attention import alibi_slopes
 from services.core.modeling.layers.packed import PackedBatch
 from services.core.modeling.layers.post_norm import Dense, LayerWeights, NormWeights, PostNormWeights
 from services.core.modeling.native.angles import Angles
-from services.core.modeling.native.library import check_sizes, passes, scratch, storage
+from services.core.modeling.native.library import States, check_sizes, passes, scratch, storage
 from services.core.modeling.native.weights import Linear, Packer, task_runs
 
 _POINTER = ctypes.c_void_p
@@ -81,6 +81,7 @@ class FusedPostNorm:
         layers = [self._layer(layer) for layer in weights.layers]
         self._layers = (_EncoderLayer * len(layers))(*layers)
         self.width = weights.words.shape[1]
+        self._states = States(self.width, kernels.elements)
         base = weights.rotary_base
         self._angles = None if base is None else Angles(self.width // weights.heads, base)
         self._encoder = _Encoder(
@@ -95,12 +96,12 @@ class FusedPostNorm:
         )
 
     def __call__(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states, (tokens, width).
+        """Return the last hidden states, (tokens, width); see ``Backbone``.
 
         Up to ``torch.get_num_threads()`` threads of the calling thread's setting work on it.
         """
         threads = torch.get_num_threads()
-        hidden = torch.empty(batch.tokens, self.width, dtype=self._kernels.elements)
+        hidden = self._states.rows(batch.tokens)
         encoder = ctypes.addressof(self._encoder)
         runs = task_runs(batch.adapter_runs, self._tasks)
         visible = None if batch.attended is None else np.array(batch.attended, np.int32)
