@@ -113,13 +113,15 @@ async def test_a_stop_over_several_tokens_is_never_shown(
 
 async def test_callers_that_go_leave_no_blocks_held(engine: Engine) -> None:
     model, charged = engine.chat(ENDLESS), Counter[int]()
+    room = asyncio.Semaphore(16)  # more would not fit into the cache, and be refused
 
     async def go_away(number: int) -> None:
         async def charge(tokens: int) -> None:
             charged[number] += tokens
 
         call = Call(str(number), charge=charge)
-        async with model.answer(user("x" * number), AnswerOptions(most=3000), call) as answer:
+        asked = model.answer(user("x" * number), AnswerOptions(most=3000), call)
+        async with room, asked as answer:
             async for _ in answer:
                 if answer.said >= 3 + number % 5:
                     break

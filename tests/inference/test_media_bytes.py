@@ -156,16 +156,20 @@ async def test_a_pass_that_outlives_its_call_is_still_counted(models: Path) -> N
 
 async def test_a_call_that_is_cancelled_in_the_queue_gives_its_share_back(models: Path) -> None:
     gate, data = Gate(), photograph()
-    async with running(models, CLIP, gate, workers=1) as (engine, room):
-        first = embed(engine, CLIP, picture(data))
-        await at_the_gate(gate)
+    async with running(models, CLIP, gate) as (engine, room):
+        running_ones: list[asyncio.Task[Any]] = []
+        for count in range(engine._device.workers):
+            running_ones.append(embed(engine, CLIP, picture(data)))
+            await until(lambda count=count: len(gate.seen) > count)
         held = room.budget.held
-        second = embed(engine, CLIP, picture(data), key_id="another")
-        await until(lambda: room.budget.held == 2 * held)
-        await cancelled(second)
+        queued = embed(engine, CLIP, picture(data), key_id="another")
+        lane = engine._slots[CLIP].lane
+        await until(lambda: lane.queued_items == 1)
+        assert room.budget.held > held
+        await cancelled(queued)
         assert room.budget.held == held
         gate.open()
-        await first
+        await asyncio.gather(*running_ones)
         assert room.budget.held == 0
 
 
