@@ -87,10 +87,8 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         self, request: batch_rest_pb2.ListFilesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/files``."""
-        key_id, limit = (
-            current_call.get().key_id,
-            parse_limit(of_query(request, "limit"), _MAX_FILES, _MAX_FILES),
-        )
+        key_id = current_call.get().key_id
+        limit = parse_limit(of_query(request, "limit"), _MAX_FILES, _MAX_FILES)
         order, after = of_query(request, "order"), of_query(request, "after") or None
         if order not in (None, "asc", "desc"):
             raise _wrong("order", "should be 'asc' or 'desc'", order)
@@ -158,10 +156,8 @@ class OpenAIBatchServicer(batch_rest_pb2_grpc.OpenAIBatchRestServiceServicer):
         self, request: batch_rest_pb2.ListOpenAIBatchesByQueryRequest, context: Context
     ) -> httpbody_pb2.HttpBody:
         """Answer ``GET /openai/v1/batches``."""
-        key_id, limit = (
-            current_call.get().key_id,
-            parse_limit(of_query(request, "limit"), _DEFAULT_BATCHES, _MAX_BATCHES),
-        )
+        key_id = current_call.get().key_id
+        limit = parse_limit(of_query(request, "limit"), _DEFAULT_BATCHES, _MAX_BATCHES)
         after = of_query(request, "after") or None
         if after is not None:
             await self._service.job(after, key_id)
