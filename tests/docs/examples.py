@@ -92,5 +92,5 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, abs_tol=2e-2)
+        return math.isclose(one, other, abs_tol=1.5e-2)
     return one == other

@@ -34,7 +34,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     write_model(folder / "models", V1)
     write_served(folder / "models", NANO)
     write_parrot(folder / "models" / VLM, "Two cats.", positions=40960)
-    settings = {"SF_MODEL_DIR": str(folder / "models"), "SF_CHAT_CACHE_BYTES": str(CACHE_BYTES)}
+    # The pages show the numbers of fp32.
+    settings = {
+        "SF_MODEL_DIR": str(folder / "models"),
+        "SF_CHAT_CACHE_BYTES": str(CACHE_BYTES),
+        "SF_DTYPE": "float32",
+    }
     with Stack(folder, settings) as running:
         models = ("all-MiniLM-L6-v2", V1, NANO, VLM)
         running.serve("embed", "rerank", "classify", "batch", "chat", models=models)

@@ -189,7 +189,9 @@ def test_bf16_stays_near(v4_directory: Path, m0_directory: Path, model: str) -> 
         network = load(m0_directory, M0, torch.bfloat16)
         found = scores(network, "quick fox", *pictures())
         wanted = [reference.score(m0_directory, "quick fox", each, limits=M0_LIMITS) for each in pictures()]
+        # Where the processor multiplies bf16 single scores are further off than elsewhere, their mean is not.
         np.testing.assert_allclose(found, wanted, atol=1e-2)
+        assert np.abs(np.subtract(found, wanted)).mean() < 2e-3
 
 
 @pytest.mark.parametrize("model", [V4, M0])

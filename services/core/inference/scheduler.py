@@ -258,6 +258,8 @@ class Scheduler:
         if batch is not None:
             budget = min(budget, batch.lane.mixed_tokens)
             for tenant in had_turn:
+                if enough():
+                    break
                 for line in tenant.lines_beside(batch.lane, batch.kind):
                     fill(tenant, line)
         for tenant, job in passed_over:

@@ -356,6 +356,8 @@ def product(
     the end of the last.
     """
     if STAYS:
+        # Not of one turn for the other case: in a loop what is stored keeps memory of its own, and of two
+        # programs that share a multiprocessor one would go.
         tiles = tl.cdiv(rows, BLOCK_M) * ((OUT + BLOCK_N - 1) // BLOCK_N)
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             _tile_of_product(
